@@ -1,0 +1,1 @@
+"""The embedded data sets and the word vectors that ship with the harness (see README.md)."""

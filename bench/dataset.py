@@ -1,0 +1,88 @@
+"""Stage 1, the data set: D = {(x_i, c_i)}, images with captions and stable string ids."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """N images with captions.
+
+    Attributes:
+        name: of the data set.
+        ids: N stable, unique strings; ties between scores are broken by them.
+        captions: N texts.
+        concepts: N words for what is shown, styles: N words for how ("" where there is one style).
+        images: uint8, images × height × width × channels.
+    """
+
+    name: str
+    ids: tuple[str, ...]
+    captions: tuple[str, ...]
+    concepts: tuple[str, ...]
+    styles: tuple[str, ...]
+    images: UInt8[Tensor, "images height width channels"]
+    digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        sha = hashlib.sha256(json.dumps([self.ids, self.captions]).encode())
+        sha.update(str(tuple(self.images.shape)).encode())
+        sha.update(self.images.numpy().tobytes())
+        object.__setattr__(self, "digest", sha.hexdigest()[:16])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def pixels(
+        self, indices: Sequence[int] | None = None, *, flipped: bool = False
+    ) -> Float[Tensor, "images channels height width"]:
+        """Images in [-1, 1], mirrored left to right where ``flipped``."""
+        chosen = self.images if indices is None else self.images[torch.as_tensor(indices)]
+        floats = chosen.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
+        return floats.flip(-1) if flipped else floats
+
+
+def load_embedded(name: str, *, split: str = "train", per_concept: int | None = None, shrink: int = 1) -> Dataset:
+    """A data set that ships with the project (``bench/data/<name>.parquet``).
+
+    Args:
+        name: "fashion" or "emoji".
+        split: rows of which split ("train" or "held-out").
+        per_concept: keep only the first so many images of each concept.
+        shrink: the exact mean over ``shrink`` × ``shrink`` pixels, rounded half up.
+    """
+    with resources.as_file(resources.files("bench.data") / f"{name}.parquet") as path:
+        table = pq.read_table(path)
+    meta = json.loads(table.schema.metadata[b"bench"])
+    rows = table.to_pandas()
+    rows = rows[rows["split"] == split]
+    if per_concept is not None:
+        rows = rows.groupby("concept", sort=False).head(per_concept)
+    shape = (len(rows), meta["height"], meta["width"], meta["channels"])
+    images = np.frombuffer(b"".join(rows["image"]), np.uint8).reshape(shape)
+    return Dataset(
+        name=name,
+        ids=tuple(rows["id"]),
+        captions=tuple(rows["caption"]),
+        concepts=tuple(rows["concept"]),
+        styles=tuple(rows["style"]),
+        images=torch.from_numpy(_box_mean(images, shrink)),
+    )
+
+
+def _box_mean(images: np.ndarray, factor: int) -> np.ndarray:
+    """Mean over ``factor`` × ``factor`` boxes of uint8 images, rounded half up."""
+    count, height, width, channels = images.shape
+    boxes = images.reshape(count, height // factor, factor, width // factor, factor, channels)
+    return ((boxes.sum((2, 4), dtype=np.int64) + factor * factor // 2) // factor**2).astype(np.uint8)

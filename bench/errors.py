@@ -1,0 +1,54 @@
+"""What can go wrong, in one tree. Every one of these is the user's to mend: the command exits with 2, never a traceback.
+
+    BenchError
+    ├── UnknownName          a study, method, metric or setting that does not exist
+    ├── InvalidInput         a value out of range: K, --queries, a setting
+    │   └── UnknownWord      a prompt with words that the text encoder does not know
+    ├── ResultsFolderError   the results folder is a file, read-only, full, or of another study
+    ├── DamagedArtifact      a stored file is truncated or fails its digest (the ledger rebuilds it)
+    ├── MethodFailed         a plugin raised, or returned scores that break the contract
+    └── TrainingFailed       a retraining produced a non-finite loss
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BenchError(Exception):
+    """Anything that the user can mend; its text says what was tried, what came, what was expected, how to mend it."""
+
+
+class UnknownName(BenchError):
+    """A name that is not registered; the message suggests the nearest and lists all."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        super().__init__(f"There is no {kind} '{name}'.{hint} Known: {', '.join(names) or 'none'}.")
+
+
+class InvalidInput(BenchError):
+    """A value out of its range."""
+
+
+class UnknownWord(InvalidInput):
+    """A prompt holds words outside the text encoder's vocabulary."""
+
+
+class ResultsFolderError(BenchError):
+    """The results folder cannot be used."""
+
+
+class DamagedArtifact(BenchError):
+    """A stored file is not what was written."""
+
+
+class MethodFailed(BenchError):
+    """An attribution method raised, or broke the contract of scores."""
+
+
+class TrainingFailed(BenchError):
+    """A training diverged."""

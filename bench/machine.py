@@ -1,0 +1,91 @@
+"""The machine: thread layout, devices, and the description that every published figure carries.
+
+Layout on a CPU, found by measurement (``benchmarks/README.md``): torch's own parallelism is off and Python threads
+run whole half-batches side by side. It is faster for small models (no barrier after every operation), and a
+model's bits do not depend on how many threads or worker processes trained it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import TypeVar
+
+import torch
+
+from bench.errors import InvalidInput
+
+T = TypeVar("T")
+R = TypeVar("R")
+_active = threading.local()
+
+
+def available_threads() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def compute_threads(count: int) -> Iterator[None]:
+    """Within the context, ``parallel`` runs on ``count`` threads, each with torch's own parallelism off."""
+    before, pool_before = torch.get_num_threads(), getattr(_active, "pool", None)
+    torch.set_num_threads(1)
+    with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        _active.pool = pool if count > 1 else None
+        try:
+            yield
+        finally:
+            _active.pool = pool_before
+            torch.set_num_threads(before)
+
+
+def parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """``[function(item) for item in items]``, on the threads of ``compute_threads`` where there are any."""
+    pool: ThreadPoolExecutor | None = getattr(_active, "pool", None)
+    return list(map(function, items)) if pool is None else list(pool.map(function, items))
+
+
+def device_of(name: str) -> torch.device:
+    """The torch device ``name`` ("cpu", "cuda", "cuda:1"), checked to be there."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InvalidInput(f"--device {name}: not a device that torch knows; try cpu or cuda.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InvalidInput(f"--device {name}: torch {torch.__version__} sees no GPU here; use --device cpu.")
+    return device
+
+
+def peak_memory_mib() -> float:
+    """The largest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1024 / (1024 if sys.platform == "darwin" else 1)
+
+
+def describe(device: torch.device | None = None) -> dict[str, str | int]:
+    """What a manifest says of the machine and of the versions."""
+    packages = ("torch", "diffusers", "numpy", "scipy", "pandas", "pyarrow", "safetensors")
+    name = torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else _processor()
+    return {
+        "processor": name,
+        "threads": available_threads(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:  # noqa: PTH123 - a kernel file, not a path of ours
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,168 @@
+"""Stage 2, the model: one kind of latent diffusion model at every scale, made of diffusers parts.
+
+An autoencoder, a frozen text encoder, a ``UNet2DConditionModel`` and a linear-β DDPM scheduler of 1000 steps with
+ε-prediction. The DDPM loss of an example z = (x, c) at timestep t with noise ε is (Ho et al., 2020, eq. 14)
+
+    L_t(z, θ) = mean over elements of ( ε − ε_θ( sqrt(ᾱ_t) x + sqrt(1 − ᾱ_t) ε, t, c ) )²
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from bench import seeds
+from bench.text import TextEncoder, embedded_encoder
+
+
+class Autoencoder(Protocol):
+    """Images in [-1, 1] to latents and back. Flips are made in pixels, before encoding."""
+
+    def encode(self, images: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch channels rows columns"]:
+        """Latents, multiplied by the autoencoder's scaling factor."""
+        ...
+
+    def decode(self, latents: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch c h w"]:
+        """Images in [-1, 1]."""
+        ...
+
+
+class Identity:
+    """Pixels are the latents."""
+
+    def encode(self, images: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h w"]:
+        """The images themselves."""
+        return images
+
+    def decode(self, latents: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h w"]:
+        """The latents, clamped to the range of images."""
+        return latents.clamp(-1, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The U-Net and its surroundings.
+
+    Attributes:
+        sample_size: rows and columns of the latents.
+        latent_channels: of the latents.
+        block_channels: channels at each resolution, the finest first.
+        cross_attention: at which of these resolutions the U-Net attends to the prompt.
+        layers_per_block, attention_heads, norm_groups: of the U-Net.
+        mid_block: diffusers' name of the middle block, or None for no middle block.
+        num_tokens: length of the text sequence.
+    """
+
+    sample_size: int
+    latent_channels: int
+    block_channels: tuple[int, ...]
+    cross_attention: tuple[bool, ...]
+    layers_per_block: int = 1
+    attention_heads: int = 1
+    norm_groups: int = 8
+    mid_block: str | None = None
+    num_tokens: int = 8
+    num_timesteps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+
+    def unet_arguments(self, text_dim: int) -> dict[str, Any]:
+        """Arguments of ``diffusers.UNet2DConditionModel``."""
+        down = tuple("CrossAttnDownBlock2D" if yes else "DownBlock2D" for yes in self.cross_attention)
+        up = tuple("CrossAttnUpBlock2D" if yes else "UpBlock2D" for yes in reversed(self.cross_attention))
+        return {
+            "sample_size": self.sample_size,
+            "in_channels": self.latent_channels,
+            "out_channels": self.latent_channels,
+            "down_block_types": down,
+            "mid_block_type": self.mid_block,
+            "up_block_types": up,
+            "block_out_channels": self.block_channels,
+            "layers_per_block": self.layers_per_block,
+            "cross_attention_dim": text_dim,
+            "attention_head_dim": self.attention_heads,  # diffusers' name for the number of heads
+            "norm_num_groups": self.norm_groups,
+        }
+
+
+class DiffusionModel:
+    """A text-to-image latent diffusion model.
+
+    Args:
+        config: of the U-Net.
+        seed: of the initial weights, which are a function of it alone.
+        device: where the U-Net lives.
+    """
+
+    def __init__(self, config: ModelConfig, *, seed: int = 0, device: torch.device | None = None) -> None:
+        self.config = config
+        self.device = device or torch.device("cpu")
+        self.text_encoder: TextEncoder = embedded_encoder(config.num_tokens)
+        self.autoencoder: Autoencoder = Identity()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seeds.integer("initial-weights", seed))
+            self.unet = UNet2DConditionModel(**config.unet_arguments(self.text_encoder.dim))
+        _silence_residuals(self.unet)
+        self.unet.set_attn_processor(AttnProcessor())
+        self.unet.to(self.device).eval()
+        betas = torch.linspace(config.beta_start, config.beta_end, config.num_timesteps, dtype=torch.float64)
+        self.alphas_cumprod = torch.cumprod(1 - betas, 0).float().to(self.device)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, rows, columns."""
+        return (self.config.latent_channels, self.config.sample_size, self.config.sample_size)
+
+    def digest_parts(self) -> dict[str, Any]:
+        """What the trained weights depend on, apart from data and recipe."""
+        return {"unet": asdict(self.config), "text_encoder": self.text_encoder.digest, "autoencoder": "identity"}
+
+    def noised(
+        self,
+        latents: Float[Tensor, "batch c h w"],
+        noise: Float[Tensor, "batch c h w"],
+        timesteps: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch c h w"]:
+        """x_t = sqrt(ᾱ_t) x + sqrt(1 − ᾱ_t) ε."""
+        alphas = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        return alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
+
+    def losses(
+        self,
+        latents: Float[Tensor, "batch c h w"],
+        states: Float[Tensor, "batch tokens dim"],
+        timesteps: Int[Tensor, " batch"],
+        noise: Float[Tensor, "batch c h w"],
+        *,
+        unet: nn.Module | None = None,
+    ) -> Float[Tensor, " batch"]:
+        """The DDPM loss of each example, a mean over its elements; ``unet`` stands in for the model's own."""
+        noisy = self.noised(latents, noise, timesteps)
+        predicted = (unet or self.unet)(noisy, timesteps, states, return_dict=False)[0]
+        return (noise - predicted).square().flatten(1).mean(1)
+
+    def state(self) -> dict[str, Tensor]:
+        """The U-Net's weights by name."""
+        return {name: weight.detach() for name, weight in self.unet.state_dict().items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> DiffusionModel:
+        """Take over weights; returns self."""
+        self.unet.load_state_dict(dict(state))
+        return self
+
+
+def _silence_residuals(unet: nn.Module) -> None:
+    """Zero the last layer of every residual branch and of the U-Net (Dhariwal & Nichol, 2021): faster early training."""
+    for name, module in unet.named_modules():
+        if name.rsplit(".", 1)[-1] in ("conv2", "proj_out", "conv_out"):
+            assert isinstance(module, nn.Conv2d | nn.Linear)
+            nn.init.zeros_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -1,0 +1,183 @@
+"""Artifacts on disk (law 5): written whole or not at all, checked when read, set aside when damaged.
+
+A results folder belongs to one version of one study:
+
+    study.json       what the study is, with its digest          queries.safetensors    the queries
+    selections/      top-K ids by (method, query, K)              observations/          what was measured, by model key
+    results.parquet  one row per figure; manifest.json, table.md, figures/ beside it
+    models/, checkpoints/, cache/, locks/, damaged/               large or transient: never committed
+
+Arrays are safetensors and records are JSON or parquet; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from bench.errors import DamagedArtifact, ResultsFolderError
+
+DIGEST_KEY = "content_sha256"
+
+
+def digest_of(value: object, length: int = 16) -> str:
+    """Short sha256 of a JSON-serialisable ``value``, independent of the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def tensors_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """sha256 over names, dtypes, shapes, bytes and metadata."""
+    sha = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
+    for name in sorted(tensors):
+        array = tensors[name].detach().cpu().contiguous()
+        sha.update(f"{name}|{array.dtype}|{tuple(array.shape)}|".encode())
+        sha.update(array.numpy().tobytes())
+    return sha.hexdigest()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` atomically: temporary file beside it, fsync, rename."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise folder_error(path.parent, error) from error
+
+
+def folder_error(folder: Path, error: OSError) -> ResultsFolderError:
+    """Say in the user's words why ``folder`` cannot be written."""
+    reasons = {
+        errno.ENOSPC: "the disk is full; free some space, or give another folder with --results",
+        errno.EDQUOT: "the disk quota is used up; free some space, or give another folder with --results",
+        errno.EACCES: "it is not writable; change its permissions, or give another folder with --results",
+        errno.EROFS: "it lies on a read-only file system; give another folder with --results",
+        errno.ENOTDIR: "part of its path is a file; give a folder with --results",
+        errno.EEXIST: "it is a file; give a folder with --results",
+    }
+    reason = reasons.get(error.errno or 0, str(error))
+    return ResultsFolderError(f"Could not write to the results folder {folder}: {reason}.")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
+    """Store named tensors with string metadata and a digest of both."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    sealed = {**metadata, DIGEST_KEY: tensors_digest(plain, metadata)}
+    write_whole(path, save(plain, sealed))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of ``path``; raises DamagedArtifact when they are not what was written."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DamagedArtifact(f"{path} cannot be read as safetensors ({error}).") from error
+    expected = metadata.pop(DIGEST_KEY, "none")
+    found = tensors_digest(tensors, metadata)
+    if found != expected:
+        raise DamagedArtifact(f"{path} has digest {found[:12]}, expected {expected[:12]}.")
+    return tensors, metadata
+
+
+def write_json(path: Path, value: object) -> None:
+    """Store ``value`` as indented JSON."""
+    write_whole(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """The value stored in ``path``; raises DamagedArtifact when it is no JSON."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DamagedArtifact(f"{path} cannot be read as JSON ({error}).") from error
+
+
+class Store:
+    """One results folder: paths, locks, and artifacts that are rebuilt when they turn out damaged."""
+
+    def __init__(self, root: Path, *, note: Callable[[str], None] = lambda text: None) -> None:
+        self.root = root
+        self.note = note
+
+    def path(self, *parts: str) -> Path:
+        """Where the artifact named by ``parts`` lies."""
+        return self.root.joinpath(*parts)
+
+    def lock(self, name: str, *, timeout: float = -1) -> FileLock:
+        """A lock between processes that the operating system drops when its holder dies."""
+        folder = self.path("locks")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise folder_error(folder, error) from error
+        return FileLock(folder / f"{name}.lock", timeout=timeout)
+
+    def set_aside(self, path: Path, reason: str) -> None:
+        """Move a damaged file to ``damaged/`` so that it is kept for inspection and rebuilt."""
+        target = self.path("damaged", path.name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+        self.note(f"set aside a damaged file, it will be rebuilt: {reason} Now at {target}.")
+
+    def tensors(self, *parts: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+        """Tensors and metadata of an artifact, or None where it is missing or was damaged."""
+        path = self.path(*parts)
+        if not path.exists():
+            return None
+        try:
+            return read_tensors(path)
+        except DamagedArtifact as error:
+            self.set_aside(path, str(error))
+            return None
+
+    def record(self, *parts: str) -> Any | None:
+        """A JSON record, or None where it is missing or was damaged."""
+        path = self.path(*parts)
+        if not path.exists():
+            return None
+        try:
+            return read_json(path)
+        except DamagedArtifact as error:
+            self.set_aside(path, str(error))
+            return None
+
+    def built(self, parts: tuple[str, ...], build: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The tensors of an artifact, built once under a lock and read ever after."""
+        found = self.tensors(*parts)
+        if found is None:
+            with self.lock("-".join(parts).replace("/", "-")):
+                found = self.tensors(*parts)
+                if found is None:
+                    tensors = {name: value.detach().cpu().contiguous() for name, value in build().items()}
+                    write_tensors(self.path(*parts), tensors)
+                    return tensors
+        return found[0]
+
+
+def to_bytes(image: Tensor) -> Tensor:
+    """[-1, 1] floats to uint8."""
+    return ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
