@@ -3,7 +3,11 @@
 An autoencoder, a frozen text encoder, a ``UNet2DConditionModel`` and a linear-β DDPM scheduler of 1000 steps with
 ε-prediction. The DDPM loss of an example z = (x, c) at timestep t with noise ε is (Ho et al., 2020, eq. 14)
 
-    L_t(z, θ) = mean over elements of ( ε − ε_θ( sqrt(ᾱ_t) x + sqrt(1 − ᾱ_t) ε, t, c ) )²
+    L_t(z, θ) = mean over elements of ( ε − ε_θ(x_t, t, c) )²,   x_t = sqrt(ᾱ_t) x + sqrt(1 − ᾱ_t) ε
+
+Where ``preconditioned``, the U-Net's output U enters as ε_θ = sqrt(1 − ᾱ_t) x_t + sqrt(ᾱ_t) U(x_t, t, c), in the
+spirit of Karras et al. (2022): a small network need not spend its training on copying its input at high noise. With
+it False, ε_θ = U, as Stable Diffusion has it.
 """
 
 from __future__ import annotations
@@ -57,6 +61,7 @@ class ModelConfig:
         cross_attention: at which of these resolutions the U-Net attends to the prompt.
         layers_per_block, attention_heads, norm_groups: of the U-Net.
         mid_block: diffusers' name of the middle block, or None for no middle block.
+        preconditioned: whether the U-Net predicts what is left after an analytic share of the noise.
         num_tokens: length of the text sequence.
     """
 
@@ -68,6 +73,7 @@ class ModelConfig:
     attention_heads: int = 1
     norm_groups: int = 8
     mid_block: str | None = None
+    preconditioned: bool = True
     num_tokens: int = 8
     num_timesteps: int = 1000
     beta_start: float = 1e-4
@@ -134,6 +140,21 @@ class DiffusionModel:
         alphas = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         return alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
 
+    def predict_noise(
+        self,
+        noisy: Float[Tensor, "batch c h w"],
+        timesteps: Int[Tensor, " batch"],
+        states: Float[Tensor, "batch tokens dim"],
+        *,
+        unet: nn.Module | None = None,
+    ) -> Float[Tensor, "batch c h w"]:
+        """ε_θ(x_t, t, c); ``unet`` stands in for the model's own."""
+        output: Tensor = (unet or self.unet)(noisy, timesteps, states, return_dict=False)[0]
+        if not self.config.preconditioned:
+            return output
+        alphas = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        return (1 - alphas).sqrt() * noisy + alphas.sqrt() * output
+
     def losses(
         self,
         latents: Float[Tensor, "batch c h w"],
@@ -144,8 +165,7 @@ class DiffusionModel:
         unet: nn.Module | None = None,
     ) -> Float[Tensor, " batch"]:
         """The DDPM loss of each example, a mean over its elements; ``unet`` stands in for the model's own."""
-        noisy = self.noised(latents, noise, timesteps)
-        predicted = (unet or self.unet)(noisy, timesteps, states, return_dict=False)[0]
+        predicted = self.predict_noise(self.noised(latents, noise, timesteps), timesteps, states, unet=unet)
         return (noise - predicted).square().flatten(1).mean(1)
 
     def state(self) -> dict[str, Tensor]:

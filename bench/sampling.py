@@ -18,11 +18,11 @@ class Sampler:
 
     Attributes:
         num_steps: denoising steps.
-        guidance: ε = ε(∅) + guidance · (ε(c) − ε(∅)).
+        guidance: ε = ε(∅) + guidance · (ε(c) − ε(∅)); 1 is the conditional model alone.
     """
 
     num_steps: int = 50
-    guidance: float = 1.5
+    guidance: float = 1.0
 
     @torch.no_grad()
     def sample(
@@ -41,11 +41,14 @@ class Sampler:
             clip_sample=True,
         )
         scheduler.set_timesteps(self.num_steps)
-        states = model.text_encoder.encode([*prompts, *[""] * len(prompts)]).to(model.device)
+        guided = self.guidance != 1
+        states = model.text_encoder.encode([*prompts, *([""] * len(prompts) if guided else [])]).to(model.device)
         latents = noise.to(model.device)
         for timestep in scheduler.timesteps:
-            both = model.unet(torch.cat([latents, latents]), timestep, states, return_dict=False)[0]
-            with_prompt, without = both.chunk(2)
-            predicted = without + self.guidance * (with_prompt - without)
+            times = timestep.expand(len(states)).to(model.device)
+            predicted = model.predict_noise(torch.cat([latents, latents]) if guided else latents, times, states)
+            if guided:
+                with_prompt, without = predicted.chunk(2)
+                predicted = without + self.guidance * (with_prompt - without)
             latents = scheduler.step(predicted, timestep, latents).prev_sample
         return latents

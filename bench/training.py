@@ -46,6 +46,8 @@ class Recipe:
         gradient_clip: largest 2-norm of a gradient.
         ema_decay: of the running average of the weights, which is the trained model.
         caption_dropout: share of the examples trained with the empty prompt, for guidance.
+        weight_power: p of the weights ᾱ_t^−p of the training loss; 0 for the plain DDPM loss. The losses that are
+            reported or attributed are never weighted.
         num_shards: parts of a batch whose gradients are computed side by side.
     """
 
@@ -58,6 +60,7 @@ class Recipe:
     gradient_clip: float = 1.0
     ema_decay: float = 0.99
     caption_dropout: float = 0.1
+    weight_power: float = 0.0
     num_shards: int = 2
 
     def __post_init__(self) -> None:
@@ -233,9 +236,9 @@ class TrainingRun:
             draws.noise[part].to(device),
             unet=self.replicas[shard],
         )
-        loss = losses.mean()
-        loss.backward()
-        return float(loss)
+        weights = self.model.alphas_cumprod[draws.timesteps[part].to(device)].pow(-self.recipe.weight_power)
+        (losses * weights).mean().backward()
+        return float(losses.detach().mean())
 
     def trained_state(self) -> dict[str, Tensor]:
         """The averaged weights by name."""

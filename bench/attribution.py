@@ -1,0 +1,67 @@
+"""Who made this image possible? One prompt, one method, no retraining: the training images that mattered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from bench import figures
+from bench.contracts import Method
+from bench.errors import InvalidInput
+from bench.machine import available_threads, compute_threads
+from bench.queries import QuerySpec
+from bench.selection import top_k
+from bench.store import digest_of, write_whole
+from bench.workspace import Workspace
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """The answer.
+
+    Attributes:
+        table: rank, id, caption and score of the top images.
+        sheet: path of the contact sheet.
+    """
+
+    table: pd.DataFrame
+    sheet: Path
+
+
+def attribute(
+    workspace: Workspace, method: Method, prompt: str, *, seed: int = 0, top: int = 16, threads: int | None = None
+) -> Attribution:
+    """Generate ``prompt`` from the noise of ``seed`` and name the ``top`` training images that ``method`` holds responsible.
+
+    Writes a contact sheet and a CSV file into the folder ``attributions`` of the results folder.
+    """
+    dataset = workspace.study.dataset
+    if not 0 < top <= len(dataset):
+        raise InvalidInput(f"--top {top}: give a number between 1 and {len(dataset)}.")
+    if not prompt.strip():
+        raise InvalidInput("--prompt is empty: say what to generate, such as 'a photo of a bag'.")
+    name = digest_of([prompt, seed], 8)
+    with compute_threads(threads or available_threads()):
+        workspace.original.text_encoder.encode([prompt])
+        [query] = workspace.queries([QuerySpec(f"free-{name}", prompt, seed)])
+        scores = workspace.scores(method, [query]).matrix[0]
+    chosen = list(top_k(scores, dataset.ids, top))
+    table = pd.DataFrame(
+        {
+            "rank": range(1, top + 1),
+            "id": [dataset.ids[index] for index in chosen],
+            "caption": [dataset.captions[index] for index in chosen],
+            "score": scores[chosen].numpy(),
+        }
+    )
+    labels = [f"{rank}. {dataset.concepts[index]} {dataset.styles[index]}" for rank, index in enumerate(chosen, 1)]
+    figure = figures.contact_sheet(
+        workspace.images([query])[0], prompt, method.name, list(dataset.pixels(chosen)), labels
+    )
+    stem = f"{method.name}-{name}"
+    sheet = workspace.store.path("attributions", f"{stem}.png")
+    write_whole(sheet, figures.png(figure))
+    write_whole(sheet.with_suffix(".csv"), table.to_csv(index=False).encode())
+    return Attribution(table, sheet)

@@ -1,0 +1,99 @@
+"""What a plugin promises: the contracts of attribution methods and metrics.
+
+A method is one file in ``methods/``: a frozen dataclass whose fields are its settings and whose ``scores`` returns a
+matrix with **queries as rows, training images as columns, higher = more influential** (law 1). A metric is one file
+in ``metrics/``: what it observes of a model, and how it compares two models' observations.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from bench.dataset import Dataset
+from bench.model import DiffusionModel
+from bench.queries import Query
+from bench.store import digest_of
+from bench.training import TrainingData
+
+Build = Callable[[], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class AttributionContext:
+    """What a method may see.
+
+    Attributes:
+        dataset: D.
+        data: the same as latents and text states, each image as it is and mirrored.
+        model: the original model θ0.
+        seed: of the study, the first part of every key of randomness.
+        cached: ``cached(key, build)`` returns the tensors of an artifact of this method, built on first use.
+            Key it by everything it depends on.
+        progress: ``progress(done, total)``, called now and then.
+    """
+
+    dataset: Dataset
+    data: TrainingData
+    model: DiffusionModel
+    seed: int
+    cached: Callable[[str, Build], dict[str, Tensor]]
+    progress: Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """An attribution method τ. Subclass it as a frozen dataclass; its fields are its settings."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    version: ClassVar[int] = 1
+    """Raise it when the same settings give other scores; scores of other versions are not reused."""
+
+    @abstractmethod
+    def scores(
+        self, context: AttributionContext, queries: Sequence[Query]
+    ) -> Float[Tensor, "queries images"]:
+        """τ(ẑ, z) for every query (rows) and training image (columns); higher = more influential.
+
+        It must not depend on which other queries are asked at the same time, nor touch global random state.
+        """
+
+    def settings(self) -> dict[str, Any]:
+        """The settings by name."""
+        return asdict(self)
+
+    @property
+    def digest(self) -> str:
+        """Names this method with these settings."""
+        return digest_of([self.name, self.version, self.settings()])
+
+
+class Observation(ABC):
+    """What is measured on one model alone, for one query; kept under the model's key so that the model may go."""
+
+    name: str
+    """With its settings, such as "query_loss@5": observations of different names are never compared."""
+
+    @abstractmethod
+    def observe(self, model: DiffusionModel, queries: Sequence[Query], seed: int) -> list[Tensor]:
+        """One tensor for each query."""
+
+
+class Metric(ABC):
+    """How much of its capability to make a query a retrained model lost."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    unit: ClassVar[str]
+    higher_is_better: ClassVar[bool] = True
+    observation: ClassVar[Observation]
+
+    @abstractmethod
+    def value(self, query: Query, original: Tensor, retrained: Tensor) -> float:
+        """Compare the observation of the original model with that of a retrained one."""

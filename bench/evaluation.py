@@ -1,0 +1,108 @@
+"""Stage 7, the metrics: what the leave-K-out model does with the query against what the original did.
+
+The paired design compares models of one seed: same initial weights, same draws, the removal the only difference.
+The unpaired design compares a retrained model with an original of another seed, as the paper's own evaluation does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bench.contracts import Metric
+from bench.queries import Query
+from bench.results import Row
+from bench.retraining import Ledger
+from bench.training import TrainingJob
+
+Observed = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A retrained model to be compared with an original one, for one query.
+
+    Attributes:
+        method: label of what chose the images to remove, or NOTHING_REMOVED for the floor.
+        method_digest: of the method with its settings, "" for the floor.
+        query: for which.
+        k: how many images were removed.
+        retrained, original: the two models' jobs.
+        score_seconds: what choosing cost.
+    """
+
+    method: str
+    method_digest: str
+    query: Query
+    k: int
+    retrained: TrainingJob
+    original: TrainingJob
+    score_seconds: float
+
+    @property
+    def design(self) -> str:
+        """"paired" where both models share their seed."""
+        return "paired" if self.retrained.seed == self.original.seed else "unpaired"
+
+
+def evaluate(
+    ledger: Ledger,
+    comparisons: Iterable[Comparison],
+    metrics: Iterable[Metric],
+    failures: Mapping[TrainingJob, str],
+) -> list[Row]:
+    """A row for each comparison and metric; a model that failed to train gives rows that say why."""
+    kept: dict[TrainingJob, tuple[Observed, Mapping[str, str]]] = {}
+
+    def observed(job: TrainingJob) -> tuple[Observed, Mapping[str, str]]:
+        if job not in kept:
+            kept[job] = ledger.observed(job)
+        return kept[job]
+
+    chosen = list(metrics)
+    return [
+        _row(ledger, comparison, metric, observed(comparison.original)[0], *observed(comparison.retrained), failures)
+        for comparison in comparisons
+        for metric in chosen
+    ]
+
+
+def _row(
+    ledger: Ledger,
+    comparison: Comparison,
+    metric: Metric,
+    original: Observed,
+    retrained: Observed,
+    facts: Mapping[str, str],
+    failures: Mapping[TrainingJob, str],
+) -> Row:
+    query = comparison.query
+    name = f"{query.digest}.{metric.observation.name}"
+    reason = failures.get(comparison.retrained) or failures.get(comparison.original) or ""
+    value = math.nan
+    if not reason:
+        value = metric.value(query, original[name], retrained[name])
+        reason = "" if math.isfinite(value) else f"the metric is {value}"
+    return Row(
+        study=ledger.study.name,
+        study_digest=ledger.study.digest,
+        method=comparison.method,
+        method_digest=comparison.method_digest,
+        query=query.id,
+        query_digest=query.digest,
+        prompt=query.prompt,
+        k=comparison.k,
+        metric=metric.name,
+        design=comparison.design,
+        seed=comparison.retrained.seed,
+        value=value,
+        status="failed" if reason else "done",
+        reason=reason,
+        model_key=ledger.key(comparison.retrained),
+        train_seconds=float(facts.get("seconds", math.nan)),
+        score_seconds=comparison.score_seconds,
+        machine=facts.get("machine", ""),
+    )

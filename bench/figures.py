@@ -1,0 +1,145 @@
+"""Stage 8, the figures, laid out as the paper's: top images (2), loss change against K (3), regenerations (4)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from bench.results import NOTHING_REMOVED
+from bench.statistics import mean_and_error
+
+mpl.use("agg")
+
+CELL_INCHES = 0.62
+COLOURS = ("#0b6e99", "#d1495b", "#8d6a9f", "#edae49", "#2a9d8f", "#6c757d", "#b56576", "#3d5a80", "#588157", "#9c6644")
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG, the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=160, bbox_inches="tight", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def top_images(
+    query_images: Sequence[Tensor], prompts: Sequence[str], chosen: Mapping[str, Sequence[Sequence[Tensor]]]
+) -> Figure:
+    """Each query with its most influential images by each method, side by side (the paper's figure 2).
+
+    Args:
+        query_images: channels × height × width in [−1, 1].
+        prompts: of the queries.
+        chosen: for each method, for each query, images from the most influential on.
+    """
+    methods = list(chosen)
+    shown = max(len(images) for rows in chosen.values() for images in rows)
+    rows = len(query_images) * len(methods)
+    figure = Figure(figsize=(CELL_INCHES * (shown + 3.6), (CELL_INCHES + 0.06) * rows + 0.45 * len(query_images)))
+    blocks = figure.subfigures(len(query_images), 1, squeeze=False)[:, 0]
+    for index, (block, image, prompt) in enumerate(zip(blocks, query_images, prompts, strict=True)):
+        grid = block.add_gridspec(len(methods), shown + 3, top=0.86, bottom=0.02, left=0.01, right=0.99)
+        block.suptitle(f"“{prompt}”", x=0.015, y=0.985, ha="left", fontsize=9)
+        _show(block.add_subplot(grid[:, :2]), image, border="#222222")
+        for row, method in enumerate(methods):
+            label = block.add_subplot(grid[row, 2])
+            label.axis("off")
+            label.text(1, 0.5, method, ha="right", va="center", fontsize=8, transform=label.transAxes)
+            for column, picture in enumerate(chosen[method][index]):
+                _show(block.add_subplot(grid[row, 3 + column]), picture)
+    return figure
+
+
+def contact_sheet(query_image: Tensor, prompt: str, method: str, images: Sequence[Tensor], labels: Sequence[str]) -> Figure:
+    """One query and the training images that mattered for it, each with its rank and caption."""
+    columns = min(8, max(len(images), 4))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(1.25 * (columns + 2.4), 1.55 * rows + 0.6))
+    figure.suptitle(f"“{prompt}” and the {len(images)} most influential training images ({method})", fontsize=10)
+    grid = figure.add_gridspec(rows, columns + 2, hspace=0.45, top=0.86 if rows > 1 else 0.72, bottom=0.06)
+    axes = figure.add_subplot(grid[: min(rows, 2), :2])
+    _show(axes, query_image, border="#222222")
+    axes.set_xlabel("generated", fontsize=8)
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        row, column = divmod(index, columns)
+        axes = figure.add_subplot(grid[row, 2 + column])
+        _show(axes, image)
+        axes.set_xlabel(label, fontsize=6)
+    return figure
+
+
+def regenerations(
+    originals: Sequence[Tensor], prompts: Sequence[str], remade: Mapping[tuple[str, int], Sequence[Tensor | None]]
+) -> Figure:
+    """Each query made again, from the same noise, by the models retrained without each method's images (figure 4).
+
+    Args:
+        originals: by the original model; channels × height × width in [−1, 1].
+        prompts: of the queries.
+        remade: for each (method, K), an image for each query, None where it is missing.
+    """
+    columns = list(remade)
+    figure = Figure(figsize=((CELL_INCHES + 0.25) * (len(columns) + 1), (CELL_INCHES + 0.25) * len(originals) + 0.7))
+    grid = figure.subplots(len(originals), len(columns) + 1, squeeze=False)
+    for row, original in enumerate(originals):
+        _show(grid[row, 0], original, border="#222222")
+        grid[row, 0].set_ylabel(prompts[row].removeprefix("a photo of "), fontsize=7, rotation=0, ha="right", va="center")
+        for column, key in enumerate(columns, start=1):
+            picture = remade[key][row]
+            if picture is None:
+                grid[row, column].axis("off")
+            else:
+                _show(grid[row, column], picture)
+    grid[0, 0].set_title("original", fontsize=8)
+    for column, (method, k) in enumerate(columns, start=1):
+        grid[0, column].set_title(f"{method}\nK = {k}" if k else method.replace(" ", "\n"), fontsize=8)
+    figure.tight_layout(pad=0.4)
+    return figure
+
+
+def loss_change(frame: pd.DataFrame, metric: str, label: str) -> Figure:
+    """A metric against K for each method, mean ± 1 standard error over queries, with both floors (figure 3, top)."""
+    figure = Figure(figsize=(5.6, 3.6))
+    axes = figure.add_subplot()
+    rows = frame[(frame["metric"] == metric) & (frame["status"] == "done")]
+    floor = rows[rows["method"] == NOTHING_REMOVED].groupby("query")["value"].mean()
+    if len(floor):
+        axes.axhline(floor.abs().mean(), color="#999999", linestyle=":", linewidth=1.2)
+        note = "nothing removed, other seed\n(unpaired floor, mean size)"
+        axes.annotate(note, (1, floor.abs().mean()), xycoords=("axes fraction", "data"), xytext=(-4, 3),
+                      textcoords="offset points", ha="right", fontsize=7, color="#666666")  # fmt: skip
+    paired = rows[(rows["design"] == "paired") & (rows["k"] > 0)]
+    budgets = sorted(paired["k"].unique())
+    for index, method in enumerate(sorted(paired["method"].unique())):
+        own = paired[paired["method"] == method]
+        ks = sorted(own["k"].unique())
+        stats = [mean_and_error(own[own["k"] == k].groupby("query")["value"].mean().to_numpy()) for k in ks]
+        style = {"color": "#555555", "linestyle": "--"} if method == "random" else {"color": COLOURS[index % 10]}
+        errors = [0.0 if np.isnan(stat.standard_error) else stat.standard_error for stat in stats]
+        axes.errorbar(ks, [stat.mean for stat in stats], errors, marker="o", capsize=3, label=method, **style)  # type: ignore[arg-type]
+    axes.set(xlabel="K, images removed", ylabel=label, xticks=budgets)
+    axes.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    if budgets:
+        axes.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def _show(axes: Axes, image: Tensor, *, border: str | None = None) -> None:
+    """Draw channels × height × width in [−1, 1] without ticks, pixels kept sharp."""
+    pixels = ((image.clamp(-1, 1) + 1) / 2).permute(1, 2, 0).numpy()
+    if pixels.shape[-1] == 1:
+        axes.imshow(pixels[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    else:
+        axes.imshow(pixels, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_visible(border is not None)
+        spine.set_color(border or "none")

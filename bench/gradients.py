@@ -1,0 +1,124 @@
+"""Gradients of the DDPM loss: of single examples (for Fisher matrices and influence), and of a query.
+
+Per-sample gradients come from one batched backward pass: hooks note each layer's input a and the gradient g at its
+output, from which the gradient of sample b is, for the layers that a U-Net is made of,
+
+    Linear      G_b = Σ_t g_bt ⊗ a_bt          (t runs over tokens)
+    Conv2d      G_b = Σ_p g_bp ⊗ unfold(a)_bp   (p runs over positions)
+    GroupNorm, LayerNorm   G_b = Σ_p g_bp · â_bp, with â the normalised input
+
+and the sums of g alone for biases. The examples of a batch are independent, so this equals a loop over them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bench.errors import UnknownName
+
+Gradients = dict[str, Tensor]
+
+WEIGHT_SELECTIONS: dict[str, tuple[str, ...]] = {
+    "cross-attn-kv": ("attn2.to_k", "attn2.to_v"),
+    "cross-attn": ("attn2.",),
+    "attn": ("attn1.", "attn2."),
+    "all": ("",),
+}
+"""Which weights move, by parts of diffusers' names (the paper, section 4 and appendix C)."""
+
+
+def select_weights(unet: nn.Module, selection: str) -> dict[str, nn.Parameter]:
+    """The parameters of ``unet`` that ``selection`` names, in the module's order."""
+    if selection not in WEIGHT_SELECTIONS:
+        raise UnknownName("selection of weights", selection, WEIGHT_SELECTIONS)
+    parts = WEIGHT_SELECTIONS[selection]
+    return {name: weight for name, weight in unet.named_parameters() if any(part in name for part in parts)}
+
+
+def differentiable_copy(unet: nn.Module, selection: str) -> nn.Module:
+    """A copy of ``unet`` with shared-nothing weights, of which only the selected ones ask for gradients."""
+    duplicate = copy.deepcopy(unet).requires_grad_(False)
+    for weight in select_weights(duplicate, selection).values():
+        weight.requires_grad_(True)
+    return duplicate
+
+
+def per_sample_gradients(unet: nn.Module, losses: Callable[[], Float[Tensor, " batch"]]) -> Gradients:
+    """Gradient of each example's loss with respect to each parameter of ``unet`` that asks for one.
+
+    Args:
+        unet: made of Linear, Conv2d, GroupNorm and LayerNorm layers.
+        losses: runs ``unet`` once on a batch and returns one loss for each example.
+
+    Returns:
+        For each parameter name a tensor of shape batch × the parameter's shape.
+    """
+    with _noted(unet) as notes:
+        losses().sum().backward()
+    gradients: Gradients = {}
+    for name, (module, inputs, outputs) in notes.items():
+        weight, bias = _layer_gradients(module, inputs, outputs[0])
+        for part, gradient in (("weight", weight), ("bias", bias)):
+            parameter = getattr(module, part, None)
+            if isinstance(parameter, nn.Parameter) and parameter.requires_grad:
+                gradients[f"{name}.{part}"] = gradient
+    unet.zero_grad(set_to_none=True)
+    return gradients
+
+
+Notes = dict[str, tuple[nn.Module, Tensor, list[Tensor]]]
+
+
+@contextmanager
+def _noted(unet: nn.Module) -> Iterator[Notes]:
+    """Hook every layer with parameters to note its input and the gradient at its output."""
+    notes: Notes = {}
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            outputs: list[Tensor] = []
+            output.register_hook(outputs.append)
+            notes[name] = (module, inputs[0].detach(), outputs)
+
+        return note
+
+    layers = [
+        (name, module)
+        for name, module in unet.named_modules()
+        if any(weight.requires_grad for weight in module.parameters(recurse=False))
+    ]
+    handles = [module.register_forward_hook(hook(name)) for name, module in layers]
+    try:
+        yield notes
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _layer_gradients(module: nn.Module, inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Per-sample gradients of a layer's weight and bias from its input and the gradient at its output."""
+    batch = len(inputs)
+    if isinstance(module, nn.Linear):
+        tokens_in = inputs.reshape(batch, -1, inputs.shape[-1])
+        tokens_out = outputs.reshape(batch, -1, outputs.shape[-1])
+        return torch.einsum("bto,bti->boi", tokens_out, tokens_in), tokens_out.sum(1)
+    if isinstance(module, nn.Conv2d):
+        patches = functional.unfold(inputs, module.kernel_size, module.dilation, module.padding, module.stride)
+        flat = outputs.flatten(2)
+        weight = torch.einsum("bop,bip->boi", flat, patches).view(batch, *module.weight.shape)
+        return weight, flat.sum(2)
+    if isinstance(module, nn.GroupNorm):
+        normalised = functional.group_norm(inputs, module.num_groups, eps=module.eps).flatten(2)
+        return (outputs.flatten(2) * normalised).sum(2), outputs.flatten(2).sum(2)
+    if isinstance(module, nn.LayerNorm):
+        normalised = functional.layer_norm(inputs, module.normalized_shape, eps=module.eps)
+        tokens = outputs.reshape(batch, -1, outputs.shape[-1])
+        return (tokens * normalised.reshape(tokens.shape)).sum(1), tokens.sum(1)
+    raise NotImplementedError(f"Per-sample gradients of a {type(module).__name__} layer are not written yet.")

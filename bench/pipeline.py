@@ -1,0 +1,287 @@
+"""The experiment, as the sentence of the project reads.
+
+A **study** is fixed; each **method** scores every training image for every **query**; the **top K** are removed; the
+model is **retrained** without them; **metrics** compare what it does with the query with what the original did;
+**tables and figures** tell who found the images that mattered.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+
+from bench import results
+from bench.contracts import Method, Metric
+from bench.errors import BenchError, InvalidInput
+from bench.evaluation import Comparison, evaluate
+from bench.machine import available_threads, compute_threads, describe, peak_memory_mib
+from bench.progress import Progress
+from bench.queries import Query, QuerySpec, held_out_specs, reported_specs
+from bench.registry import methods as method_registry
+from bench.registry import metrics as metric_registry
+from bench.registry import tuned
+from bench.reporting import draw_figures
+from bench.retraining import Request
+from bench.store import Store, write_json, write_whole
+from bench.study import Study
+from bench.training import TrainingJob
+from bench.workspace import Workspace
+
+FLOOR = "random"
+UNPAIRED_SEED = 1000
+DEFAULT_METRICS = ("loss_change", "regeneration_mse")
+DESIGNS = ("paired", "unpaired", "both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run of the benchmark.
+
+    Attributes:
+        study: what is held fixed.
+        methods: to compare; ``random``, the floor, is added where it is missing.
+        budgets: the K; the study's own by default.
+        num_queries: how many of the study's queries; the study's own number by default.
+        seeds: paired pairs of models to average over.
+        design: "paired", "unpaired" (another seed for the retrained model than for the original), or "both".
+        floor_seeds: models with nothing removed and other seeds, for the unpaired floor.
+        metrics: to compute.
+        held_out: run on the held-out queries, to tune; their figures go to the folder ``tuning``, never to the table.
+        results: folder; ``results/runs/<study>`` by default.
+        device, workers, threads: where and how to compute.
+        size_limit_mib: of the kept models.
+    """
+
+    study: Study
+    methods: Sequence[Method]
+    budgets: Sequence[int] = ()
+    num_queries: int | None = None
+    seeds: int = 1
+    design: str = "paired"
+    floor_seeds: int = 1
+    metrics: Sequence[Metric] = field(default_factory=lambda: [metric_registry.create(n) for n in DEFAULT_METRICS])
+    held_out: bool = False
+    results: Path | None = None
+    device: str = "cpu"
+    workers: int = 1
+    threads: int = field(default_factory=available_threads)
+    size_limit_mib: float = 1024.0
+
+    def __post_init__(self) -> None:
+        for k in self.budgets:
+            self.study.check_budget(k)
+        for name in ("seeds", "workers", "threads"):
+            if getattr(self, name) < 1:
+                raise InvalidInput(f"{name} = {getattr(self, name)}: at least 1 is expected.")
+        if self.design not in DESIGNS:
+            raise InvalidInput(f"design = '{self.design}': one of {', '.join(DESIGNS)} is expected.")
+        self.specs  # noqa: B018 - checks the number of queries
+
+    @property
+    def folder(self) -> Path:
+        """The results folder."""
+        return self.results or Path("results/runs") / self.study.name
+
+    @property
+    def ks(self) -> tuple[int, ...]:
+        """The budgets, ascending."""
+        return tuple(sorted(set(self.budgets or self.study.budgets)))
+
+    @property
+    def query_count(self) -> int:
+        """How many queries."""
+        return self.study.num_queries if self.num_queries is None else self.num_queries
+
+    @property
+    def specs(self) -> list[QuerySpec]:
+        """The queries to run on."""
+        return (held_out_specs if self.held_out else reported_specs)(self.study, self.query_count)
+
+    @property
+    def with_floor(self) -> list[Method]:
+        """The methods, with the random floor."""
+        named = any(method.name == FLOOR for method in self.methods)
+        return [*self.methods, *([] if named else [method_registry.create(FLOOR)])]
+
+    def open(self, progress: Progress | None = None) -> Workspace:
+        """The results folder, claimed for this study."""
+        return Workspace(
+            self.study,
+            self.folder,
+            metrics=self.metrics,
+            device=self.device,
+            progress=progress,
+            size_limit_mib=self.size_limit_mib,
+        )
+
+    def execute(self, progress: Progress | None = None) -> Report:
+        """Do what is not done yet; returns tables and figures. May be interrupted and called again at any time."""
+        started = time.perf_counter()
+        with compute_threads(self.threads):
+            workspace = self.open(progress)
+            queries = workspace.queries(self.specs)
+            selections, failures = self._select(workspace, queries)
+            comparisons = self.compare(workspace, queries, selections)
+            failed_jobs = self._retrain(workspace, requests_of(comparisons))
+            rows = evaluate(workspace.ledger, comparisons, self.metrics, failed_jobs)
+            return self._report(workspace, queries, selections, rows, failures, time.perf_counter() - started)
+
+    def label(self, method: Method) -> str:
+        """The method's name, with the settings that differ from those tuned for this study."""
+        usual = method_registry.create(method.name, self.study.name).settings()
+        other = [f"{key}={value}" for key, value in method.settings().items() if value != usual[key]]
+        return f"{method.name}[{', '.join(other)}]" if other else method.name
+
+    def _select(self, workspace: Workspace, queries: Sequence[Query]) -> tuple[Selections, dict[str, str]]:
+        """The top K of each method; one method's failure is recorded and does not stop the others."""
+        selections: Selections = {}
+        failures: dict[str, str] = {}
+        for method in self.with_floor:
+            try:
+                selections[method] = workspace.selections(method, queries, self.ks)
+            except BenchError as error:
+                failures[self.label(method)] = str(error)
+                workspace.progress.say(f"failed: {error}")
+        return selections, failures
+
+    def compare(self, workspace: Workspace, queries: Sequence[Query], selections: Selections) -> list[Comparison]:
+        """Which models are compared for which query: every removal, and nothing removed under other seeds."""
+        base = self.study.seed
+        comparisons = [
+            Comparison(results.NOTHING_REMOVED, "", query, 0, TrainingJob((), base + UNPAIRED_SEED + index), TrainingJob((), base), 0.0)
+            for index in range(self.floor_seeds)
+            for query in queries
+        ]
+        for method, chosen in selections.items():
+            for query in queries:
+                seconds = workspace.score_seconds(method, query)
+                for k in self.ks:
+                    removed = tuple(sorted(chosen[query.id, k]))
+                    for retrained, original in self.seed_pairs():
+                        jobs = TrainingJob(removed, retrained), TrainingJob((), original)
+                        comparisons.append(Comparison(self.label(method), method.digest, query, k, *jobs, seconds))
+        return comparisons
+
+    def seed_pairs(self) -> list[tuple[int, int]]:
+        """(seed of the retrained model, seed of the original) of each figure."""
+        base = self.study.seed
+        paired = [(base + s, base + s) for s in range(self.seeds)] if self.design != "unpaired" else []
+        unpaired = [(base + UNPAIRED_SEED + s, base) for s in range(self.seeds)] if self.design != "paired" else []
+        return paired + unpaired
+
+    def _retrain(self, workspace: Workspace, requests: Sequence[Request]) -> dict[TrainingJob, str]:
+        """Train and observe what is missing; returns the reasons of those that failed."""
+        missing = [request for request in requests if workspace.ledger.missing(request)]
+        progress, steps = workspace.progress, self.study.recipe.num_steps
+        progress.say(f"{len(requests)} models: {len(requests) - len(missing)} cached, {len(missing)} to train or observe")
+        done = [0] * len(missing)
+        failures: dict[TrainingJob, str] = {}
+
+        def on_step(index: int, step: int) -> None:
+            done[index] = step
+            progress.advance("retrain", sum(done), steps * len(missing))
+
+        for outcome in workspace.executor(min(self.workers, len(missing))).fulfil(missing, on_step):
+            on_step(outcome.index, steps)
+            if outcome.failure:
+                failures[missing[outcome.index].job] = outcome.failure
+                progress.say(f"failed: {outcome.failure}")
+        return failures
+
+    def _report(
+        self,
+        workspace: Workspace,
+        queries: Sequence[Query],
+        selections: Selections,
+        rows: Sequence[results.Row],
+        failures: dict[str, str],
+        seconds: float,
+    ) -> Report:
+        frame = results.frame_of(rows)
+        store = Store(workspace.store.root / "tuning") if self.held_out else workspace.store
+        merged = results.merge(store, frame)
+        table = results.summarize(merged)
+        manifest = self._manifest(workspace, failures, seconds)
+        with store.lock("report"):
+            kept = store.record("manifest.json") or {"runs": []}
+            write_json(store.path("manifest.json"), manifest | {"runs": [*kept["runs"], manifest["run"]]})
+            write_whole(store.path("table.md"), results.markdown(table).encode())
+            named = {self.label(method): chosen for method, chosen in selections.items()}
+            figures = draw_figures(workspace, store, queries, named, self.ks, merged)
+        return Report(frame, merged, table, manifest, figures, store.root, failures)
+
+    def _manifest(self, workspace: Workspace, failures: dict[str, str], seconds: float) -> dict[str, object]:
+        """What produced these figures (law 6)."""
+        settings = {
+            self.label(method): {
+                "settings": method.settings(),
+                "digest": method.digest,
+                "tuned_on": tuned(type(method), self.study.name)["tuned_on"],
+            }
+            for method in self.with_floor
+        }
+        return {
+            "study": self.study.name,
+            "study_digest": self.study.digest,
+            "parts": self.study.parts,
+            "version": version("attribution-bench"),
+            "methods": settings,
+            "metrics": {metric.name: {"unit": metric.unit, "observation": metric.observation.name} for metric in self.metrics},
+            "run": {
+                "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+                "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+                "machine": describe(workspace.device),
+                "device": self.device,
+                "workers": self.workers,
+                "threads": self.threads,
+                "budgets": list(self.ks),
+                "queries": self.query_count,
+                "seeds": self.seeds,
+                "design": self.design,
+                "failures": failures,
+                "wall_seconds": round(seconds, 2),
+                "peak_memory_mib": round(peak_memory_mib(), 1),
+            },
+        }
+
+
+Selections = dict[Method, dict[tuple[str, int], tuple[int, ...]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What a run gives.
+
+    Attributes:
+        frame: the figures of this run, one row each (columns: ``bench.results.COLUMNS``).
+        merged: those of all runs in the folder.
+        table: their summary over queries.
+        manifest: what produced them.
+        figures: paths of the pictures.
+        folder: where all of it lies.
+        failures: methods that failed, with the reason.
+    """
+
+    frame: pd.DataFrame
+    merged: pd.DataFrame
+    table: pd.DataFrame
+    manifest: dict[str, object]
+    figures: list[Path]
+    folder: Path
+    failures: dict[str, str]
+
+
+def requests_of(comparisons: Sequence[Comparison]) -> list[Request]:
+    """Each model once, with all the queries that it is compared on; originals first, as everything needs them."""
+    wanted: dict[TrainingJob, dict[str, Query]] = {}
+    for comparison in comparisons:
+        wanted.setdefault(comparison.original, {})[comparison.query.id] = comparison.query
+    for comparison in comparisons:
+        wanted.setdefault(comparison.retrained, {})[comparison.query.id] = comparison.query
+    return [Request(job, tuple(queries.values())) for job, queries in wanted.items()]

@@ -1,0 +1,121 @@
+"""Stage 3, the queries: synthesized images ẑ = (x̂, c) with everything that made them.
+
+A query remembers its prompt, seed, initial noise, sampler settings and final latent, so that another model's
+regeneration from the same noise differs in the weights alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bench import seeds
+from bench.errors import InvalidInput
+from bench.model import DiffusionModel
+from bench.sampling import Sampler
+from bench.store import Store, tensors_digest, write_tensors
+from bench.study import Study
+
+FILE = "queries.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """One synthesized image.
+
+    Attributes:
+        id: such as "q03" (reported), "held-out-01" (for tuning) or "free-5" (a prompt of the user's).
+        prompt: c, seed: of the initial noise.
+        noise: ε, channels × rows × columns.
+        latent: the final latent, channels × rows × columns.
+        sampler: that made it.
+        digest: of all of these; part of the key of everything that is computed from the query.
+    """
+
+    id: str
+    prompt: str
+    seed: int
+    noise: Float[Tensor, "channels rows columns"]
+    latent: Float[Tensor, "channels rows columns"]
+    sampler: Sampler
+    digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        metadata = {"prompt": self.prompt, "seed": str(self.seed), "sampler": json.dumps(asdict(self.sampler))}
+        tensors = {"noise": self.noise, "latent": self.latent}
+        object.__setattr__(self, "digest", tensors_digest(tensors, metadata)[:16])
+
+
+@dataclass(frozen=True)
+class QuerySpec:
+    """A query before it is synthesized."""
+
+    id: str
+    prompt: str
+    seed: int
+
+
+def reported_specs(study: Study, count: int) -> list[QuerySpec]:
+    """The first ``count`` reported queries of ``study``."""
+    if not 0 < count <= len(study.prompts):
+        raise InvalidInput(
+            f"--queries {count}: study '{study.name}' has {len(study.prompts)} queries; give 1 to {len(study.prompts)}."
+        )
+    return [QuerySpec(f"q{i:02d}", prompt, i) for i, prompt in enumerate(study.prompts[:count])]
+
+
+def held_out_specs(study: Study, count: int) -> list[QuerySpec]:
+    """The first ``count`` held-out queries, on which settings are tuned: other prompts, other seeds."""
+    if not 0 < count <= len(study.held_out_prompts):
+        raise InvalidInput(
+            f"--queries {count}: study '{study.name}' holds out {len(study.held_out_prompts)} queries for tuning."
+        )
+    prompts = study.held_out_prompts[:count]
+    return [QuerySpec(f"held-out-{i:02d}", prompt, 1000 + i) for i, prompt in enumerate(prompts)]
+
+
+def synthesize(model: DiffusionModel, sampler: Sampler, specs: Sequence[QuerySpec]) -> list[Query]:
+    """Generate the image of each spec with the original model."""
+    noises = [seeds.normal(model.latent_shape, "query-noise", spec.seed) for spec in specs]
+    latents = sampler.sample(model, torch.stack(noises), [spec.prompt for spec in specs]).cpu()
+    return [
+        Query(spec.id, spec.prompt, spec.seed, noise, latent.clone(), sampler)
+        for spec, noise, latent in zip(specs, noises, latents, strict=True)
+    ]
+
+
+def load_queries(store: Store) -> dict[str, Query]:
+    """The queries kept in the results folder, by id."""
+    found = store.tensors(FILE)
+    if found is None:
+        return {}
+    tensors, metadata = found
+    facts = json.loads(metadata["queries"])
+    return {
+        name: Query(
+            name,
+            fact["prompt"],
+            fact["seed"],
+            tensors[f"{name}.noise"],
+            tensors[f"{name}.latent"],
+            Sampler(**fact["sampler"]),
+        )
+        for name, fact in facts.items()
+    }
+
+
+def save_queries(store: Store, queries: dict[str, Query]) -> None:
+    """Keep ``queries`` in the results folder."""
+    tensors: dict[str, Tensor] = {}
+    for name, query in queries.items():
+        tensors[f"{name}.noise"], tensors[f"{name}.latent"] = query.noise, query.latent
+    facts = {
+        name: {"prompt": query.prompt, "seed": query.seed, "sampler": asdict(query.sampler)}
+        for name, query in queries.items()
+    }
+    write_tensors(store.path(FILE), tensors, queries=json.dumps(facts, sort_keys=True))

@@ -1,0 +1,89 @@
+"""Plugins by name: registered by decorator, found in installed packages by entry points.
+
+The shipped ``methods`` and ``metrics`` packages are found the same way as anybody else's, through the entry-point
+groups ``bench.methods`` and ``bench.metrics``; the harness imports no plugin by name.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from bench.contracts import Method, Metric
+from bench.errors import InvalidInput, UnknownName
+
+P = TypeVar("P", Method, Metric)
+
+TUNED_FILE = "tuned.json"
+
+
+class Registry(Generic[P]):
+    """The plugins of one kind.
+
+    Args:
+        kind: for messages, "method" or "metric".
+        group: of the entry points.
+    """
+
+    def __init__(self, kind: str, group: str) -> None:
+        self.kind, self.group = kind, group
+        self._classes: dict[str, type[P]] = {}
+        self._loaded = False
+
+    def register(self, cls: type[P]) -> type[P]:
+        """Class decorator: enter ``cls`` under its ``name``; a name that is taken by another class is refused."""
+        taken = self._classes.get(cls.name)
+        if taken is not None and taken.__module__ != cls.__module__:
+            raise InvalidInput(
+                f"The {self.kind} name '{cls.name}' of {cls.__module__} is taken by {taken.__module__}; rename one."
+            )
+        self._classes[cls.name] = cls
+        return cls
+
+    def __iter__(self) -> Iterator[type[P]]:
+        self._load()
+        return iter([self._classes[name] for name in sorted(self._classes)])
+
+    def get(self, name: str) -> type[P]:
+        """The class called ``name``; raises UnknownName with the nearest and all others."""
+        self._load()
+        if name not in self._classes:
+            raise UnknownName(self.kind, name, self._classes)
+        return self._classes[name]
+
+    def create(self, name: str, study: str | None = None, **settings: Any) -> P:
+        """The plugin ``name``: its defaults, then what was tuned for ``study``, then ``settings``."""
+        cls = self.get(name)
+        chosen = {**(tuned(cls, study)["settings"] if study else {}), **settings}
+        known = {f.name: f for f in fields(cls)} if is_dataclass(cls) else {}
+        for setting in chosen:
+            if setting not in known:
+                raise UnknownName(f"setting of {self.kind} '{name}'", setting, known)
+        return cls(**chosen)
+
+    def _load(self) -> None:
+        if not self._loaded:
+            self._loaded = True
+            for entry in entry_points(group=self.group):
+                entry.load()
+
+
+def tuned(cls: type[Any], study: str) -> dict[str, Any]:
+    """What was tuned for ``study``: {"settings": …, "tuned_on": …}, from tuned.json beside the plugin's file."""
+    nothing = {"settings": {}, "tuned_on": "not tuned: defaults"}
+    source = getattr(sys.modules[cls.__module__], "__file__", None)
+    path = Path(source).with_name(TUNED_FILE) if source else None
+    if path is None or not path.exists():
+        return nothing
+    return dict(json.loads(path.read_text()).get(cls.name, {}).get(study, nothing))
+
+
+methods: Registry[Method] = Registry("method", "bench.methods")
+metrics: Registry[Metric] = Registry("metric", "bench.metrics")
+register_method = methods.register
+register_metric = metrics.register

@@ -1,0 +1,76 @@
+"""Stage 8, the figures of a run, drawn from the records in its results folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+from torch import Tensor
+
+from bench import figures
+from bench.queries import Query
+from bench.results import NOTHING_REMOVED
+from bench.store import Store, write_whole
+from bench.training import TrainingJob
+from bench.workspace import Workspace
+
+SHOWN_IMAGES = 8
+SHOWN_QUERIES = 8
+
+Chosen = Mapping[str, Mapping[tuple[str, int], tuple[int, ...]]]
+
+
+def draw_figures(
+    workspace: Workspace,
+    store: Store,
+    queries: Sequence[Query],
+    selections: Chosen,
+    ks: Sequence[int],
+    frame: pd.DataFrame,
+) -> list[Path]:
+    """Write the figures of a run as PNG files into the folder ``figures`` of ``store``; returns their paths."""
+    shown = list(queries)[:SHOWN_QUERIES]
+    prompts = [query.prompt for query in shown]
+    originals = [workspace.images([query])[0] for query in shown]
+    drawn = {
+        "top_images": figures.top_images(originals, prompts, _top_images(workspace, shown, selections, max(ks))),
+        "regenerations": figures.regenerations(originals, prompts, _regenerations(workspace, shown, selections, ks)),
+    }
+    for metric in workspace.metrics:
+        label = f"{metric.name.replace('_', ' ')} ({'higher' if metric.higher_is_better else 'lower'} is better)"
+        drawn[metric.name] = figures.loss_change(frame, metric.name, label)
+    paths = []
+    for name, figure in drawn.items():
+        path = store.path("figures", f"{name}.png")
+        write_whole(path, figures.png(figure))
+        paths.append(path)
+    return paths
+
+
+def _top_images(
+    workspace: Workspace, queries: Sequence[Query], selections: Chosen, k: int
+) -> dict[str, list[list[Tensor]]]:
+    dataset = workspace.study.dataset
+    return {
+        method: [list(dataset.pixels(chosen[query.id, k][:SHOWN_IMAGES])) for query in queries]
+        for method, chosen in selections.items()
+    }
+
+
+def _regenerations(
+    workspace: Workspace, queries: Sequence[Query], selections: Chosen, ks: Sequence[int]
+) -> dict[tuple[str, int], list[Tensor | None]]:
+    """Images by retrained models, read from the ledger's observations."""
+    ledger, seed = workspace.ledger, workspace.study.seed
+    jobs = {
+        (method, k): [TrainingJob(tuple(sorted(chosen[query.id, k])), seed) for query in queries]
+        for method, chosen in selections.items()
+        for k in ks
+    }
+    jobs[NOTHING_REMOVED, 0] = [TrainingJob((), seed + 1000) for _ in queries]
+    remade = {
+        key: [ledger.observed(job)[0].get(f"{query.digest}.regeneration") for job, query in zip(column, queries, strict=True)]
+        for key, column in jobs.items()
+    }
+    return {key: column for key, column in remade.items() if any(image is not None for image in column)}

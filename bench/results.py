@@ -1,0 +1,139 @@
+"""Stage 8, the results: a long-form frame, one row per figure, with a manifest of what produced it.
+
+Unit and direction belong to the metric; the columns are defined once, here, and described in ``results/README.md``.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+
+from bench.registry import metrics
+from bench.statistics import mean_and_error, paired_interval
+from bench.store import Store, write_whole
+
+COLUMNS: dict[str, tuple[str, str]] = {
+    "study": ("str", "name of the study"),
+    "study_digest": ("str", "digest of data set, text encoder, model, recipe and seed"),
+    "method": ("str", "attribution method; 'nothing removed' for the unpaired floor"),
+    "method_digest": ("str", "digest of the method's name, version and settings"),
+    "query": ("str", "id of the query"),
+    "query_digest": ("str", "digest of the query's prompt, noise, sampler and final latent"),
+    "prompt": ("str", "prompt of the query"),
+    "k": ("int64", "number of images removed"),
+    "metric": ("str", "name of the metric"),
+    "design": ("str", "'paired' (original and retrained model share initial weights and draws) or 'unpaired'"),
+    "seed": ("int64", "seed of the retrained model's initial weights and draws"),
+    "value": ("float64", "figure, in the metric's unit; NaN where it failed"),
+    "status": ("str", "'done' or 'failed'"),
+    "reason": ("str", "why it failed, else empty"),
+    "model_key": ("str", "key of the retrained model in the ledger"),
+    "train_seconds": ("float64", "wall time of the retraining, in seconds"),
+    "score_seconds": ("float64", "wall time of scoring this query, in seconds"),
+    "machine": ("str", "machine that trained the model"),
+}
+KEY_COLUMNS = ["study_digest", "method_digest", "query_digest", "k", "metric", "design", "seed"]
+NOTHING_REMOVED = "nothing removed"
+FILE = "results.parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One figure; the fields are COLUMNS."""
+
+    study: str
+    study_digest: str
+    method: str
+    method_digest: str
+    query: str
+    query_digest: str
+    prompt: str
+    k: int
+    metric: str
+    design: str
+    seed: int
+    value: float
+    status: str
+    reason: str
+    model_key: str
+    train_seconds: float
+    score_seconds: float
+    machine: str
+
+
+def frame_of(rows: Iterable[Row]) -> pd.DataFrame:
+    """Rows as a frame with the columns and types of COLUMNS."""
+    frame = pd.DataFrame([asdict(row) for row in rows], columns=list(COLUMNS))
+    return frame.astype({name: kind for name, (kind, _) in COLUMNS.items()})
+
+
+def merge(store: Store, new: pd.DataFrame) -> pd.DataFrame:
+    """Keep ``new`` rows with those of earlier runs in the results folder; a new row replaces its older self."""
+    path = store.path(FILE)
+    with store.lock("results"):
+        frames = [frame for frame in ([pd.read_parquet(path)] if path.exists() else []) if len(frame)]
+        merged = pd.concat([*frames, new], ignore_index=True).drop_duplicates(KEY_COLUMNS, keep="last")
+        merged = merged.sort_values(["method", "k", "query", "metric", "design", "seed"], ignore_index=True)
+        buffer = io.BytesIO()
+        merged.to_parquet(buffer, index=False)
+        write_whole(path, buffer.getvalue())
+    return merged
+
+
+def summarize(frame: pd.DataFrame, baseline: str = "random") -> pd.DataFrame:
+    """Mean ± 1 standard error over queries of each method, K, metric and design, with its difference to ``baseline``.
+
+    Values of one query under several seeds are averaged first. The difference is paired by query at the same K,
+    metric and design; ``low`` and ``high`` bound its 95 % interval. Failed figures are left out and counted.
+    """
+    keys = ["method", "k", "metric", "design"]
+    done = frame[frame["status"] == "done"]
+    per_query = done.groupby([*keys, "query"], sort=False)["value"].mean()
+    failed = frame[frame["status"] == "failed"].groupby(keys).size()
+    lines: list[dict[str, Any]] = []
+    for group, values in per_query.groupby(level=keys, sort=False):
+        method, k, metric, design = group
+        own = values.droplevel(keys)
+        mean, error = mean_and_error(own.to_numpy())
+        line = dict(zip(keys, group, strict=True)) | {"queries": len(own), "mean": mean, "standard_error": error}
+        line["failed"] = int(failed.get(group, 0))
+        reference = (baseline, k, metric, design)
+        if method != baseline and reference in per_query.index.droplevel("query"):
+            other = per_query.loc[reference].reindex(own.index).dropna()
+            difference = paired_interval(own[other.index].to_numpy(), other.to_numpy())
+            line |= {"difference": difference.mean, "low": difference.low, "high": difference.high}
+        lines.append(line)
+    columns = [*keys, "queries", "failed", "mean", "standard_error", "difference", "low", "high"]
+    order = {metric.name: index for index, metric in enumerate(metrics)}
+    table = pd.DataFrame(lines, columns=columns)
+    return table.sort_values(
+        ["metric", "k", "mean"], key=lambda c: c.map(order) if c.name == "metric" else c, ignore_index=True
+    )
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The summary as a Markdown table."""
+    head = ["metric", "K", "method", "design", "queries", "mean ± 1 SE", "minus random [95 % interval]"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join(cells) + " |" for cells in table_cells(table)]
+    return "\n".join(lines) + "\n"
+
+
+def table_cells(table: pd.DataFrame) -> list[list[str]]:
+    """The summary's cells as text, a list for each line."""
+    return [
+        [
+            str(line.metric),
+            str(line.k),
+            str(line.method),
+            str(line.design),
+            f"{line.queries}" + (f" ({line.failed} failed)" if line.failed else ""),
+            f"{line.mean:.5f} ± {line.standard_error:.5f}" if line.queries > 1 else f"{line.mean:.5f}",
+            "" if pd.isna(line.low) else f"{line.difference:+.5f} [{line.low:+.5f}, {line.high:+.5f}]",
+        ]
+        for line in table.itertuples()
+    ]

@@ -1,0 +1,115 @@
+"""Stage 4, the scores: run a method on the queries it has not scored yet, check what it returns, keep it.
+
+A row of scores is kept by (study, method with its settings, query), so that a run with more queries scores only these.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bench.contracts import AttributionContext, Build, Method
+from bench.errors import BenchError, MethodFailed
+from bench.queries import Query
+from bench.store import Store, write_tensors
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """The scores of one method.
+
+    Attributes:
+        matrix: queries × images, higher = more influential.
+        seconds: what scoring one query cost, one number for each query; a shared first step counts in equal parts.
+    """
+
+    matrix: Float[Tensor, "queries images"]
+    seconds: tuple[float, ...]
+
+
+def score(
+    method: Method,
+    queries: Sequence[Query],
+    store: Store,
+    make_context: Callable[[Callable[[str, Build], dict[str, Tensor]], Progress], AttributionContext],
+    progress: Progress,
+) -> Scores:
+    """Scores of ``method`` for ``queries``, taken from the store where they are there.
+
+    Args:
+        method: with its settings.
+        queries: rows of the result.
+        store: of the results folder.
+        make_context: makes the method's context, given its cache and its progress; called only when needed.
+        progress: of the scoring.
+    """
+    rows = {query.id: _stored(store, method, query) for query in queries}
+    missing = [query for query in queries if rows[query.id] is None]
+    if missing:
+        with store.lock(f"scores-{method.name}-{method.digest}"):
+            missing = [query for query in missing if _stored(store, method, query) is None]
+            if missing:
+                _compute(method, missing, store, make_context, progress)
+        rows = {query.id: _stored(store, method, query) for query in queries}
+    found = [row for row in rows.values() if row is not None]
+    return Scores(torch.stack([row for row, _ in found]), tuple(seconds for _, seconds in found))
+
+
+def is_scored(store: Store, method: Method, query: Query) -> bool:
+    """Whether the scores of ``query`` are kept."""
+    return store.path(*_parts(method, query)).exists()
+
+
+def _compute(
+    method: Method,
+    queries: Sequence[Query],
+    store: Store,
+    make_context: Callable[[Callable[[str, Build], dict[str, Tensor]], Progress], AttributionContext],
+    progress: Progress,
+) -> None:
+    def cached(key: str, build: Build) -> dict[str, Tensor]:
+        return store.built(("cache", f"{method.name}-{key}.safetensors"), build)
+
+    context = make_context(cached, progress)
+    started = time.perf_counter()
+    try:
+        matrix = method.scores(context, queries)
+    except BenchError:
+        raise
+    except Exception as error:
+        raise MethodFailed(f"Method '{method.name}' raised {type(error).__name__}: {error}.") from error
+    _check(method, matrix, len(queries), len(context.dataset))
+    seconds = (time.perf_counter() - started) / len(queries)
+    for query, row in zip(queries, matrix, strict=True):
+        write_tensors(store.path(*_parts(method, query)), {"scores": row}, seconds=repr(seconds))
+
+
+def _check(method: Method, matrix: Tensor, num_queries: int, num_images: int) -> None:
+    """Raise MethodFailed unless ``matrix`` keeps the contract."""
+    expected = (num_queries, num_images)
+    if tuple(matrix.shape) != expected:
+        hint = " It is transposed." if tuple(matrix.shape) == expected[::-1] else ""
+        raise MethodFailed(
+            f"Method '{method.name}' returned scores of shape {tuple(matrix.shape)}; "
+            f"expected queries × images = {expected}.{hint}"
+        )
+    bad = int((~torch.isfinite(matrix)).sum())
+    if bad:
+        raise MethodFailed(f"Method '{method.name}' returned {bad} scores that are NaN or infinite.")
+
+
+def _parts(method: Method, query: Query) -> tuple[str, ...]:
+    return ("cache", "scores", f"{method.name}-{method.digest}-{query.digest}.safetensors")
+
+
+def _stored(store: Store, method: Method, query: Query) -> tuple[Tensor, float] | None:
+    found = store.tensors(*_parts(method, query))
+    return None if found is None else (found[0]["scores"].float(), float(found[1]["seconds"]))
+

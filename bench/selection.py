@@ -1,0 +1,15 @@
+"""Stage 5, the top K: D_ẑ^K, the K training images that a method scores highest for a query."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+
+def top_k(scores: Float[Tensor, " images"], ids: Sequence[str], k: int) -> tuple[int, ...]:
+    """Indices of the ``k`` highest scores, the highest first; ties are broken by image id."""
+    by_score_then_id = np.lexsort((np.asarray(ids), -scores.double().numpy()))
+    return tuple(int(index) for index in by_score_then_id[:k])

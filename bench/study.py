@@ -1,0 +1,141 @@
+"""A study: data set, model, recipe, queries and budgets, all fixed and summed up in one digest.
+
+Every embedded study is a function below that returns one; its docstring states the command, the machine and the
+figures to expect. ``study("fashion")`` finds them by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from bench.dataset import Dataset, load_embedded
+from bench.errors import InvalidInput, UnknownName
+from bench.model import ModelConfig
+from bench.sampling import Sampler
+from bench.store import digest_of
+from bench.text import embedded_encoder
+from bench.training import Recipe
+
+TRAINING_VERSION = 1
+"""Raised whenever the same study would train other models: part of every study digest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What is held fixed while methods are compared.
+
+    Attributes:
+        name: by which commands call it.
+        dataset_name, split, per_concept, shrink: of ``load_embedded``.
+        model, recipe, sampler: of the generative model.
+        prompts: of the reported queries, one query each.
+        held_out_prompts: of the queries that settings are tuned on, never reported.
+        budgets: the K of the study, ascending.
+        num_queries: how many queries a run has by default.
+        seed: of the original model θ0, of its training draws and of everything else that is keyed.
+    """
+
+    name: str
+    dataset_name: str
+    split: str = "train"
+    per_concept: int | None = None
+    shrink: int = 1
+    model: ModelConfig
+    recipe: Recipe
+    sampler: Sampler
+    prompts: tuple[str, ...]
+    held_out_prompts: tuple[str, ...]
+    budgets: tuple[int, ...]
+    num_queries: int = 8
+    seed: int = 0
+    description: str = field(default="", compare=False)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """D, read on first use."""
+        return load_embedded(
+            self.dataset_name, split=self.split, per_concept=self.per_concept, shrink=self.shrink
+        )
+
+    @cached_property
+    def parts(self) -> dict[str, Any]:
+        """What a trained model depends on."""
+        return {
+            "training_version": TRAINING_VERSION,
+            "dataset": self.dataset.digest,
+            "text_encoder": embedded_encoder(self.model.num_tokens).digest,
+            "autoencoder": "identity",
+            "model": asdict(self.model),
+            "recipe": asdict(self.recipe),
+            "seed": self.seed,
+        }
+
+    @cached_property
+    def digest(self) -> str:
+        """Names this version of the study: equal digests train equal models."""
+        return digest_of(self.parts)
+
+    @property
+    def middle_budget(self) -> int:
+        """The K at which methods are compared first."""
+        return self.budgets[len(self.budgets) // 2]
+
+    def check_budget(self, k: int) -> int:
+        """``k`` where it can be removed; raises InvalidInput otherwise."""
+        if not 0 < k < len(self.dataset):
+            raise InvalidInput(
+                f"K = {k} images cannot be removed from the {len(self.dataset)} of study '{self.name}': "
+                f"give --k between 1 and {len(self.dataset) - 1} (this study's own: {_join(self.budgets)})."
+            )
+        return k
+
+
+def fashion() -> Study:
+    """Fashion-MNIST at 14×14 pixels: 6,000 photos of ten kinds of clothes. Dense and aligned, so it resolves well."""
+    kinds = ("an ankle boot", "a bag", "a dress", "trousers", "a sneaker", "a pullover", "a sandal", "a t-shirt")
+    return Study(
+        name="fashion",
+        description="6,000 photos of clothes at 14×14 pixels (Fashion-MNIST)",
+        dataset_name="fashion",
+        model=ModelConfig(
+            sample_size=14, latent_channels=1, block_channels=(16, 32), cross_attention=(False, True)
+        ),
+        recipe=Recipe(num_steps=450, batch_size=128, learning_rate=5e-3),
+        sampler=Sampler(num_steps=50, guidance=1.5),
+        prompts=tuple(f"a photo of {kind}" for kind in kinds) * 2,
+        held_out_prompts=tuple(f"a photo of {kind}" for kind in ("a coat", "a shirt", "a bag", "an ankle boot")),
+        budgets=(60, 180, 500),
+    )
+
+
+def tiny() -> Study:
+    """A slice of ``fashion`` for tests: 200 images, a small network, a few steps. It resolves nothing."""
+    whole = fashion()
+    return replace(
+        whole,
+        name="tiny",
+        description="200 images of fashion and a small network, for tests",
+        per_concept=20,
+        model=replace(whole.model, block_channels=(8, 8), norm_groups=4),
+        recipe=replace(whole.recipe, num_steps=30, batch_size=32),
+        sampler=Sampler(num_steps=5, guidance=1.5),
+        budgets=(5, 20, 50),
+        num_queries=2,
+    )
+
+
+STUDIES: dict[str, Callable[[], Study]] = {"fashion": fashion, "tiny": tiny}
+
+
+def study(name: str) -> Study:
+    """The study called ``name``; raises UnknownName with the nearest and all others."""
+    if name not in STUDIES:
+        raise UnknownName("study", name, STUDIES)
+    return STUDIES[name]()
+
+
+def _join(numbers: tuple[int, ...]) -> str:
+    return ", ".join(str(number) for number in numbers)

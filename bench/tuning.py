@@ -1,0 +1,64 @@
+"""Tuning on held-out queries, never on the reported ones (law 7): a grid of settings through the whole experiment."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench.contracts import Method
+from bench.pipeline import Report, Run
+from bench.progress import Progress
+from bench.registry import TUNED_FILE, methods
+from bench.store import write_json
+
+OBJECTIVE = "loss_change"
+
+
+@dataclass(frozen=True, eq=False)
+class Tuning:
+    """What tuning found.
+
+    Attributes:
+        report: the figures of all settings, in the folder ``tuning`` of the results folder.
+        best: the method with the settings of the highest mean loss change.
+        tuned_on: in words.
+    """
+
+    report: Report
+    best: Method
+    tuned_on: str
+
+    def save(self, study: str) -> Path:
+        """Keep the settings in tuned.json beside the method's file, where every later run finds them."""
+        source = sys.modules[type(self.best).__module__].__file__
+        assert source is not None
+        path = Path(source).with_name(TUNED_FILE)
+        everything = json.loads(path.read_text()) if path.exists() else {}
+        defaults = type(self.best)().settings()
+        changed = {key: value for key, value in self.best.settings().items() if value != defaults[key]}
+        everything.setdefault(self.best.name, {})[study] = {"settings": changed, "tuned_on": self.tuned_on}
+        write_json(path, everything)
+        return path
+
+
+def variants(name: str, study: str, grid: Mapping[str, Sequence[Any]]) -> list[Method]:
+    """The method ``name`` with every combination of the grid's settings."""
+    combinations = itertools.product(*grid.values())
+    return [methods.create(name, study, **dict(zip(grid, values, strict=True))) for values in combinations]
+
+
+def tune(run: Run, progress: Progress | None = None) -> Tuning:
+    """Compare the methods of ``run``, variants of one, by mean loss change over its held-out queries."""
+    report = replace(run, held_out=True).execute(progress)
+    label_of = {run.label(method): method for method in run.methods}
+    rows = report.table[(report.table["metric"] == OBJECTIVE) & report.table["method"].isin(label_of)]
+    rows = rows[rows["k"].isin(run.ks)]
+    best = rows.groupby("method")["mean"].mean().idxmax()
+    budgets = ", ".join(str(k) for k in run.ks)
+    tuned_on = f"{run.query_count} held-out queries of {run.study.name}, mean loss change at K = {budgets}"
+    return Tuning(report, label_of[best], tuned_on)

@@ -1,0 +1,193 @@
+"""A results folder opened for one study: the stages' results, each made on first use and kept.
+
+``Workspace`` is the object behind every command; the pipeline, the tuning and the contact sheet are a few calls on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from bench.contracts import AttributionContext, Build, Method, Metric
+from bench.errors import ResultsFolderError
+from bench.executor import Engine, Executor, Inline, LocalWorkers
+from bench.machine import device_of
+from bench.model import Autoencoder, DiffusionModel
+from bench.progress import Progress
+from bench.queries import Query, QuerySpec, load_queries, save_queries, synthesize
+from bench.retraining import Ledger
+from bench.scoring import Scores, is_scored, score
+from bench.selection import top_k
+from bench.store import Store, folder_error, write_json
+from bench.study import Study
+from bench.training import TrainingJob
+
+RECORD = "study.json"
+
+
+class Workspace:
+    """One study in one results folder.
+
+    Args:
+        study: to work on.
+        root: the results folder; made where it is missing, refused where it belongs to another study or version.
+        device: "cpu", "cuda", ….
+        metrics: whose observations are kept of every model.
+        progress: told what happens.
+        size_limit_mib: of the kept models.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        root: Path,
+        *,
+        metrics: Sequence[Metric],
+        device: str = "cpu",
+        progress: Progress | None = None,
+        size_limit_mib: float = 1024.0,
+    ) -> None:
+        self.study, self.metrics = study, tuple(metrics)
+        self.progress = progress or Progress()
+        self.device = device_of(device)
+        self.store = Store(root, note=self.progress.say)
+        self._engine = Engine(study, root, device, tuple(metric.name for metric in metrics), size_limit_mib)
+        self._open(root)
+
+    def _open(self, root: Path) -> None:
+        """Claim ``root`` for this version of the study."""
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise folder_error(root, error) from error
+        with self.store.lock("study"):
+            record = self.store.record(RECORD)
+            if record is None:
+                parts = {"name": self.study.name, "digest": self.study.digest, "parts": self.study.parts}
+                write_json(self.store.path(RECORD), parts)
+            elif record["digest"] != self.study.digest:
+                raise ResultsFolderError(self._mismatch(root, record))
+
+    def _mismatch(self, root: Path, record: dict[str, object]) -> str:
+        theirs, ours = record["parts"], self.study.parts
+        assert isinstance(theirs, dict)
+        differing = [name for name in ours if _plain(theirs.get(name)) != _plain(ours[name])]
+        return (
+            f"The results folder {root} holds study '{record['name']}' version {record['digest']}; this is study "
+            f"'{self.study.name}' version {self.study.digest}. They differ in: {', '.join(differing)}. Figures of "
+            "different versions are never mixed: give another folder with --results."
+        )
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """All trained models."""
+        return self._engine.ledger(note=self.progress.say)
+
+    @cached_property
+    def autoencoder(self) -> Autoencoder:
+        """Of the study's model, without its weights."""
+        return DiffusionModel(self.study.model).autoencoder
+
+    def executor(self, workers: int) -> Executor:
+        """This process, or ``workers`` local processes."""
+        return Inline(self.ledger) if workers <= 1 else LocalWorkers(self._engine, workers)
+
+    def original_job(self, seed: int = 0) -> TrainingJob:
+        """Nothing removed; ``seed`` counts from the study's."""
+        return TrainingJob((), self.study.seed + seed)
+
+    @cached_property
+    def original(self) -> DiffusionModel:
+        """θ0, trained on first use."""
+        total = self.study.recipe.num_steps
+        return self.ledger.model(
+            self.original_job(), lambda step: self.progress.advance("train the original model", step, total)
+        )
+
+    def queries(self, specs: Sequence[QuerySpec]) -> list[Query]:
+        """The queries of ``specs``, synthesized by θ0 where the folder does not have them."""
+        kept = load_queries(self.store)
+        if any(spec.id not in kept for spec in specs):
+            model = self.original
+            with self.store.lock("queries"):
+                kept = load_queries(self.store)
+                missing = [spec for spec in specs if spec.id not in kept]
+                if missing:
+                    made = synthesize(model, self.study.sampler, missing)
+                    kept |= {query.id: query for query in made}
+                    save_queries(self.store, kept)
+        return [kept[spec.id] for spec in specs]
+
+    def images(self, queries: Sequence[Query]) -> list[torch.Tensor]:
+        """The pictures of ``queries``, channels × height × width in [−1, 1]."""
+        return list(self.autoencoder.decode(torch.stack([query.latent for query in queries])))
+
+    def scores(self, method: Method, queries: Sequence[Query]) -> Scores:
+        """The scores of ``method``, computed for the queries that it has not scored yet."""
+
+        def make_context(
+            cached: Callable[[str, Build], dict[str, torch.Tensor]], progress: Callable[[int, int], None]
+        ) -> AttributionContext:
+            return AttributionContext(
+                dataset=self.study.dataset,
+                data=self.ledger.data,
+                model=self.original,
+                seed=self.study.seed,
+                cached=cached,
+                progress=progress,
+            )
+
+        label = f"score with {method.name}"
+        return score(
+            method, queries, self.store, make_context, lambda done, total: self.progress.advance(label, done, total)
+        )
+
+    def selections(
+        self, method: Method, queries: Sequence[Query], budgets: Sequence[int]
+    ) -> dict[tuple[str, int], tuple[int, ...]]:
+        """The top K of every query and budget, as indices; from the folder's records where it has them."""
+        row_of = {image_id: row for row, image_id in enumerate(self.study.dataset.ids)}
+        kept = {query.id: self.store.record(*self._selection_parts(method, query)) for query in queries}
+        short = [query for query in queries if len((kept[query.id] or {}).get("ids", [])) < max(budgets)]
+        if short:
+            scored = self.scores(method, short)
+            for query, row, seconds in zip(short, scored.matrix, scored.seconds, strict=True):
+                chosen = top_k(row, self.study.dataset.ids, max(budgets))
+                record = {
+                    "method": method.name,
+                    "settings": method.settings(),
+                    "query": query.id,
+                    "prompt": query.prompt,
+                    "score_seconds": round(seconds, 3),
+                    "ids": [self.study.dataset.ids[index] for index in chosen],
+                }
+                write_json(self.store.path(*self._selection_parts(method, query)), record)
+                kept[query.id] = record
+        return {
+            (query.id, k): tuple(row_of[image_id] for image_id in kept[query.id]["ids"][:k])
+            for query in queries
+            for k in budgets
+        }
+
+    def score_seconds(self, method: Method, query: Query) -> float:
+        """What scoring ``query`` took."""
+        record = self.store.record(*self._selection_parts(method, query))
+        return float(record["score_seconds"]) if record else float("nan")
+
+    def is_selected(self, method: Method, query: Query, k: int) -> bool:
+        """Whether the top ``k`` are known without scoring."""
+        record = self.store.record(*self._selection_parts(method, query))
+        return len((record or {}).get("ids", [])) >= k or is_scored(self.store, method, query)
+
+    def _selection_parts(self, method: Method, query: Query) -> tuple[str, ...]:
+        return ("selections", f"{method.name}-{method.digest}-{query.digest}.json")
+
+
+def _plain(value: object) -> object:
+    """Tuples as lists, as JSON has them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,240 @@
+"""The command ``bench``: parses, composes, prints. Everything it does is a few calls on ``bench``'s objects."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import bench  # noqa: F401 - sets the thread environment before torch is imported
+import click
+from bench.attribution import attribute
+from bench.console import progress_on
+from bench.contracts import Method
+from bench.errors import BenchError, InvalidInput
+from bench.pipeline import DEFAULT_METRICS, DESIGNS, Report, Run
+from bench.planning import plan
+from bench.registry import methods, metrics
+from bench.results import table_cells
+from bench.study import STUDIES, study
+from bench.tuning import tune, variants
+from bench.workspace import Workspace
+from rich.console import Console
+from rich.table import Table
+
+INTERRUPTED = 130
+Command = Callable[..., Any]
+
+
+def _options(*options: Command) -> Callable[[Command], Command]:
+    def decorate(function: Command) -> Command:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+common = _options(
+    click.option("--study", "study_name", default="fashion", show_default=True, help="Study to work on."),
+    click.option("--results", type=click.Path(path_type=Path), help="Results folder. [default: results/runs/STUDY]"),
+    click.option("--device", default="cpu", show_default=True, help="Where to compute: cpu, cuda, cuda:1, …"),
+    click.option("--set", "settings", multiple=True, metavar="METHOD.SETTING=VALUE", help="Change a method's setting."),
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="attribution-bench")
+def main() -> None:
+    """Who made this image possible? Remove the images that a method names, retrain, and see."""
+
+
+@main.command("list")
+def list_() -> None:
+    """List studies, methods and metrics."""
+    console = _console()
+    for title, lines in (
+        ("studies", [(name, make().description) for name, make in STUDIES.items()]),
+        ("methods", [(method.name, method.summary) for method in methods]),
+        ("metrics", [(metric.name, f"{metric.summary}; {_direction(metric)}") for metric in metrics]),
+    ):
+        table = Table("name", "what it is", title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+        for line in lines:
+            table.add_row(*line)
+        console.print(table, "")
+
+
+@main.command()
+@common
+@click.option("--method", "method_names", multiple=True, required=True, metavar="NAME", help="May be given repeatedly.")
+@click.option("--k", "budgets", multiple=True, type=int, help="Images to remove; repeatable. [default: the study's]")
+@click.option("--queries", type=int, help="How many of the study's queries. [default: the study's]")
+@click.option("--metric", "metric_names", multiple=True, default=DEFAULT_METRICS, show_default=True, metavar="NAME")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the study: original model, draws and noises.")
+@click.option("--seeds", type=int, default=1, show_default=True, help="Paired pairs of models to average over.")
+@click.option("--design", type=click.Choice(DESIGNS), default="paired", show_default=True)
+@click.option("--workers", type=int, default=1, show_default=True, help="Processes that train side by side.")
+@click.option("--keep-models-mib", type=float, default=1024.0, show_default=True, help="Older models are deleted.")
+@click.option("--dry-run", is_flag=True, help="Say what would be trained, what is cached, and what it would cost.")
+def run(**given: Any) -> None:
+    """Run the gold-standard test: score, remove the top K, retrain, measure."""
+
+    def work() -> None:
+        the_run = _run(given)
+        console = _console()
+        if given["dry_run"]:
+            for line in plan(the_run).lines():
+                console.print(line, highlight=False, soft_wrap=True)
+            return
+        with progress_on(console) as progress:
+            report = the_run.execute(progress)
+        _print(console, report)
+        if report.failures:
+            raise BenchError("; ".join(f"{name} failed: {why}" for name, why in report.failures.items()))
+
+    _guarded(work)
+
+
+@main.command("attribute")
+@common
+@click.option("--method", "method_name", required=True, metavar="NAME")
+@click.option("--prompt", required=True, help="What to generate.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the initial noise.")
+@click.option("--top", type=int, default=16, show_default=True, help="How many training images to show.")
+def attribute_(
+    study_name: str, results: Path | None, device: str, settings: Sequence[str], method_name: str,
+    prompt: str, seed: int, top: int,
+) -> None:  # fmt: skip
+    """Name the training images that mattered for a prompt: a contact sheet, no retraining."""
+
+    def work() -> None:
+        the_study, console = study(study_name), _console()
+        method = _methods([method_name], study_name, settings)[0]
+        with progress_on(console) as progress:
+            folder = results or Path("results/runs") / study_name
+            observed = [metrics.create(name) for name in DEFAULT_METRICS]
+            workspace = Workspace(the_study, folder, metrics=observed, device=device, progress=progress)
+            answer = attribute(workspace, method, prompt, seed=seed, top=top)
+        table = Table(*answer.table.columns, box=None, padding=(0, 2, 0, 0))
+        for line in answer.table.itertuples(index=False):
+            table.add_row(str(line.rank), line.id, line.caption, f"{line.score:.6f}")
+        console.print(table)
+        console.print(f"contact sheet: {answer.sheet}", highlight=False, soft_wrap=True)
+
+    _guarded(work)
+
+
+@main.command("tune")
+@common
+@click.option("--method", "method_name", required=True, metavar="NAME")
+@click.option("--grid", "grids", multiple=True, required=True, metavar="SETTING=V1,V2,…", help="Values to try; repeatable.")
+@click.option("--queries", type=int, default=2, show_default=True, help="How many held-out queries.")
+@click.option("--k", "budgets", multiple=True, type=int, help="Images to remove. [default: the study's middle K]")
+@click.option("--workers", type=int, default=1, show_default=True)
+@click.option("--save", is_flag=True, help="Keep the best settings for this study in the method's tuned.json.")
+def tune_(
+    study_name: str, results: Path | None, device: str, settings: Sequence[str], method_name: str,
+    grids: Sequence[str], queries: int, budgets: Sequence[int], workers: int, save: bool,
+) -> None:  # fmt: skip
+    """Choose a method's settings on held-out queries, by leave-K-out retraining."""
+
+    def work() -> None:
+        the_study, console = study(study_name), _console()
+        pairs = [_pair(grid, "--grid SETTING=V1,V2,…") for grid in grids]
+        grid = {name: [_value(value) for value in values.split(",")] for name, values in pairs}
+        the_run = Run(
+            study=the_study, methods=variants(method_name, study_name, grid), held_out=True, device=device,
+            budgets=budgets or [the_study.middle_budget], num_queries=queries, results=results, workers=workers,
+        )  # fmt: skip
+        with progress_on(console) as progress:
+            tuning = tune(the_run, progress)
+        _print(console, tuning.report)
+        console.print(f"best: {tuning.best.settings()} on {tuning.tuned_on}", highlight=False, soft_wrap=True)
+        if save:
+            console.print(f"kept in {tuning.save(study_name)}", highlight=False, soft_wrap=True)
+
+    _guarded(work)
+
+
+def _run(given: dict[str, Any]) -> Run:
+    from dataclasses import replace
+
+    the_study = replace(study(given["study_name"]), seed=given["seed"])
+    return Run(
+        study=the_study,
+        methods=_methods(given["method_names"], the_study.name, given["settings"]),
+        metrics=[metrics.create(name) for name in given["metric_names"]],
+        budgets=given["budgets"],
+        num_queries=given["queries"],
+        seeds=given["seeds"],
+        design=given["design"],
+        results=given["results"],
+        device=given["device"],
+        workers=given["workers"],
+        size_limit_mib=given["keep_models_mib"],
+    )
+
+
+def _methods(names: Sequence[str], study_name: str, settings: Sequence[str]) -> list[Method]:
+    """The methods by name, with the settings of --set."""
+    chosen: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for setting in settings:
+        path, value = _pair(setting, "--set METHOD.SETTING=VALUE")
+        method, dot, key = path.partition(".")
+        if not dot or method not in chosen:
+            raise InvalidInput(f"--set {setting}: expected METHOD.SETTING=VALUE with METHOD one of {', '.join(chosen)}.")
+        chosen[method][key] = _value(value)
+    return [methods.create(name, study_name, **values) for name, values in chosen.items()]
+
+
+def _pair(text: str, form: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not value:
+        raise InvalidInput(f"'{text}' is not of the form {form}.")
+    return name, value
+
+
+def _value(text: str) -> Any:
+    """A number, true, false or null as JSON writes them, else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _print(console: Console, report: Report) -> None:
+    head = ("metric", "K", "method", "design", "queries", "mean ± 1 SE", "minus random [95 % interval]")
+    table = Table(*head, box=None, padding=(0, 2, 0, 0))
+    for cells in table_cells(report.table):
+        table.add_row(*cells)
+    console.print(table)
+    for method, facts in report.manifest["methods"].items():  # type: ignore[attr-defined]
+        console.print(f"{method}: {facts['tuned_on']}", highlight=False, soft_wrap=True)
+    console.print(f"table, frame, manifest and figures: {report.folder}", highlight=False, soft_wrap=True)
+
+
+def _direction(metric: Any) -> str:
+    return f"{'higher' if metric.higher_is_better else 'lower'} is better"
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=180)
+
+
+def _guarded(work: Callable[[], None]) -> None:
+    """What the user can mend ends with one line and exit code 2; Ctrl-C keeps everything that is finished."""
+    try:
+        work()
+    except BenchError as error:
+        click.echo(f"bench: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        click.echo("bench: interrupted; what is finished is kept. Run the same command to go on.", err=True)
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()
