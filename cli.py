@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import bench  # noqa: F401 - sets the thread environment before torch is imported
 import click
+from rich.console import Console
+from rich.table import Table
+
+import bench  # noqa: F401 - sets the thread environment before torch is imported
 from bench.attribution import attribute
 from bench.console import progress_on
 from bench.contracts import Method
@@ -21,8 +25,6 @@ from bench.results import table_cells
 from bench.study import STUDIES, study
 from bench.tuning import tune, variants
 from bench.workspace import Workspace
-from rich.console import Console
-from rich.table import Table
 
 INTERRUPTED = 130
 Command = Callable[..., Any]
@@ -129,7 +131,14 @@ def attribute_(
 @main.command("tune")
 @common
 @click.option("--method", "method_name", required=True, metavar="NAME")
-@click.option("--grid", "grids", multiple=True, required=True, metavar="SETTING=V1,V2,…", help="Values to try; repeatable.")
+@click.option(
+    "--grid",
+    "grids",
+    multiple=True,
+    required=True,
+    metavar="SETTING=V1,V2,…",
+    help="Values to try; repeatable.",
+)
 @click.option("--queries", type=int, default=2, show_default=True, help="How many held-out queries.")
 @click.option("--k", "budgets", multiple=True, type=int, help="Images to remove. [default: the study's middle K]")
 @click.option("--workers", type=int, default=1, show_default=True)
@@ -159,8 +168,6 @@ def tune_(
 
 
 def _run(given: dict[str, Any]) -> Run:
-    from dataclasses import replace
-
     the_study = replace(study(given["study_name"]), seed=given["seed"])
     return Run(
         study=the_study,
@@ -184,7 +191,9 @@ def _methods(names: Sequence[str], study_name: str, settings: Sequence[str]) -> 
         path, value = _pair(setting, "--set METHOD.SETTING=VALUE")
         method, dot, key = path.partition(".")
         if not dot or method not in chosen:
-            raise InvalidInput(f"--set {setting}: expected METHOD.SETTING=VALUE with METHOD one of {', '.join(chosen)}.")
+            raise InvalidInput(
+                f"--set {setting}: expected METHOD.SETTING=VALUE with METHOD one of {', '.join(chosen)}."
+            )
         chosen[method][key] = _value(value)
     return [methods.create(name, study_name, **values) for name, values in chosen.items()]
 

@@ -9,11 +9,12 @@ import pandas as pd
 
 from bench import figures
 from bench.contracts import Method
+from bench.digests import digest_of
 from bench.errors import InvalidInput
 from bench.machine import available_threads, compute_threads
 from bench.queries import QuerySpec
 from bench.selection import top_k
-from bench.store import digest_of, write_whole
+from bench.store import write_whole
 from bench.workspace import Workspace
 
 
@@ -31,9 +32,15 @@ class Attribution:
 
 
 def attribute(
-    workspace: Workspace, method: Method, prompt: str, *, seed: int = 0, top: int = 16, threads: int | None = None
+    workspace: Workspace,
+    method: Method,
+    prompt: str,
+    *,
+    seed: int = 0,
+    top: int = 16,
+    threads: int | None = None,
 ) -> Attribution:
-    """Generate ``prompt`` from the noise of ``seed`` and name the ``top`` training images that ``method`` holds responsible.
+    """Generate ``prompt`` from the noise of ``seed`` and name the ``top`` training images responsible by ``method``.
 
     Writes a contact sheet and a CSV file into the folder ``attributions`` of the results folder.
     """

@@ -28,7 +28,9 @@ class BarProgress(Progress):
         self.bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.bars.stop()
 
     def advance(self, task: str, done: int, total: int) -> None:
@@ -53,7 +55,9 @@ class LineProgress(Progress):
     def __enter__(self) -> LineProgress:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         pass
 
     def advance(self, task: str, done: int, total: int) -> None:

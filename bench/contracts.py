@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bench.dataset import Dataset
+from bench.digests import digest_of
 from bench.model import DiffusionModel
 from bench.queries import Query
-from bench.store import digest_of
 from bench.training import TrainingData
 
 Build = Callable[[], Mapping[str, Tensor]]
@@ -56,9 +56,7 @@ class Method(ABC):
     """Raise it when the same settings give other scores; scores of other versions are not reused."""
 
     @abstractmethod
-    def scores(
-        self, context: AttributionContext, queries: Sequence[Query]
-    ) -> Float[Tensor, "queries images"]:
+    def scores(self, context: AttributionContext, queries: Sequence[Query]) -> Float[Tensor, "queries images"]:
         """τ(ẑ, z) for every query (rows) and training image (columns); higher = more influential.
 
         It must not depend on which other queries are asked at the same time, nor touch global random state.

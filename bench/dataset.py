@@ -85,4 +85,5 @@ def _box_mean(images: np.ndarray, factor: int) -> np.ndarray:
     """Mean over ``factor`` × ``factor`` boxes of uint8 images, rounded half up."""
     count, height, width, channels = images.shape
     boxes = images.reshape(count, height // factor, factor, width // factor, factor, channels)
-    return ((boxes.sum((2, 4), dtype=np.int64) + factor * factor // 2) // factor**2).astype(np.uint8)
+    rounded: np.ndarray = (boxes.sum((2, 4), dtype=np.int64) + factor * factor // 2) // factor**2
+    return rounded.astype(np.uint8)

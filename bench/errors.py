@@ -1,13 +1,13 @@
-"""What can go wrong, in one tree. Every one of these is the user's to mend: the command exits with 2, never a traceback.
+"""What can go wrong, in one tree. All of it is the user's to mend: the command exits with 2, never a traceback.
 
-    BenchError
-    ├── UnknownName          a study, method, metric or setting that does not exist
-    ├── InvalidInput         a value out of range: K, --queries, a setting
-    │   └── UnknownWord      a prompt with words that the text encoder does not know
-    ├── ResultsFolderError   the results folder is a file, read-only, full, or of another study
-    ├── DamagedArtifact      a stored file is truncated or fails its digest (the ledger rebuilds it)
-    ├── MethodFailed         a plugin raised, or returned scores that break the contract
-    └── TrainingFailed       a retraining produced a non-finite loss
+BenchError
+├── UnknownName          a study, method, metric or setting that does not exist
+├── InvalidInput         a value out of range: K, --queries, a setting
+│   └── UnknownWord      a prompt with words that the text encoder does not know
+├── ResultsFolderError   the results folder is a file, read-only, full, or of another study
+├── DamagedArtifact      a stored file is truncated or fails its digest (the ledger rebuilds it)
+├── MethodFailed         a plugin raised, or returned scores that break the contract
+└── TrainingFailed       a retraining produced a non-finite loss
 """
 
 from __future__ import annotations

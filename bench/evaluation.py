@@ -44,7 +44,7 @@ class Comparison:
 
     @property
     def design(self) -> str:
-        """"paired" where both models share their seed."""
+        """ "paired" where both models share their seed."""
         return "paired" if self.retrained.seed == self.original.seed else "unpaired"
 
 
@@ -64,7 +64,14 @@ def evaluate(
 
     chosen = list(metrics)
     return [
-        _row(ledger, comparison, metric, observed(comparison.original)[0], *observed(comparison.retrained), failures)
+        _row(
+            ledger,
+            comparison,
+            metric,
+            observed(comparison.original)[0],
+            *observed(comparison.retrained),
+            failures,
+        )
         for comparison in comparisons
         for metric in chosen
     ]

@@ -18,7 +18,18 @@ from bench.statistics import mean_and_error
 mpl.use("agg")
 
 CELL_INCHES = 0.62
-COLOURS = ("#0b6e99", "#d1495b", "#8d6a9f", "#edae49", "#2a9d8f", "#6c757d", "#b56576", "#3d5a80", "#588157", "#9c6644")
+COLOURS = (
+    "#0b6e99",
+    "#d1495b",
+    "#8d6a9f",
+    "#edae49",
+    "#2a9d8f",
+    "#6c757d",
+    "#b56576",
+    "#3d5a80",
+    "#588157",
+    "#9c6644",
+)
 
 
 def png(figure: Figure) -> bytes:
@@ -56,7 +67,9 @@ def top_images(
     return figure
 
 
-def contact_sheet(query_image: Tensor, prompt: str, method: str, images: Sequence[Tensor], labels: Sequence[str]) -> Figure:
+def contact_sheet(
+    query_image: Tensor, prompt: str, method: str, images: Sequence[Tensor], labels: Sequence[str]
+) -> Figure:
     """One query and the training images that mattered for it, each with its rank and caption."""
     columns = min(8, max(len(images), 4))
     rows = -(-len(images) // columns)
@@ -75,7 +88,9 @@ def contact_sheet(query_image: Tensor, prompt: str, method: str, images: Sequenc
 
 
 def regenerations(
-    originals: Sequence[Tensor], prompts: Sequence[str], remade: Mapping[tuple[str, int], Sequence[Tensor | None]]
+    originals: Sequence[Tensor],
+    prompts: Sequence[str],
+    remade: Mapping[tuple[str, int], Sequence[Tensor | None]],
 ) -> Figure:
     """Each query made again, from the same noise, by the models retrained without each method's images (figure 4).
 
@@ -89,7 +104,9 @@ def regenerations(
     grid = figure.subplots(len(originals), len(columns) + 1, squeeze=False)
     for row, original in enumerate(originals):
         _show(grid[row, 0], original, border="#222222")
-        grid[row, 0].set_ylabel(prompts[row].removeprefix("a photo of "), fontsize=7, rotation=0, ha="right", va="center")
+        grid[row, 0].set_ylabel(
+            prompts[row].removeprefix("a photo of "), fontsize=7, rotation=0, ha="right", va="center"
+        )
         for column, key in enumerate(columns, start=1):
             picture = remade[key][row]
             if picture is None:

@@ -102,6 +102,12 @@ def _noted(unet: nn.Module) -> Iterator[Notes]:
             handle.remove()
 
 
+def _patches(module: nn.Conv2d, inputs: Tensor) -> Float[Tensor, "batch patch positions"]:
+    """The patch of the input that each output position of a convolution sees."""
+    assert not isinstance(module.padding, str)
+    return functional.unfold(inputs, module.kernel_size, module.dilation, module.padding, module.stride)
+
+
 def _layer_gradients(module: nn.Module, inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
     """Per-sample gradients of a layer's weight and bias from its input and the gradient at its output."""
     batch = len(inputs)
@@ -110,7 +116,7 @@ def _layer_gradients(module: nn.Module, inputs: Tensor, outputs: Tensor) -> tupl
         tokens_out = outputs.reshape(batch, -1, outputs.shape[-1])
         return torch.einsum("bto,bti->boi", tokens_out, tokens_in), tokens_out.sum(1)
     if isinstance(module, nn.Conv2d):
-        patches = functional.unfold(inputs, module.kernel_size, module.dilation, module.padding, module.stride)
+        patches = _patches(module, inputs)
         flat = outputs.flatten(2)
         weight = torch.einsum("bop,bip->boi", flat, patches).view(batch, *module.weight.shape)
         return weight, flat.sum(2)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -26,6 +26,7 @@ from bench import seeds
 from bench.text import TextEncoder, embedded_encoder
 
 
+@runtime_checkable
 class Autoencoder(Protocol):
     """Images in [-1, 1] to latents and back. Flips are made in pixels, before encoding."""
 
@@ -128,7 +129,11 @@ class DiffusionModel:
 
     def digest_parts(self) -> dict[str, Any]:
         """What the trained weights depend on, apart from data and recipe."""
-        return {"unet": asdict(self.config), "text_encoder": self.text_encoder.digest, "autoencoder": "identity"}
+        return {
+            "unet": asdict(self.config),
+            "text_encoder": self.text_encoder.digest,
+            "autoencoder": "identity",
+        }
 
     def noised(
         self,
@@ -179,7 +184,7 @@ class DiffusionModel:
 
 
 def _silence_residuals(unet: nn.Module) -> None:
-    """Zero the last layer of every residual branch and of the U-Net (Dhariwal & Nichol, 2021): faster early training."""
+    """Zero the last layer of every residual branch and of the U-Net (Dhariwal & Nichol, 2021)."""
     for name, module in unet.named_modules():
         if name.rsplit(".", 1)[-1] in ("conv2", "proj_out", "conv_out"):
             assert isinstance(module, nn.Conv2d | nn.Linear)

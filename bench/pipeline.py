@@ -154,7 +154,15 @@ class Run:
         """Which models are compared for which query: every removal, and nothing removed under other seeds."""
         base = self.study.seed
         comparisons = [
-            Comparison(results.NOTHING_REMOVED, "", query, 0, TrainingJob((), base + UNPAIRED_SEED + index), TrainingJob((), base), 0.0)
+            Comparison(
+                results.NOTHING_REMOVED,
+                "",
+                query,
+                0,
+                TrainingJob((), base + UNPAIRED_SEED + index),
+                TrainingJob((), base),
+                0.0,
+            )
             for index in range(self.floor_seeds)
             for query in queries
         ]
@@ -179,7 +187,9 @@ class Run:
         """Train and observe what is missing; returns the reasons of those that failed."""
         missing = [request for request in requests if workspace.ledger.missing(request)]
         progress, steps = workspace.progress, self.study.recipe.num_steps
-        progress.say(f"{len(requests)} models: {len(requests) - len(missing)} cached, {len(missing)} to train or observe")
+        progress.say(
+            f"{len(requests)} models: {len(requests) - len(missing)} cached, {len(missing)} to train or observe"
+        )
         done = [0] * len(missing)
         failures: dict[TrainingJob, str] = {}
 
@@ -232,7 +242,9 @@ class Run:
             "parts": self.study.parts,
             "version": version("attribution-bench"),
             "methods": settings,
-            "metrics": {metric.name: {"unit": metric.unit, "observation": metric.observation.name} for metric in self.metrics},
+            "metrics": {
+                metric.name: {"unit": metric.unit, "observation": metric.observation.name} for metric in self.metrics
+            },
             "run": {
                 "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
                 "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),

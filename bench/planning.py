@@ -67,7 +67,8 @@ def plan(run: Run) -> Plan:
         requests = requests_of(run.compare(workspace, queries, selected))
         cached = len(requests) - sum(bool(workspace.ledger.missing(request)) for request in requests)
         per_query = len(run.with_floor) * len(run.ks) * len(run.seed_pairs())
-        unknown = per_query * len(run.specs) - sum(len(chosen) for chosen in selected.values()) * len(run.seed_pairs())
+        done = sum(len(chosen) for chosen in selected.values()) * len(run.seed_pairs())
+        unknown = per_query * len(run.specs) - done
         seconds, source = _training_seconds(run, workspace)
     originals = 0 if queries else run.floor_seeds + len({pair[1] for pair in run.seed_pairs()})
     scored = sum(len(chosen) for chosen in selected.values()) // len(run.ks)

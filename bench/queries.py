@@ -15,10 +15,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bench import seeds
+from bench.digests import tensors_digest
 from bench.errors import InvalidInput
 from bench.model import DiffusionModel
 from bench.sampling import Sampler
-from bench.store import Store, tensors_digest, write_tensors
+from bench.store import Store, write_tensors
 from bench.study import Study
 
 FILE = "queries.safetensors"
@@ -46,7 +47,11 @@ class Query:
     digest: str = field(init=False)
 
     def __post_init__(self) -> None:
-        metadata = {"prompt": self.prompt, "seed": str(self.seed), "sampler": json.dumps(asdict(self.sampler))}
+        metadata = {
+            "prompt": self.prompt,
+            "seed": str(self.seed),
+            "sampler": json.dumps(asdict(self.sampler)),
+        }
         tensors = {"noise": self.noise, "latent": self.latent}
         object.__setattr__(self, "digest", tensors_digest(tensors, metadata)[:16])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -60,7 +60,7 @@ class Registry(Generic[P]):
         """The plugin ``name``: its defaults, then what was tuned for ``study``, then ``settings``."""
         cls = self.get(name)
         chosen = {**(tuned(cls, study)["settings"] if study else {}), **settings}
-        known = {f.name: f for f in fields(cls)} if is_dataclass(cls) else {}
+        known: list[str] = [field.name for field in fields(cls)] if is_dataclass(cls) else []
         for setting in chosen:
             if setting not in known:
                 raise UnknownName(f"setting of {self.kind} '{name}'", setting, known)

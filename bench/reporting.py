@@ -70,7 +70,10 @@ def _regenerations(
     }
     jobs[NOTHING_REMOVED, 0] = [TrainingJob((), seed + 1000) for _ in queries]
     remade = {
-        key: [ledger.observed(job)[0].get(f"{query.digest}.regeneration") for job, query in zip(column, queries, strict=True)]
+        key: [
+            ledger.observed(job)[0].get(f"{query.digest}.regeneration")
+            for job, query in zip(column, queries, strict=True)
+        ]
         for key, column in jobs.items()
     }
     return {key: column for key, column in remade.items() if any(image is not None for image in column)}

@@ -26,7 +26,10 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "prompt": ("str", "prompt of the query"),
     "k": ("int64", "number of images removed"),
     "metric": ("str", "name of the metric"),
-    "design": ("str", "'paired' (original and retrained model share initial weights and draws) or 'unpaired'"),
+    "design": (
+        "str",
+        "'paired' (original and retrained model share initial weights and draws) or 'unpaired'",
+    ),
     "seed": ("int64", "seed of the retrained model's initial weights and draws"),
     "value": ("float64", "figure, in the metric's unit; NaN where it failed"),
     "status": ("str", "'done' or 'failed'"),
@@ -95,15 +98,19 @@ def summarize(frame: pd.DataFrame, baseline: str = "random") -> pd.DataFrame:
     per_query = done.groupby([*keys, "query"], sort=False)["value"].mean()
     failed = frame[frame["status"] == "failed"].groupby(keys).size()
     lines: list[dict[str, Any]] = []
-    for group, values in per_query.groupby(level=keys, sort=False):
+    by_group = {group: values.droplevel(keys) for group, values in per_query.groupby(level=keys, sort=False)}
+    for group, own in by_group.items():
         method, k, metric, design = group
-        own = values.droplevel(keys)
         mean, error = mean_and_error(own.to_numpy())
-        line = dict(zip(keys, group, strict=True)) | {"queries": len(own), "mean": mean, "standard_error": error}
+        line = dict(zip(keys, group, strict=True)) | {
+            "queries": len(own),
+            "mean": mean,
+            "standard_error": error,
+        }
         line["failed"] = int(failed.get(group, 0))
-        reference = (baseline, k, metric, design)
-        if method != baseline and reference in per_query.index.droplevel("query"):
-            other = per_query.loc[reference].reindex(own.index).dropna()
+        reference = by_group.get((baseline, k, metric, design))
+        if method != baseline and reference is not None:
+            other = reference.reindex(own.index).dropna()
             difference = paired_interval(own[other.index].to_numpy(), other.to_numpy())
             line |= {"difference": difference.mean, "low": difference.low, "high": difference.high}
         lines.append(line)

@@ -17,10 +17,11 @@ from filelock import Timeout
 from torch import Tensor
 
 from bench.contracts import Observation
+from bench.digests import digest_of
 from bench.machine import describe
 from bench.model import DiffusionModel
 from bench.queries import Query
-from bench.store import Store, digest_of, write_tensors
+from bench.store import Store, write_tensors
 from bench.study import Study
 from bench.training import TrainingData, TrainingJob, TrainingRun, train_together
 
@@ -106,7 +107,7 @@ class Ledger:
         found = self._load(job)
         if found is None:
             try:
-                with self.store.lock(f"model-{self.key(job)}", timeout=-1 if wait else 0):
+                with self.store.lock(f"model-{self.key(job)}", timeout=-1.0 if wait else 0.0):
                     found = self._load(job) or self._train(job, on_step)
             except Timeout:
                 raise Busy(self.key(job)) from None

@@ -112,4 +112,3 @@ def _parts(method: Method, query: Query) -> tuple[str, ...]:
 def _stored(store: Store, method: Method, query: Query) -> tuple[Tensor, float] | None:
     found = store.tensors(*_parts(method, query))
     return None if found is None else (found[0]["scores"].float(), float(found[1]["seconds"]))
-

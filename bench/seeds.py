@@ -24,7 +24,7 @@ def generator(*key: KeyPart) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
-def normal(shape: tuple[int, ...], *key: KeyPart) -> Float[Tensor, "..."]:
+def normal(shape: tuple[int, ...], *key: KeyPart) -> Float[Tensor, ...]:
     """Standard normal float32 numbers of ``shape``, a function of ``key`` alone."""
     return torch.from_numpy(generator(*key).standard_normal(shape, dtype=np.float32))
 

@@ -13,7 +13,6 @@ Arrays are safetensors and records are JSON or parquet; nothing is ever unpickle
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import tempfile
@@ -21,31 +20,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from bench.digests import tensors_digest
 from bench.errors import DamagedArtifact, ResultsFolderError
 
 DIGEST_KEY = "content_sha256"
-
-
-def digest_of(value: object, length: int = 16) -> str:
-    """Short sha256 of a JSON-serialisable ``value``, independent of the order of its keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:length]
-
-
-def tensors_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """sha256 over names, dtypes, shapes, bytes and metadata."""
-    sha = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
-    for name in sorted(tensors):
-        array = tensors[name].detach().cpu().contiguous()
-        sha.update(f"{name}|{array.dtype}|{tuple(array.shape)}|".encode())
-        sha.update(array.numpy().tobytes())
-    return sha.hexdigest()
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -127,7 +110,7 @@ class Store:
         """Where the artifact named by ``parts`` lies."""
         return self.root.joinpath(*parts)
 
-    def lock(self, name: str, *, timeout: float = -1) -> FileLock:
+    def lock(self, name: str, *, timeout: float = -1.0) -> FileLock:
         """A lock between processes that the operating system drops when its holder dies."""
         folder = self.path("locks")
         try:
@@ -176,8 +159,3 @@ class Store:
                     write_tensors(self.path(*parts), tensors)
                     return tensors
         return found[0]
-
-
-def to_bytes(image: Tensor) -> Tensor:
-    """[-1, 1] floats to uint8."""
-    return ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

@@ -12,10 +12,10 @@ from functools import cached_property
 from typing import Any
 
 from bench.dataset import Dataset, load_embedded
+from bench.digests import digest_of
 from bench.errors import InvalidInput, UnknownName
 from bench.model import ModelConfig
 from bench.sampling import Sampler
-from bench.store import digest_of
 from bench.text import embedded_encoder
 from bench.training import Recipe
 
@@ -56,9 +56,7 @@ class Study:
     @cached_property
     def dataset(self) -> Dataset:
         """D, read on first use."""
-        return load_embedded(
-            self.dataset_name, split=self.split, per_concept=self.per_concept, shrink=self.shrink
-        )
+        return load_embedded(self.dataset_name, split=self.split, per_concept=self.per_concept, shrink=self.shrink)
 
     @cached_property
     def parts(self) -> dict[str, Any]:
@@ -95,16 +93,23 @@ class Study:
 
 def fashion() -> Study:
     """Fashion-MNIST at 14×14 pixels: 6,000 photos of ten kinds of clothes. Dense and aligned, so it resolves well."""
-    kinds = ("an ankle boot", "a bag", "a dress", "trousers", "a sneaker", "a pullover", "a sandal", "a t-shirt")
+    kinds = (
+        "an ankle boot",
+        "a bag",
+        "a dress",
+        "trousers",
+        "a sneaker",
+        "a pullover",
+        "a sandal",
+        "a t-shirt",
+    )
     return Study(
         name="fashion",
         description="6,000 photos of clothes at 14×14 pixels (Fashion-MNIST)",
         dataset_name="fashion",
-        model=ModelConfig(
-            sample_size=14, latent_channels=1, block_channels=(16, 32), cross_attention=(False, True)
-        ),
-        recipe=Recipe(num_steps=450, batch_size=128, learning_rate=5e-3),
-        sampler=Sampler(num_steps=50, guidance=1.5),
+        model=ModelConfig(sample_size=14, latent_channels=1, block_channels=(16, 32), cross_attention=(False, True)),
+        recipe=Recipe(num_steps=350, batch_size=128, learning_rate=1e-2, weight_power=0.5),
+        sampler=Sampler(num_steps=50, guidance=1.25),
         prompts=tuple(f"a photo of {kind}" for kind in kinds) * 2,
         held_out_prompts=tuple(f"a photo of {kind}" for kind in ("a coat", "a shirt", "a bag", "an ankle boot")),
         budgets=(60, 180, 500),
@@ -121,7 +126,7 @@ def tiny() -> Study:
         per_concept=20,
         model=replace(whole.model, block_channels=(8, 8), norm_groups=4),
         recipe=replace(whole.recipe, num_steps=30, batch_size=32),
-        sampler=Sampler(num_steps=5, guidance=1.5),
+        sampler=Sampler(num_steps=5),
         budgets=(5, 20, 50),
         num_queries=2,
     )

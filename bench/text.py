@@ -13,12 +13,13 @@ with rms(v) = v / sqrt(mean v²). The empty prompt, which classifier-free guidan
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import re
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -28,11 +29,32 @@ from torch import Tensor
 from bench.errors import InvalidInput, UnknownWord
 
 WORD = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*")
-STOP_WORDS = frozenset("a an and at by for from in of on or photo picture style the to with".split())
+STOP_WORDS = frozenset(
+    [
+        "a",
+        "an",
+        "and",
+        "at",
+        "by",
+        "for",
+        "from",
+        "in",
+        "of",
+        "on",
+        "or",
+        "photo",
+        "picture",
+        "style",
+        "the",
+        "to",
+        "with",
+    ]
+)
 STOP_WORD_WEIGHT = 0.05
 WORD_SHARE = 0.5
 
 
+@runtime_checkable
 class TextEncoder(Protocol):
     """What a model needs of a text encoder; Stable Diffusion's CLIP will be another."""
 
@@ -108,8 +130,6 @@ def embedded_encoder(num_tokens: int) -> WordEncoder:
 
 
 def _file_digest(name: str) -> str:
-    import hashlib
-
     return hashlib.sha256((resources.files("bench.data") / name).read_bytes()).hexdigest()[:16]
 
 

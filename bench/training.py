@@ -185,7 +185,13 @@ class TrainingRun:
     """
 
     def __init__(
-        self, config: ModelConfig, data: TrainingData, recipe: Recipe, job: TrainingJob, *, device: torch.device
+        self,
+        config: ModelConfig,
+        data: TrainingData,
+        recipe: Recipe,
+        job: TrainingJob,
+        *,
+        device: torch.device,
     ) -> None:
         self.model = DiffusionModel(config, seed=job.seed, device=device)
         self.data, self.recipe = data, recipe
@@ -196,7 +202,11 @@ class TrainingRun:
         self.average = weights.clone()
         self.replicas, self.gradients = _replicas(self.model.unet, weights, recipe.num_shards)
         self.optimizer = torch.optim.AdamW(
-            [self.weights], lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
+            [self.weights],
+            lr=recipe.learning_rate,
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+            fused=True,
         )
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -142,7 +143,11 @@ class Workspace:
 
         label = f"score with {method.name}"
         return score(
-            method, queries, self.store, make_context, lambda done, total: self.progress.advance(label, done, total)
+            method,
+            queries,
+            self.store,
+            make_context,
+            lambda done, total: self.progress.advance(label, done, total),
         )
 
     def selections(
@@ -150,8 +155,8 @@ class Workspace:
     ) -> dict[tuple[str, int], tuple[int, ...]]:
         """The top K of every query and budget, as indices; from the folder's records where it has them."""
         row_of = {image_id: row for row, image_id in enumerate(self.study.dataset.ids)}
-        kept = {query.id: self.store.record(*self._selection_parts(method, query)) for query in queries}
-        short = [query for query in queries if len((kept[query.id] or {}).get("ids", [])) < max(budgets)]
+        kept = {query.id: self._selection(method, query) for query in queries}
+        short = [query for query in queries if len(kept[query.id]["ids"]) < max(budgets)]
         if short:
             scored = self.scores(method, short)
             for query, row, seconds in zip(short, scored.matrix, scored.seconds, strict=True):
@@ -174,13 +179,16 @@ class Workspace:
 
     def score_seconds(self, method: Method, query: Query) -> float:
         """What scoring ``query`` took."""
-        record = self.store.record(*self._selection_parts(method, query))
-        return float(record["score_seconds"]) if record else float("nan")
+        return float(self._selection(method, query)["score_seconds"])
 
     def is_selected(self, method: Method, query: Query, k: int) -> bool:
         """Whether the top ``k`` are known without scoring."""
-        record = self.store.record(*self._selection_parts(method, query))
-        return len((record or {}).get("ids", [])) >= k or is_scored(self.store, method, query)
+        return len(self._selection(method, query)["ids"]) >= k or is_scored(self.store, method, query)
+
+    def _selection(self, method: Method, query: Query) -> dict[str, Any]:
+        """The record of the top images; an empty one where there is none yet."""
+        record: dict[str, Any] | None = self.store.record(*self._selection_parts(method, query))
+        return record or {"ids": [], "score_seconds": float("nan")}
 
     def _selection_parts(self, method: Method, query: Query) -> tuple[str, ...]:
         return ("selections", f"{method.name}-{method.digest}-{query.digest}.json")

@@ -27,13 +27,13 @@ from torch import Tensor, nn
 
 from bench import seeds
 from bench.contracts import AttributionContext, Method
+from bench.digests import digest_of
 from bench.errors import InvalidInput
 from bench.gradients import Gradients, differentiable_copy, per_sample_gradients, select_weights
 from bench.losses import training_set_losses
 from bench.machine import parallel
 from bench.queries import Query
 from bench.registry import register_method
-from bench.store import digest_of
 
 GRADIENT_BATCH = 128
 
@@ -110,7 +110,7 @@ class Ours(Method):
 
     def unlearn(self, context: AttributionContext, query: Query, fisher: Gradients | None) -> nn.Module:
         """The weights θ_−ẑ: a copy of the model's U-Net after ``num_steps`` steps up the query's loss."""
-        unet = copy.deepcopy(context.model.unet)
+        unet: nn.Module = copy.deepcopy(context.model.unet)
         for step in range(self.num_steps):
             gradient = query_gradient(context, unet, query, self.weights, self.num_gradient_draws, step)
             weights = select_weights(unet, self.weights)

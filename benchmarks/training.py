@@ -1,0 +1,90 @@
+"""Training throughput: this trainer against the plain loop that a diffusers user would write, same model and recipe.
+
+Usage: python -m benchmarks.training [--steps N] [--rounds N]
+
+The plain loop leaves the processors to torch's own parallelism, and uses diffusers' scheduler to add noise, torch's AdamW with default
+implementation over the parameters, diffusers' EMAModel and torch's gradient clipping, as in diffusers' training
+examples; latents and text states are precomputed for both. The two take turns; the medians' ratio is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import bench  # noqa: F401 - sets the thread environment before torch is imported
+import torch
+from bench.machine import available_threads, compute_threads, describe, peak_memory_mib
+from bench.model import DiffusionModel
+from bench.study import Study, study
+from bench.training import TrainingData, TrainingJob, TrainingRun
+from diffusers import DDPMScheduler
+from diffusers.training_utils import EMAModel
+
+JOB = TrainingJob((), 0)
+CPU = torch.device("cpu")
+
+
+def plain_loop(the_study: Study, data: TrainingData, steps: int) -> float:
+    """Seconds a step of the loop of diffusers' examples."""
+    torch.set_num_threads(available_threads())
+    model, recipe = DiffusionModel(the_study.model), the_study.recipe
+    unet = model.unet.train()
+    unet.set_default_attn_processor()
+    scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3, betas=recipe.betas, weight_decay=recipe.weight_decay)
+    ema = EMAModel(unet.parameters(), decay=recipe.ema_decay)
+    seconds = []
+    for _ in range(steps):
+        started = time.perf_counter()
+        images = torch.randint(len(data), (recipe.batch_size,))
+        latents = data.latents[images, torch.randint(2, (recipe.batch_size,))]
+        states = data.states_of(images)
+        timesteps = torch.randint(1000, (recipe.batch_size,))
+        noise = torch.randn_like(latents)
+        noisy = scheduler.add_noise(latents, noise, timesteps)
+        predicted = model.predict_noise(noisy, timesteps, states, unet=unet)
+        loss = torch.nn.functional.mse_loss(predicted, noise)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), recipe.gradient_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.step(unet.parameters())
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def this_trainer(the_study: Study, data: TrainingData, steps: int) -> float:
+    """Seconds a step of ``TrainingRun``."""
+    seconds = []
+    with compute_threads(available_threads()):
+        run = TrainingRun(the_study.model, data, the_study.recipe, JOB, device=CPU)
+        for _ in range(steps):
+            started = time.perf_counter()
+            run.advance()
+            seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def main() -> None:
+    """Take turns and print the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--study", default="fashion")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    the_study = study(given.study)
+    data = TrainingData.of(the_study.dataset, DiffusionModel(the_study.model))
+    pairs = [
+        (plain_loop(the_study, data, given.steps), this_trainer(the_study, data, given.steps))
+        for _ in range(given.rounds)
+    ]
+    for plain, ours in pairs:
+        print(f"plain loop {plain * 1e3:.0f} ms a step, this trainer {ours * 1e3:.0f} ms, ratio {plain / ours:.2f}")
+    ratio = statistics.median(plain / ours for plain, ours in pairs)
+    print(f"median ratio {ratio:.2f}; peak memory {peak_memory_mib():.0f} MiB; {describe()}")
+
+
+if __name__ == "__main__":
+    main()

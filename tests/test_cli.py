@@ -1,0 +1,152 @@
+"""The command: what it prints, and that bad input ends with one clear line and exit code 2."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from bench.errors import InvalidInput, UnknownName, UnknownWord
+from bench.registry import Registry, methods
+from bench.study import study
+from bench.text import embedded_encoder
+from cli import main
+
+RUN = ["run", "--study", "tiny", "--method", "pixel"]
+
+
+def bench(*arguments: str):
+    return CliRunner().invoke(main, list(arguments), catch_exceptions=False)
+
+
+def test_list_names_every_plugin():
+    result = bench("list")
+    assert result.exit_code == 0
+    for name in ("fashion", "emoji", "tiny", "ours", "pixel", "random", "loss_change", "regeneration_mse"):
+        assert name in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--study", "fashon", "--method", "ours"], "no study 'fashon'. Did you mean 'fashion'?"),
+        (["run", "--study", "tiny", "--method", "our"], "no method 'our'. Did you mean 'ours'?"),
+        ([*RUN, "--metric", "loss_chnge"], "no metric 'loss_chnge'. Did you mean 'loss_change'?"),
+        ([*RUN, "--k", "0"], "K = 0 images cannot be removed"),
+        ([*RUN, "--k", "200"], "give --k between 1 and 199"),
+        ([*RUN, "--queries", "0"], "--queries 0"),
+        ([*RUN, "--queries", "1000"], "give 1 to"),
+        ([*RUN, "--workers", "0"], "workers = 0"),
+        ([*RUN, "--device", "cuda:99"], "--device cuda:99"),
+        ([*RUN, "--device", "toaster"], "--device toaster"),
+        ([*RUN, "--set", "pixel.colour=1"], "no setting of method 'pixel' 'colour'"),
+        ([*RUN, "--set", "colour"], "is not of the form"),
+        ([*RUN, "--set", "ours.damping=1"], "expected METHOD.SETTING=VALUE"),
+        (
+            ["run", "--study", "tiny", "--method", "ours", "--set", "ours.fisher=full"],
+            "expected diagonal or none",
+        ),
+        (
+            ["run", "--study", "tiny", "--method", "ours", "--set", "ours.weights=kv"],
+            "no selection of weights 'kv'",
+        ),
+        (["tune", "--study", "tiny", "--method", "ours", "--grid", "step_size"], "is not of the form"),
+    ],
+)
+def test_bad_input_is_one_clear_line(tmp_path, arguments, message):
+    result = bench(*arguments, "--results", str(tmp_path))
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_an_unknown_word_is_named_with_the_nearest_known_ones():
+    with pytest.raises(UnknownWord, match=r"'snaeker' \(nearest known: sneaker"):
+        embedded_encoder(8).encode(["a photo of a snaeker"])
+
+
+def test_attribute_refuses_an_unknown_word_before_any_work(tmp_path):
+    result = bench("attribute", "--study", "tiny", "--method", "pixel", "--prompt", "a photo of a qwrtz",
+                   "--results", str(tmp_path))  # fmt: skip
+    assert result.exit_code == 2
+    assert "'qwrtz'" in result.output
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions")
+def test_a_results_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = bench(*RUN, "--results", str(tmp_path / "file"))
+    assert result.exit_code == 2
+    assert "is a file" in result.output
+
+
+def test_a_read_only_results_folder_is_refused(tmp_path, monkeypatch):
+    def refuse(self, *args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    result = bench(*RUN, "--results", str(tmp_path / "new"))
+    assert result.exit_code == 2
+    assert "not writable" in result.output
+
+
+def test_a_results_folder_of_another_study_is_refused(tmp_path):
+    assert bench(*RUN, "--dry-run", "--results", str(tmp_path)).exit_code == 0
+    result = bench(
+        "run", "--study", "tiny", "--seed", "1", "--method", "pixel", "--dry-run", "--results", str(tmp_path)
+    )
+    assert result.exit_code == 2
+    assert "They differ in: seed" in result.output
+
+
+def test_a_dry_run_tells_trainings_time_and_disk(tmp_path):
+    result = bench(*RUN, "--dry-run", "--results", str(tmp_path))
+    assert result.exit_code == 0
+    assert re.search(r"trainings: 14 at most .* 0 cached, 14 to do", result.output)
+    assert "min of training" in result.output
+    assert "MiB of models" in result.output
+
+
+def test_attribute_writes_a_contact_sheet(tmp_path):
+    result = bench("attribute", "--study", "tiny", "--method", "pixel", "--prompt", "a photo of a bag",
+                   "--top", "5", "--results", str(tmp_path))  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "fashion-train-" in result.output
+    assert len(list((tmp_path / "attributions").glob("*.png"))) == 1
+    assert len((next((tmp_path / "attributions").glob("*.csv"))).read_text().splitlines()) == 6
+
+
+def test_tuning_uses_held_out_queries_and_keeps_them_apart(tmp_path):
+    result = bench("tune", "--study", "tiny", "--method", "ours", "--grid", "step_size=0.05,0.1", "--queries", "1",
+                   "--results", str(tmp_path))  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "best: " in result.output
+    assert "1 held-out queries of tiny" in result.output
+    assert (tmp_path / "tuning" / "results.parquet").exists()
+    assert not (tmp_path / "results.parquet").exists()
+
+
+def test_held_out_queries_are_none_of_the_reported():
+    from bench.queries import held_out_specs, reported_specs
+
+    whole = study("fashion")
+    reported = {(spec.prompt, spec.seed) for spec in reported_specs(whole, len(whole.prompts))}
+    held_out = {(spec.prompt, spec.seed) for spec in held_out_specs(whole, len(whole.held_out_prompts))}
+    assert not reported & held_out
+
+
+def test_a_taken_name_is_refused():
+    class Impostor(methods.get("pixel")):
+        pass
+
+    Impostor.__module__ = "somewhere.else"
+    with pytest.raises(InvalidInput, match=r"taken by methods\.pixel"):
+        methods.register(Impostor)
+
+
+def test_an_unknown_name_lists_all():
+    empty: Registry = Registry("method", "no.such.group")
+    with pytest.raises(UnknownName, match="Known: none"):
+        empty.get("x")
