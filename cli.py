@@ -113,7 +113,7 @@ def attribute_(
 
     def work() -> None:
         the_study, console = study(study_name), _console()
-        method = _methods([method_name], study_name, settings)[0]
+        [method] = _methods([method_name], study_name, settings)
         with progress_on(console) as progress:
             folder = results or Path("results/runs") / study_name
             observed = [metrics.create(name) for name in DEFAULT_METRICS]
@@ -152,9 +152,10 @@ def tune_(
     def work() -> None:
         the_study, console = study(study_name), _console()
         pairs = [_pair(grid, "--grid SETTING=V1,V2,…") for grid in grids]
+        [method] = _methods([method_name], study_name, settings)
         grid = {name: [_value(value) for value in values.split(",")] for name, values in pairs}
         the_run = Run(
-            study=the_study, methods=variants(method_name, study_name, grid), held_out=True, device=device,
+            study=the_study, methods=variants(method, grid), held_out=True, device=device,
             budgets=budgets or [the_study.middle_budget], num_queries=queries, results=results, workers=workers,
         )  # fmt: skip
         with progress_on(console) as progress:
@@ -239,6 +240,9 @@ def _guarded(work: Callable[[], None]) -> None:
         work()
     except BenchError as error:
         click.echo(f"bench: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        click.echo(f"bench: a file could not be read or written: {error}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         click.echo("bench: interrupted; what is finished is kept. Run the same command to go on.", err=True)

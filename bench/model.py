@@ -13,8 +13,8 @@ it False, ε_θ = U, as Stable Diffusion has it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -23,32 +23,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bench import seeds
+from bench.autoencoder import Autoencoder, autoencoder
 from bench.text import TextEncoder, embedded_encoder
-
-
-@runtime_checkable
-class Autoencoder(Protocol):
-    """Images in [-1, 1] to latents and back. Flips are made in pixels, before encoding."""
-
-    def encode(self, images: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch channels rows columns"]:
-        """Latents, multiplied by the autoencoder's scaling factor."""
-        ...
-
-    def decode(self, latents: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch c h w"]:
-        """Images in [-1, 1]."""
-        ...
-
-
-class Identity:
-    """Pixels are the latents."""
-
-    def encode(self, images: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h w"]:
-        """The images themselves."""
-        return images
-
-    def decode(self, latents: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h w"]:
-        """The latents, clamped to the range of images."""
-        return latents.clamp(-1, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +40,8 @@ class ModelConfig:
         mid_block: diffusers' name of the middle block, or None for no middle block.
         preconditioned: whether the U-Net predicts what is left after an analytic share of the noise.
         num_tokens: length of the text sequence.
+        autoencoder: by name, see ``bench.autoencoder``.
+        num_timesteps, beta_start, beta_end: of the linear noise schedule.
     """
 
     sample_size: int
@@ -76,6 +54,7 @@ class ModelConfig:
     mid_block: str | None = None
     preconditioned: bool = True
     num_tokens: int = 8
+    autoencoder: str = "identity"
     num_timesteps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
@@ -112,7 +91,7 @@ class DiffusionModel:
         self.config = config
         self.device = device or torch.device("cpu")
         self.text_encoder: TextEncoder = embedded_encoder(config.num_tokens)
-        self.autoencoder: Autoencoder = Identity()
+        self.autoencoder: Autoencoder = autoencoder(config.autoencoder)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeds.integer("initial-weights", seed))
             self.unet = UNet2DConditionModel(**config.unet_arguments(self.text_encoder.dim))
@@ -126,14 +105,6 @@ class DiffusionModel:
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, rows, columns."""
         return (self.config.latent_channels, self.config.sample_size, self.config.sample_size)
-
-    def digest_parts(self) -> dict[str, Any]:
-        """What the trained weights depend on, apart from data and recipe."""
-        return {
-            "unet": asdict(self.config),
-            "text_encoder": self.text_encoder.digest,
-            "autoencoder": "identity",
-        }
 
     def noised(
         self,

@@ -166,8 +166,8 @@ class Run:
             for index in range(self.floor_seeds)
             for query in queries
         ]
-        for method, chosen in selections.items():
-            for query in queries:
+        for query in queries:
+            for method, chosen in selections.items():
                 seconds = workspace.score_seconds(method, query)
                 for k in self.ks:
                     removed = tuple(sorted(chosen[query.id, k]))

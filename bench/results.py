@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
+from pyarrow import ArrowInvalid
 
 from bench.registry import metrics
 from bench.statistics import mean_and_error, paired_interval
@@ -76,15 +77,27 @@ def frame_of(rows: Iterable[Row]) -> pd.DataFrame:
 
 def merge(store: Store, new: pd.DataFrame) -> pd.DataFrame:
     """Keep ``new`` rows with those of earlier runs in the results folder; a new row replaces its older self."""
-    path = store.path(FILE)
     with store.lock("results"):
-        frames = [frame for frame in ([pd.read_parquet(path)] if path.exists() else []) if len(frame)]
-        merged = pd.concat([*frames, new], ignore_index=True).drop_duplicates(KEY_COLUMNS, keep="last")
+        earlier = _earlier(store)
+        merged = pd.concat([*earlier, new], ignore_index=True).drop_duplicates(KEY_COLUMNS, keep="last")
         merged = merged.sort_values(["method", "k", "query", "metric", "design", "seed"], ignore_index=True)
         buffer = io.BytesIO()
         merged.to_parquet(buffer, index=False)
-        write_whole(path, buffer.getvalue())
+        write_whole(store.path(FILE), buffer.getvalue())
     return merged
+
+
+def _earlier(store: Store) -> list[pd.DataFrame]:
+    """The kept frame, if there is one that can be read and that has rows."""
+    path = store.path(FILE)
+    if not path.exists():
+        return []
+    try:
+        frame = pd.read_parquet(path)
+    except (ArrowInvalid, OSError) as error:
+        store.set_aside(path, f"{path} cannot be read as parquet ({error}).")
+        return []
+    return [frame] if len(frame) else []
 
 
 def summarize(frame: pd.DataFrame, baseline: str = "random") -> pd.DataFrame:

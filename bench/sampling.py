@@ -39,6 +39,7 @@ class Sampler:
             beta_end=config.beta_end,
             beta_schedule="linear",
             clip_sample=True,
+            clip_sample_range=model.autoencoder.latent_range,
         )
         scheduler.set_timesteps(self.num_steps)
         guided = self.guidance != 1

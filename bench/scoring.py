@@ -20,6 +20,9 @@ from bench.store import Store, write_tensors
 
 Progress = Callable[[int, int], None]
 
+QUERIES_AT_ONCE = 4
+"""Queries are scored so many at a time: what they share is computed once, and an interruption loses no more."""
+
 
 @dataclass(frozen=True, eq=False)
 class Scores:
@@ -78,17 +81,19 @@ def _compute(
         return store.built(("cache", f"{method.name}-{key}.safetensors"), build)
 
     context = make_context(cached, progress)
-    started = time.perf_counter()
-    try:
-        matrix = method.scores(context, queries)
-    except BenchError:
-        raise
-    except Exception as error:
-        raise MethodFailed(f"Method '{method.name}' raised {type(error).__name__}: {error}.") from error
-    _check(method, matrix, len(queries), len(context.dataset))
-    seconds = (time.perf_counter() - started) / len(queries)
-    for query, row in zip(queries, matrix, strict=True):
-        write_tensors(store.path(*_parts(method, query)), {"scores": row}, seconds=repr(seconds))
+    for start in range(0, len(queries), QUERIES_AT_ONCE):
+        part = queries[start : start + QUERIES_AT_ONCE]
+        started = time.perf_counter()
+        try:
+            matrix = method.scores(context, part)
+        except BenchError:
+            raise
+        except Exception as error:
+            raise MethodFailed(f"Method '{method.name}' raised {type(error).__name__}: {error}.") from error
+        _check(method, matrix, len(part), len(context.dataset))
+        seconds = (time.perf_counter() - started) / len(part)
+        for query, row in zip(part, matrix, strict=True):
+            write_tensors(store.path(*_parts(method, query)), {"scores": row}, seconds=repr(seconds))
 
 
 def _check(method: Method, matrix: Tensor, num_queries: int, num_images: int) -> None:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from bench.autoencoder import autoencoder
 from bench.dataset import Dataset, load_embedded
 from bench.digests import digest_of
 from bench.errors import InvalidInput, UnknownName
@@ -61,12 +62,13 @@ class Study:
     @cached_property
     def parts(self) -> dict[str, Any]:
         """What a trained model depends on."""
+        model = asdict(self.model)
         return {
             "training_version": TRAINING_VERSION,
             "dataset": self.dataset.digest,
             "text_encoder": embedded_encoder(self.model.num_tokens).digest,
-            "autoencoder": "identity",
-            "model": asdict(self.model),
+            "autoencoder": autoencoder(model.pop("autoencoder")).digest,
+            "model": model,
             "recipe": asdict(self.recipe),
             "seed": self.seed,
         }
@@ -132,7 +134,31 @@ def tiny() -> Study:
     )
 
 
-STUDIES: dict[str, Callable[[], Study]] = {"fashion": fashion, "tiny": tiny}
+def emoji() -> Study:
+    """Smileys in three styles at 32×32 pixels: 480 images, three or two of each concept. Colourful, text-rich, sparse.
+
+    The reported queries are held-out (concept, style) pairs: the model knows the concept in the other styles and the
+    style from the other concepts.
+    """
+    held_out = load_embedded("emoji", split="held-out")
+    return Study(
+        name="emoji",
+        description="480 smileys in three styles at 32×32 pixels, captions such as 'grinning face, noto style'",
+        dataset_name="emoji",
+        model=ModelConfig(
+            sample_size=8, latent_channels=4, block_channels=(32, 64), cross_attention=(False, True),
+            num_tokens=11, autoencoder="emoji_autoencoder",
+        ),
+        recipe=Recipe(num_steps=1300, batch_size=64, learning_rate=3e-3, weight_power=0.5),
+        sampler=Sampler(num_steps=50, guidance=2.0),
+        prompts=held_out.captions[::2],
+        held_out_prompts=held_out.captions[1::2],
+        budgets=(2, 8, 32),
+        num_queries=2,
+    )  # fmt: skip
+
+
+STUDIES: dict[str, Callable[[], Study]] = {"fashion": fashion, "emoji": emoji, "tiny": tiny}
 
 
 def study(name: str) -> Study:

@@ -46,10 +46,11 @@ class Tuning:
         return path
 
 
-def variants(name: str, study: str, grid: Mapping[str, Sequence[Any]]) -> list[Method]:
-    """The method ``name`` with every combination of the grid's settings."""
+def variants(method: Method, grid: Mapping[str, Sequence[Any]]) -> list[Method]:
+    """``method`` with every combination of the grid's settings."""
     combinations = itertools.product(*grid.values())
-    return [methods.create(name, study, **dict(zip(grid, values, strict=True))) for values in combinations]
+    own = method.settings()
+    return [methods.create(method.name, **(own | dict(zip(grid, values, strict=True)))) for values in combinations]
 
 
 def tune(run: Run, progress: Progress | None = None) -> Tuning:

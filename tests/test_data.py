@@ -24,6 +24,7 @@ DATA = Path(str(resources.files("bench.data")))
 STUDIES = {"fashion": (14, 14, 1), "emoji": (32, 32, 3)}
 STYLES = ["noto", "twemoji", "fluent"]
 FASHION_PACKAGE = "dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb"
+SMALLEST_PSNR = 22.0
 EMOJIBASE_PACKAGE = "emojibase-data-17.0.0.tgz"
 
 

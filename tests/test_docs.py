@@ -1,0 +1,54 @@
+"""What the documents say runs."""
+
+import re
+import sys
+from pathlib import Path
+
+import bench
+import matplotlib.image
+import pytest
+import torch
+from bench import methods
+
+ROOT = Path(__file__).parents[1]
+
+
+def snippet(name: str) -> str:
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+    return code
+
+
+def test_the_readme_snippet_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(snippet("README.md").replace("fashion", "tiny").replace("[500]", "[20]").replace("=2", "=1"), names)
+    report = names["report"]
+    assert set(report.frame["method"]) == {"ours", "random", "nothing removed"}
+    for path in report.figures:
+        assert matplotlib.image.imread(path).std() > 0.01
+
+
+def test_the_method_of_contributing_works_as_written(tmp_path, monkeypatch, context, queries):
+    (tmp_path / "brightness.py").write_text(snippet("CONTRIBUTING.md"))
+    monkeypatch.syspath_prepend(tmp_path)
+    __import__("brightness")
+    try:
+        scores = methods.create("brightness").scores(context, queries)
+    finally:
+        methods._classes.pop("brightness")
+        sys.modules.pop("brightness")
+    assert scores.shape == (len(queries), len(context.dataset))
+    assert torch.isfinite(scores).all()
+
+
+def test_every_public_name_is_documented():
+    for name in bench.__all__:
+        documented = getattr(bench, name).__doc__
+        assert documented or name in ("methods", "metrics", "register_method", "register_metric"), name
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/decisions.md", "results/README.md"])
+def test_links_to_files_lead_somewhere(name):
+    path = ROOT / name
+    for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+        assert (path.parent / target).exists(), target
