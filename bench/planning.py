@@ -48,7 +48,7 @@ class Plan:
         return [
             f"trainings: {self.trainings} at most (equal removal sets share one), {self.cached} cached, {left} to do",
             f"scores missing for {self.to_score} (method, query) pairs",
-            f"time: about {self.seconds / 60:.1f} min of training ({self.training_seconds:.0f} s a model, {self.source})",
+            f"time: about {self.seconds / 60:.1f} min of training ({self.training_seconds:.0f} s each, {self.source})",
             f"disk: about {left * self.model_mib:.1f} MiB of models, deleted beyond --keep-models-mib",
         ]
 

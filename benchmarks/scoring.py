@@ -9,8 +9,9 @@ import argparse
 import time
 from dataclasses import replace
 
-import bench  # noqa: F401 - sets the thread environment before torch is imported
 import torch
+
+import bench  # noqa: F401 - sets the thread environment before torch is imported
 from bench import methods
 from bench.contracts import AttributionContext
 from bench.machine import available_threads, compute_threads, describe, peak_memory_mib
@@ -51,7 +52,8 @@ def main() -> None:
             method.scores(context, asked)
             seconds.append(time.perf_counter() - started)
             print(f"{label}: {seconds[-1]:.1f} s for {len(the_study.dataset)} images")
-    print(f"{given.queries} queries cost {seconds[2] / seconds[0]:.2f} × the first, {seconds[2] / seconds[1]:.2f} × another one")
+    ratios = f"{seconds[2] / seconds[0]:.2f} × the first, {seconds[2] / seconds[1]:.2f} × another one"
+    print(f"{given.queries} queries cost {ratios}")
     print(f"peak memory {peak_memory_mib():.0f} MiB; {describe()}")
 
 

@@ -2,9 +2,9 @@
 
 Usage: python -m benchmarks.training [--steps N] [--rounds N]
 
-The plain loop leaves the processors to torch's own parallelism, and uses diffusers' scheduler to add noise, torch's AdamW with default
-implementation over the parameters, diffusers' EMAModel and torch's gradient clipping, as in diffusers' training
-examples; latents and text states are precomputed for both. The two take turns; the medians' ratio is printed.
+The plain loop is that of diffusers' training examples: torch's own parallelism, diffusers' scheduler to add noise and
+its EMAModel, torch's AdamW over the parameters and its gradient clipping. Latents and text states are precomputed for
+both. The two take turns; the ratio of their medians is printed.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import argparse
 import statistics
 import time
 
-import bench  # noqa: F401 - sets the thread environment before torch is imported
 import torch
+from diffusers import DDPMScheduler
+from diffusers.training_utils import EMAModel
+
+import bench  # noqa: F401 - sets the thread environment before torch is imported
 from bench.machine import available_threads, compute_threads, describe, peak_memory_mib
 from bench.model import DiffusionModel
 from bench.study import Study, study
 from bench.training import TrainingData, TrainingJob, TrainingRun
-from diffusers import DDPMScheduler
-from diffusers.training_utils import EMAModel
 
 JOB = TrainingJob((), 0)
 CPU = torch.device("cpu")

@@ -4,10 +4,11 @@ import re
 import sys
 from pathlib import Path
 
-import bench
 import matplotlib.image
 import pytest
 import torch
+
+import bench
 from bench import methods
 
 ROOT = Path(__file__).parents[1]
