@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import bench  # noqa: F401 - sets the thread environment before torch is imported
@@ -88,7 +89,7 @@ def run(**given: Any) -> None:
         console = _console()
         if given["dry_run"]:
             for line in plan(the_run).lines():
-                console.print(line, highlight=False, soft_wrap=True)
+                _line(console, line)
             return
         with progress_on(console) as progress:
             report = the_run.execute(progress)
@@ -123,7 +124,7 @@ def attribute_(
         for line in answer.table.itertuples(index=False):
             table.add_row(str(line.rank), line.id, line.caption, f"{line.score:.6f}")
         console.print(table)
-        console.print(f"contact sheet: {answer.sheet}", highlight=False, soft_wrap=True)
+        _line(console, f"contact sheet: {answer.sheet}")
 
     _guarded(work)
 
@@ -161,9 +162,9 @@ def tune_(
         with progress_on(console) as progress:
             tuning = tune(the_run, progress)
         _print(console, tuning.report)
-        console.print(f"best: {tuning.best.settings()} on {tuning.tuned_on}", highlight=False, soft_wrap=True)
+        _line(console, f"best: {tuning.best.settings()} on {tuning.tuned_on}")
         if save:
-            console.print(f"kept in {tuning.save(study_name)}", highlight=False, soft_wrap=True)
+            _line(console, f"kept in {tuning.save(study_name)}")
 
     _guarded(work)
 
@@ -218,11 +219,16 @@ def _print(console: Console, report: Report) -> None:
     head = ("metric", "K", "method", "design", "queries", "mean ± 1 SE", "minus random [95 % interval]")
     table = Table(*head, box=None, padding=(0, 2, 0, 0))
     for cells in table_cells(report.table):
-        table.add_row(*cells)
+        table.add_row(*(escape(cell) for cell in cells))
     console.print(table)
     for method, facts in report.manifest["methods"].items():  # type: ignore[attr-defined]
-        console.print(f"{method}: {facts['tuned_on']}", highlight=False, soft_wrap=True)
-    console.print(f"table, frame, manifest and figures: {report.folder}", highlight=False, soft_wrap=True)
+        _line(console, f"{method}: {facts['tuned_on']}")
+    _line(console, f"table, frame, manifest and figures: {report.folder}")
+
+
+def _line(console: Console, text: str) -> None:
+    """Text as it is, in one line."""
+    console.print(escape(text), highlight=False, soft_wrap=True)
 
 
 def _direction(metric: Any) -> str:

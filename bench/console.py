@@ -6,6 +6,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
@@ -41,7 +42,7 @@ class BarProgress(Progress):
 
     def say(self, text: str) -> None:
         """A line above the bars."""
-        self.bars.console.print(text, highlight=False)
+        self.bars.console.print(escape(text), highlight=False)
 
 
 class LineProgress(Progress):
@@ -76,7 +77,7 @@ class LineProgress(Progress):
 
     def say(self, text: str) -> None:
         """One line."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(escape(text), highlight=False, soft_wrap=True)
 
 
 def progress_on(console: Console) -> BarProgress | LineProgress:

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
+Values = Sequence[float] | np.ndarray
 
 
 class MeanAndError(NamedTuple):
@@ -26,14 +27,14 @@ class Interval(NamedTuple):
     high: float
 
 
-def mean_and_error(values: Sequence[float]) -> MeanAndError:
+def mean_and_error(values: Values) -> MeanAndError:
     """Mean ± 1 standard error, as the paper reports them."""
     array = np.asarray(values, float)
     error = float(stats.sem(array)) if len(array) > 1 else float("nan")
     return MeanAndError(float(array.mean()), error)
 
 
-def paired_interval(values: Sequence[float], baseline: Sequence[float]) -> Interval:
+def paired_interval(values: Values, baseline: Values) -> Interval:
     """Student's 95 % interval of the mean of the differences, query by query."""
     difference = np.asarray(values, float) - np.asarray(baseline, float)
     if len(difference) < 2 or np.ptp(difference) == 0:

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
+from bench.autoencoder import Autoencoder
 from bench.contracts import AttributionContext, Build, Method, Metric
 from bench.errors import ResultsFolderError
 from bench.executor import Engine, Executor, Inline, LocalWorkers
 from bench.machine import device_of
-from bench.model import Autoencoder, DiffusionModel
+from bench.model import DiffusionModel
 from bench.progress import Progress
 from bench.queries import Query, QuerySpec, load_queries, save_queries, synthesize
 from bench.retraining import Ledger

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from bench import seeds
 from bench.contracts import AttributionContext, Method
 from bench.digests import digest_of
-from bench.errors import InvalidInput
-from bench.gradients import Gradients, differentiable_copy, per_sample_gradients, select_weights
+from bench.errors import InvalidInput, UnknownName
+from bench.gradients import WEIGHT_SELECTIONS, Gradients, differentiable_copy, per_sample_gradients, select_weights
 from bench.losses import training_set_losses
 from bench.machine import parallel
 from bench.queries import Query
@@ -73,6 +73,8 @@ class Ours(Method):
             raise InvalidInput(
                 f"ours: fisher='{self.fisher}', flips='{self.flips}'; expected diagonal or none, max or mean."
             )
+        if self.weights not in WEIGHT_SELECTIONS:
+            raise UnknownName("selection of weights", self.weights, WEIGHT_SELECTIONS)
         numbers = (self.num_steps, self.num_fisher_draws, self.num_gradient_draws, self.timestep_stride)
         if min(numbers) < 1 or self.damping < 0:
             raise InvalidInput(f"ours: {self}: counts of 1 or more and a damping of 0 or more are expected.")
