@@ -15,6 +15,7 @@ from bench.machine import available_threads, compute_threads
 from bench.queries import QuerySpec
 from bench.selection import top_k
 from bench.store import write_whole
+from bench.text import embedded_encoder
 from bench.workspace import Workspace
 
 
@@ -49,9 +50,9 @@ def attribute(
         raise InvalidInput(f"--top {top}: give a number between 1 and {len(dataset)}.")
     if not prompt.strip():
         raise InvalidInput("--prompt is empty: say what to generate, such as 'a photo of a bag'.")
+    embedded_encoder(workspace.study.model.num_tokens).tokens(prompt)
     name = digest_of([prompt, seed], 8)
     with compute_threads(threads or available_threads()):
-        workspace.original.text_encoder.encode([prompt])
         [query] = workspace.queries([QuerySpec(f"free-{name}", prompt, seed)])
         scores = workspace.scores(method, [query]).matrix[0]
     chosen = list(top_k(scores, dataset.ids, top))

@@ -149,7 +149,7 @@ def emoji() -> Study:
             sample_size=8, latent_channels=4, block_channels=(32, 64), cross_attention=(False, True),
             num_tokens=11, autoencoder="emoji_autoencoder",
         ),
-        recipe=Recipe(num_steps=1300, batch_size=64, learning_rate=3e-3, weight_power=0.5),
+        recipe=Recipe(num_steps=1600, batch_size=64, learning_rate=3e-3, weight_power=0.5),
         sampler=Sampler(num_steps=50, guidance=2.0),
         prompts=held_out.captions[::2],
         held_out_prompts=held_out.captions[1::2],
