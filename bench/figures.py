@@ -61,7 +61,7 @@ def top_images(
         for row, method in enumerate(methods):
             label = block.add_subplot(grid[row, 2])
             label.axis("off")
-            label.text(1, 0.5, method, ha="right", va="center", fontsize=8, transform=label.transAxes)
+            label.text(1, 0.5, _wrapped(method), ha="right", va="center", fontsize=7, transform=label.transAxes)
             for column, picture in enumerate(chosen[method][index]):
                 _show(block.add_subplot(grid[row, 3 + column]), picture)
     return figure
@@ -115,7 +115,8 @@ def regenerations(
                 _show(grid[row, column], picture)
     grid[0, 0].set_title("original", fontsize=8)
     for column, (method, k) in enumerate(columns, start=1):
-        grid[0, column].set_title(f"{method}\nK = {k}" if k else method.replace(" ", "\n"), fontsize=8)
+        title = f"{_wrapped(method)}\nK = {k}" if k else method.replace(" ", "\n")
+        grid[0, column].set_title(title, fontsize=7 if "[" in method else 8)
     figure.tight_layout(pad=0.4)
     return figure
 
@@ -133,20 +134,36 @@ def loss_change(frame: pd.DataFrame, metric: str, label: str) -> Figure:
                       textcoords="offset points", ha="right", fontsize=7, color="#666666")  # fmt: skip
     paired = rows[(rows["design"] == "paired") & (rows["k"] > 0)]
     budgets = sorted(paired["k"].unique())
-    for index, method in enumerate(sorted(paired["method"].unique())):
+    names = sorted(paired["method"].unique())
+    for index, method in enumerate(names):
         own = paired[paired["method"] == method]
         ks = sorted(own["k"].unique())
         stats = [mean_and_error(own[own["k"] == k].groupby("query")["value"].mean().to_numpy()) for k in ks]
         style = {"color": "#555555", "linestyle": "--"} if method == "random" else {"color": COLOURS[index % 10]}
         errors = [0.0 if np.isnan(stat.standard_error) else stat.standard_error for stat in stats]
-        axes.errorbar(ks, [stat.mean for stat in stats], errors, marker="o", capsize=3, label=method, **style)  # type: ignore[arg-type]
+        places = _dodged(ks, budgets, index, len(names))
+        axes.errorbar(places, [stat.mean for stat in stats], errors, marker="o", capsize=3, label=method, **style)  # type: ignore[arg-type]
     axes.set(xlabel="K, images removed", ylabel=label, xticks=budgets)
+    if len(budgets) == 1:
+        axes.set_xlim(budgets[0] - 0.1, budgets[0] + 0.1)
     axes.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
     axes.spines[["top", "right"]].set_visible(False)
     if budgets:
         axes.legend(frameon=False, fontsize=8)
     figure.tight_layout()
     return figure
+
+
+def _wrapped(label: str) -> str:
+    """A method's label with its settings below its name, one a line."""
+    name, _, settings = label.partition("[")
+    return "\n".join([name, *settings.removesuffix("]").split(", ")]) if settings else name
+
+
+def _dodged(ks: Sequence[int], budgets: Sequence[int], index: int, count: int) -> list[float]:
+    """The budgets a little apart for each method, so that points at one K do not hide each other."""
+    width = (max(budgets) - min(budgets) or 1) * 0.015
+    return [k + (index - (count - 1) / 2) * width for k in ks]
 
 
 def _show(axes: Axes, image: Tensor, *, border: str | None = None) -> None:
