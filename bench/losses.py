@@ -53,7 +53,7 @@ def training_set_losses(
     def work(chunk: Tensor) -> None:
         nonlocal done
         with torch.inference_mode():
-            noise = torch.stack([_image_noise(model, ids[i], timesteps, seed) for i in chunk.tolist()])
+            noise = torch.stack([image_noise(model, ids[i], timesteps, seed) for i in chunk.tolist()])
             latents = data.latents[chunk].unsqueeze(2).expand_as(noise)
             states = data.states_of(chunk).repeat_interleave(per_image, 0)
             inputs = (
@@ -72,9 +72,10 @@ def training_set_losses(
     return result.clone()
 
 
-def _image_noise(
+def image_noise(
     model: DiffusionModel, image_id: str, timesteps: Sequence[int], seed: int
 ) -> Float[Tensor, "2 timesteps channels rows columns"]:
+    """The noise of an image's losses, as it is and mirrored, at each timestep."""
     keys = [(mirrored, timestep) for mirrored in (False, True) for timestep in timesteps]
     noise = [seeds.normal(model.latent_shape, "image-loss", seed, image_id, *key) for key in keys]
     return torch.stack(noise).view(2, len(timesteps), *model.latent_shape)

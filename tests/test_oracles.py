@@ -10,12 +10,10 @@ from diffusers import DDPMScheduler
 
 import methods.ours
 from bench.gradients import WEIGHT_SELECTIONS, differentiable_copy, per_sample_gradients, select_weights
-from bench.losses import query_losses
+from bench.losses import image_noise, query_losses
 from bench.model import DiffusionModel
-from bench.queries import Query
-from bench.sampling import Sampler
 from bench.selection import top_k
-from methods.ours import Ours, diagonal_fisher, newton_direction
+from methods.ours import Ours, diagonal_fisher, newton_direction, query_gradient
 
 
 def batch_of(model, data, size=5):
@@ -104,14 +102,21 @@ def test_unlearning_raises_the_loss_of_the_query(context, queries, fisher):
     assert after > before
 
 
-def test_a_training_image_as_the_query_ranks_itself_high(context, tiny):
-    # A dozen optimizer steps tell images apart roughly; tests/test_fashion.py asks for the top 1 % of a trained model.
-    index = 17
-    latent = context.data.latents[index, 0]
-    query = Query("self", tiny.dataset.captions[index], 0, torch.zeros_like(latent), latent, Sampler())
-    settings = {"num_fisher_draws": 1024, "num_gradient_draws": 2000, "step_size": 0.001, "weights": "all"}
-    scores = Ours(**settings).scores(context, [query])[0]
-    assert index in top_k(scores, tiny.dataset.ids, len(tiny.dataset) // 10)
+def test_a_small_ascent_scores_the_inner_product_of_gradients(context, queries):
+    # To first order L(z, θ + α g) − L(z, θ) = α ⟨∇L(z, θ), g⟩ with g = ∇L(ẑ, θ): the sign and the orientation of τ.
+    step, timesteps, model = 0.02, [100, 300, 500, 700, 900], context.model
+    method = Ours(step_size=step, fisher="none", num_gradient_draws=256, timestep_stride=200, flips="mean")
+    scores = method.scores(context, queries)
+    for row, query in enumerate(queries):
+        query_side = query_gradient(context, model.unet, query, "cross-attn-kv", 256, 0)
+        for index in (0, 17, 60):
+            unet = differentiable_copy(model.unet, "cross-attn-kv")
+            noise = image_noise(model, context.dataset.ids[index], timesteps, 0).flatten(0, 1)
+            latents = context.data.latents[index].repeat_interleave(len(timesteps), 0)
+            states = context.data.states_of(torch.tensor([index])).expand(len(noise), -1, -1)
+            model.losses(latents, states, torch.tensor(timesteps * 2), noise, unet=unet).mean().backward()
+            product = sum((w.grad * query_side[n]).sum() for n, w in select_weights(unet, "cross-attn-kv").items())
+            assert float(scores[row, index]) / step == pytest.approx(float(product), rel=0.05, abs=2e-5)
 
 
 def test_noising_equals_the_diffusers_scheduler(model, data):
