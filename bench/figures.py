@@ -133,11 +133,11 @@ def loss_change(frame: pd.DataFrame, metric: str, label: str) -> Figure:
         axes.annotate(note, (1, floor.abs().mean()), xycoords=("axes fraction", "data"), xytext=(-4, 3),
                       textcoords="offset points", ha="right", fontsize=7, color="#666666")  # fmt: skip
     paired = rows[(rows["design"] == "paired") & (rows["k"] > 0)]
-    budgets = sorted(paired["k"].unique())
+    budgets = sorted(set(paired["k"].tolist()))
     names = sorted(paired["method"].unique())
     for index, method in enumerate(names):
         own = paired[paired["method"] == method]
-        ks = sorted(own["k"].unique())
+        ks = sorted(set(own["k"].tolist()))
         stats = [mean_and_error(own[own["k"] == k].groupby("query")["value"].mean().to_numpy()) for k in ks]
         style = {"color": "#555555", "linestyle": "--"} if method == "random" else {"color": COLOURS[index % 10]}
         errors = [0.0 if np.isnan(stat.standard_error) else stat.standard_error for stat in stats]

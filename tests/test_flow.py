@@ -15,6 +15,8 @@ import torch
 
 from bench import Run, methods, results
 from bench.planning import plan
+from bench.queries import reported_specs
+from bench.sampling import Sampler
 from bench.store import read_tensors
 from bench.study import Study, study
 
@@ -219,5 +221,13 @@ def test_two_runs_on_one_folder_share_the_work(tmp_path):
     assert pd.read_parquet(tmp_path / "results.parquet")["status"].eq("done").all()
 
 
-def test_the_tiny_study_is_the_one_that_the_command_runs():
-    assert len(study("tiny").dataset) == 200
+def test_the_emoji_study_runs_through_its_autoencoder_in_colour(tmp_path):
+    whole = study("emoji")
+    hasty = replace(whole, recipe=replace(whole.recipe, num_steps=2), sampler=Sampler(num_steps=2, guidance=2.0))
+    report = Run(
+        study=hasty, methods=[methods.create("pixel")], budgets=[8], num_queries=1, results=tmp_path
+    ).execute()  # fmt: skip
+    assert (report.frame["status"] == "done").all()
+    workspace = Run(study=hasty, methods=[], num_queries=1, results=tmp_path).open()
+    [image] = workspace.images(workspace.queries(reported_specs(hasty, 1)))
+    assert image.shape == (3, 32, 32)
