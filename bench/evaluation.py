@@ -20,6 +20,9 @@ from bench.training import TrainingJob
 
 Observed = Mapping[str, Tensor]
 
+UNPAIRED_SEED = 1000
+"""Seeds of the unpaired design count from the study's plus this."""
+
 
 @dataclass(frozen=True)
 class Comparison:

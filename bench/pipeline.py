@@ -19,7 +19,7 @@ import pandas as pd
 from bench import results
 from bench.contracts import Method, Metric
 from bench.errors import BenchError, InvalidInput
-from bench.evaluation import Comparison, evaluate
+from bench.evaluation import UNPAIRED_SEED, Comparison, evaluate
 from bench.machine import available_threads, compute_threads, describe, peak_memory_mib
 from bench.progress import Progress
 from bench.queries import Query, QuerySpec, held_out_specs, reported_specs
@@ -34,7 +34,6 @@ from bench.training import TrainingJob
 from bench.workspace import Workspace
 
 FLOOR = "random"
-UNPAIRED_SEED = 1000
 DEFAULT_METRICS = ("loss_change", "regeneration_mse")
 DESIGNS = ("paired", "unpaired", "both")
 

@@ -9,6 +9,7 @@ import pandas as pd
 from torch import Tensor
 
 from bench import figures
+from bench.evaluation import UNPAIRED_SEED
 from bench.queries import Query
 from bench.results import NOTHING_REMOVED
 from bench.store import Store, write_whole
@@ -68,7 +69,7 @@ def _regenerations(
         for method, chosen in selections.items()
         for k in ks
     }
-    jobs[NOTHING_REMOVED, 0] = [TrainingJob((), seed + 1000) for _ in queries]
+    jobs[NOTHING_REMOVED, 0] = [TrainingJob((), seed + UNPAIRED_SEED) for _ in queries]
     remade = {
         key: [
             ledger.observed(job)[0].get(f"{query.digest}.regeneration")
