@@ -26,6 +26,7 @@ from bench import seeds
 from bench.contracts import Method
 from bench.digests import digest_of
 from bench.errors import BenchError, InvalidInput, Unavailable
+from bench.evaluation import EVALUATION_SEED
 from bench.machine import compute_threads
 from bench.pipeline import Run
 from bench.progress import Progress
@@ -109,7 +110,7 @@ class DatamodelTest(Run):
 
     def _job(self, kept: Sequence[int], seed: int) -> TrainingJob:
         left_out = set(range(len(self.study.dataset))) - set(kept)
-        return TrainingJob(tuple(sorted(left_out)), self.study.seed + seed)
+        return TrainingJob(tuple(sorted(left_out)), self.study.seed + EVALUATION_SEED + seed)
 
     def _record_subsets(self, store: Store, drawn: Sequence[Sequence[int]]) -> str:
         """Keep the hash of every subset's ids; returns the digest of all of them."""

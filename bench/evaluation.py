@@ -1,7 +1,12 @@
 """Stage 7, the metrics: what the leave-K-out model does with the query against what the original did.
 
-The paired design compares models of one seed: same initial weights, same draws, the removal the only difference.
-The unpaired design compares a retrained model with an original of another seed, as the paper's own evaluation does.
+A removal is judged by models of another seed than θ0, the model that made the query: θ0 fits its own image better than
+any other model does, whatever was removed, and every figure against it would carry that advantage. Three figures follow
+from two trainings, of θ_s on all of D and of θ_s^−K without the K images, s an evaluation seed:
+
+    unpaired   m(θ_s^−K) − m(θ0)     the paper's own design
+    floor      m(θ_s) − m(θ0)        nothing removed, another seed
+    paired     m(θ_s^−K) − m(θ_s)    unpaired − floor: same initial weights, same draws, the removal the only difference
 """
 
 from __future__ import annotations
@@ -21,8 +26,8 @@ from bench.training import TrainingJob
 
 Observed = Mapping[str, Tensor]
 
-UNPAIRED_SEED = 1000
-"""Seeds of the unpaired design count from the study's plus this."""
+EVALUATION_SEED = 1
+"""Seeds of the models that judge removals count from the study's plus this."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import pandas as pd
 from bench import results
 from bench.contracts import Method, Metric
 from bench.errors import BenchError, InvalidInput, Unavailable
-from bench.evaluation import UNPAIRED_SEED, Comparison, evaluate
+from bench.evaluation import EVALUATION_SEED, Comparison, evaluate
 from bench.machine import available_threads, compute_threads, describe, peak_memory_mib
 from bench.progress import Progress
 from bench.queries import Query, QuerySpec, control_specs, held_out_specs, reported_specs
@@ -48,9 +48,9 @@ class Run:
         methods: to compare; ``random``, the floor, is added where it is missing.
         budgets: the K; the study's own by default.
         num_queries: how many of the study's queries; the study's own number by default.
-        seeds: paired pairs of models to average over.
-        design: "paired", "unpaired" (another seed for the retrained model than for the original), or "both".
-        floor_seeds: models with nothing removed and other seeds, for the unpaired floor.
+        seeds: evaluation seeds to average over (``bench.evaluation``).
+        design: "paired", "unpaired" (the same retrained models against θ0), or "both".
+        floor_seeds: models with nothing removed, for the unpaired floor; the first ones are the pairs' own originals.
         metrics: to compute.
         held_out: run on the held-out queries, to tune; their figures go to the folder ``tuning``, never to the table.
         results: folder; ``results/runs/<study>`` by default.
@@ -208,7 +208,7 @@ class Run:
                 "",
                 query,
                 0,
-                TrainingJob((), base + UNPAIRED_SEED + index),
+                TrainingJob((), base + EVALUATION_SEED + index),
                 TrainingJob((), base),
                 0.0,
                 controls.get(query.id, ()),
@@ -231,9 +231,9 @@ class Run:
 
     def seed_pairs(self) -> list[tuple[int, int]]:
         """(seed of the retrained model, seed of the original) of each figure."""
-        base = self.study.seed
-        paired = [(base + s, base + s) for s in range(self.seeds)] if self.design != "unpaired" else []
-        unpaired = [(base + UNPAIRED_SEED + s, base) for s in range(self.seeds)] if self.design != "paired" else []
+        seeds = [self.study.seed + EVALUATION_SEED + index for index in range(self.seeds)]
+        paired = [(seed, seed) for seed in seeds] if self.design != "unpaired" else []
+        unpaired = [(seed, self.study.seed) for seed in seeds] if self.design != "paired" else []
         return paired + unpaired
 
     def _retrain(self, workspace: Workspace, requests: Sequence[Request]) -> dict[TrainingJob, str]:

@@ -1,10 +1,10 @@
 """The random reference: how the model changes when random images are left out, from few up to nearly all.
 
-    ΔL_ref(K) = mean over queries and draws of L(ẑ, θ^−R) − L(ẑ, θ0),   R = K random images, another set for each draw
+    ΔL_ref(K) = mean over queries and draws of L(ẑ, θ_s^−R) − L(ẑ, θ_s),   R = K random images, a set for each draw
 
 A removal is drawn for (study seed, draw, K), never for a query: its model is evaluated on all queries, and all methods
 are compared with the same curve. Reference: arXiv 2406.09408, section 5.1 (10 models for each K, from 500 images to N).
-OURS: the paired design, in which θ^−R shares initial weights and draws with θ0; the spacing of the sweep.
+OURS: the paired design (``bench.evaluation``); the spacing of the sweep.
 """
 
 from __future__ import annotations
@@ -68,21 +68,22 @@ class Reference(Run):
         self, workspace: Workspace, queries: Sequence[Query], selections: Selections, controls: Controls
     ) -> list[Comparison]:
         """Every draw at every K, against the original model, for every query."""
-        original = workspace.original_job()
+        pairs = self.seed_pairs()
         return [
             Comparison(
                 REFERENCE,
                 draw_digest(draw),
                 query,
                 k,
-                TrainingJob(random_removal(self.study, draw, k), original.seed),
-                original,
+                TrainingJob(random_removal(self.study, draw, k), retrained),
+                TrainingJob((), original),
                 0.0,
                 controls.get(query.id, ()),
             )
             for k in self.ks
             for draw in range(self.models)
             for query in queries
+            for retrained, original in pairs
         ]
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from bench import figures
-from bench.evaluation import UNPAIRED_SEED
+from bench.evaluation import EVALUATION_SEED
 from bench.queries import Query
 from bench.results import NOTHING_REMOVED
 from bench.store import Store, write_whole
@@ -88,13 +88,13 @@ def _regenerations(
     workspace: Workspace, queries: Sequence[Query], selections: Chosen, ks: Sequence[int]
 ) -> dict[tuple[str, int], list[Tensor | None]]:
     """Images by retrained models, read from the ledger's observations."""
-    ledger, seed = workspace.ledger, workspace.study.seed
+    ledger, seed = workspace.ledger, workspace.study.seed + EVALUATION_SEED
     jobs = {
         (method, k): [TrainingJob(tuple(sorted(chosen[query.id, k])), seed) for query in queries]
         for method, chosen in selections.items()
         for k in ks
     }
-    jobs[NOTHING_REMOVED, 0] = [TrainingJob((), seed + UNPAIRED_SEED) for _ in queries]
+    jobs[NOTHING_REMOVED, 0] = [TrainingJob((), seed) for _ in queries]
     remade = {
         key: [
             ledger.observed(job)[0].get(f"{query.digest}.regeneration")

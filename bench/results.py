@@ -61,7 +61,7 @@ class Row:
     evaluator: str = _column(
         "digest of the metric's name, version, observation and weights; '' in rows before it was kept"
     )
-    design: str = _column("'paired' (original and retrained model share initial weights and draws) or 'unpaired'")
+    design: str = _column("'paired' (with an original of the same initial weights and draws) or 'unpaired' (with θ0)")
     seed: int = _column("seed of the retrained model's initial weights and draws")
     value: float = _column("figure, in the metric's unit; NaN where it failed")
     status: str = _column("'done' or 'failed'")

@@ -113,7 +113,7 @@ def fashion() -> Study:
         sampler=Sampler(num_steps=50, guidance=1.25),
         prompts=tuple(f"a photo of {kind}" for kind in kinds) * 2,
         held_out_prompts=tuple(f"a photo of {kind}" for kind in ("a coat", "a shirt", "a bag", "an ankle boot")),
-        budgets=(60, 180, 500),
+        budgets=(180, 500, 1500),
     )
 
 
