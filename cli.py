@@ -110,7 +110,7 @@ run_options = (
     click.option(
         "--seed", type=int, default=0, show_default=True, help="Of the study: original model, draws and noises."
     ),
-    click.option("--seeds", type=int, default=1, show_default=True, help="Paired pairs of models to average over."),
+    click.option("--seeds", type=int, default=1, show_default=True, help="Evaluation seeds to average over."),
     click.option("--design", type=click.Choice(DESIGNS), default="paired", show_default=True),
     click.option("--workers", type=int, default=1, show_default=True, help="Processes that train side by side."),
     click.option("--keep-models-mib", type=float, default=1024.0, show_default=True, help="Older models are deleted."),

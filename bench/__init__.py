@@ -18,6 +18,7 @@ from bench.errors import BenchError
 from bench.pipeline import Report, Run
 from bench.progress import Progress
 from bench.queries import Query
+from bench.reference import Reference
 from bench.registry import methods, metrics, register_method, register_metric
 from bench.study import Study, study
 
@@ -29,6 +30,7 @@ __all__ = [
     "Observation",
     "Progress",
     "Query",
+    "Reference",
     "Report",
     "Run",
     "Study",

@@ -106,7 +106,7 @@ def test_two_workers_give_the_same_figures(finished, tiny, tmp_path):
 def test_equal_removal_sets_train_once(finished, tiny, tmp_path):
     run, _ = finished
     names = [path.name for path in (run.folder / "models").iterdir()]
-    assert len(names) == len(set(names)) == 2 + 3 * 2  # original, unpaired floor, three methods × two queries
+    assert len(names) == len(set(names)) == 2 + 3 * 2  # θ0, the pairs' original, three methods × two queries
 
 
 def test_a_damaged_model_and_observation_are_set_aside_and_rebuilt(finished, tiny, tmp_path):
@@ -130,8 +130,17 @@ def test_models_beyond_the_size_limit_are_deleted_and_their_figures_stay(tiny, t
 
 def test_both_designs_can_be_reported(tiny, tmp_path):
     report = quick_run(tiny, tmp_path, names=("pixel",), design="both", num_queries=1).execute()
-    assert set(report.frame.query("method == 'pixel'")["design"]) == {"paired", "unpaired"}
+    loss = report.frame.query("metric == 'loss_change'").set_index(["method", "design"])["value"]
+    floor = loss["nothing removed", "unpaired"]
+    for method in ("pixel", "random"):
+        assert loss[method, "paired"] == pytest.approx(loss[method, "unpaired"] - floor, abs=1e-7)
     assert report.table["low"].isna().all()  # one query is too few for an interval
+
+
+def test_no_removal_is_judged_by_the_seed_that_made_the_query(finished, tiny):
+    _, report = finished
+    assert tiny.seed not in set(report.frame["seed"])
+    assert report.frame["seed"].nunique() == 1
 
 
 def test_a_failing_method_is_recorded_and_does_not_stop_the_others(tiny, tmp_path, monkeypatch):
