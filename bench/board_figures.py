@@ -14,6 +14,7 @@ from torch import Tensor
 from bench import figures
 from bench.gallery import Gallery
 from bench.leaderboard import BASELINE, RANKED_BY, Board, Line
+from bench.results import NOTHING_REMOVED
 from bench.statistics import mean_and_error
 
 SHOWN_QUERIES = 8
@@ -189,6 +190,8 @@ def _pictures(board: Board, pictures: Gallery, names: Sequence[str]) -> dict[str
             column = [row.made.get(k) if (row := shown.get((query.id, method))) else None for query in queries]
             if any(image is not None for image in column):
                 made[method, k] = column
+    if made and any(query.untouched is not None for query in queries):
+        made = {(NOTHING_REMOVED, 0): [query.untouched for query in queries]} | made
     found: dict[str, Figure] = {}
     if top:
         found["top_images"] = figures.top_images(originals[: len(few)], [query.prompt for query in few], top)

@@ -95,7 +95,7 @@ def regenerations(
     """Each query made again, from the same noise, by the models retrained without each method's images (figure 4).
 
     Args:
-        originals: by the original model; channels × height × width in [−1, 1].
+        originals: the queries' images, channels × height × width in [−1, 1].
         prompts: of the queries.
         remade: for each (method, K), an image for each query, None where it is missing.
     """
@@ -113,7 +113,7 @@ def regenerations(
                 grid[row, column].axis("off")
             else:
                 _show(grid[row, column], picture)
-    grid[0, 0].set_title("original", fontsize=8)
+    grid[0, 0].set_title("query", fontsize=8)
     for column, (method, k) in enumerate(columns, start=1):
         title = f"{wrapped(method)}\nK = {k}" if k else method.replace(" ", "\n")
         grid[0, column].set_title(title, fontsize=7 if "[" in method else 8)

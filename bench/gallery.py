@@ -44,13 +44,13 @@ class QueryGallery:
 
     Attributes:
         image: channels × height × width in [−1, 1]; None where it cannot be had.
-        unpaired: the image by a model with nothing removed and another seed.
+        untouched: the image by the model that the retrained ones are compared with: nothing removed.
     """
 
     id: str
     prompt: str
     image: Tensor | None
-    unpaired: Tensor | None
+    untouched: Tensor | None
     shown: tuple[Shown, ...]
 
 
@@ -119,7 +119,7 @@ def _of_query(
     store: Store, query: Query, rows: pd.DataFrame, image: Tensor | None, seen: _Observations, order: Sequence[str]
 ) -> QueryGallery:
     nothing = rows[rows["method"] == NOTHING_REMOVED]["model_key"]
-    unpaired = seen.regeneration(str(nothing.iloc[0]), query) if len(nothing) else None
+    untouched = seen.regeneration(str(nothing.iloc[0]), query) if len(nothing) else None
     paired = rows[(rows["design"] == "paired") & (rows["k"] > 0) & ~rows["method"].isin(NOT_RANKED)]
     shown = []
     for label in order:
@@ -133,7 +133,7 @@ def _of_query(
         }
         top = _top(store, str(own["method"].iloc[0]), str(own["method_digest"].iloc[0]), query)
         shown.append(Shown(label, top, made))
-    return QueryGallery(query.id, query.prompt, image, unpaired, tuple(shown))
+    return QueryGallery(query.id, query.prompt, image, untouched, tuple(shown))
 
 
 def _top(store: Store, method: str, digest: str, query: Query) -> tuple[str, ...]:

@@ -201,7 +201,7 @@ def _chosen(pictures: Gallery, count: int, shown: int) -> dict[str, Any]:
                 "id": query.id,
                 "prompt": query.prompt,
                 "image": kept(query.image),
-                "unpaired": kept(query.unpaired),
+                "untouched": kept(query.untouched),
                 "methods": methods,
             }
         )

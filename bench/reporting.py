@@ -89,12 +89,11 @@ def _regenerations(
 ) -> dict[tuple[str, int], list[Tensor | None]]:
     """Images by retrained models, read from the ledger's observations."""
     ledger, seed = workspace.ledger, workspace.study.seed + EVALUATION_SEED
-    jobs = {
+    jobs = {(NOTHING_REMOVED, 0): [TrainingJob((), seed) for _ in queries]} | {
         (method, k): [TrainingJob(tuple(sorted(chosen[query.id, k])), seed) for query in queries]
         for method, chosen in selections.items()
         for k in ks
     }
-    jobs[NOTHING_REMOVED, 0] = [TrainingJob((), seed) for _ in queries]
     remade = {
         key: [
             ledger.observed(job)[0].get(f"{query.digest}.regeneration")

@@ -368,7 +368,7 @@ function gallery() {
   }));
   const head = el("div", { class: "query" },
     query_figure(chosen.image, `The query: ${chosen.prompt}`, "the query"),
-    chosen.unpaired ? query_figure(chosen.unpaired, `${chosen.prompt}, by a model with nothing removed and another seed`, "nothing removed, another seed") : null,
+    chosen.untouched ? query_figure(chosen.untouched, `${chosen.prompt}, by the model with nothing removed that the retrained ones are compared with`, "nothing removed: compare with this") : null,
     el("p", {}, `\u201c${chosen.prompt}\u201d`, el("span", { class: "sub" }, chosen.id)));
   const rows = chosen.methods.map((shown) => el("div", { class: "shown" },
     el("span", { class: "name" }, shown.method),
