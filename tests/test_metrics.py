@@ -82,12 +82,12 @@ def test_specificity_comes_from_the_records_of_the_controls(controlled, tiny):
     assert rows.loc["specificity", "status"] == "done"
     workspace = run.open()
     [query] = workspace.queries(run.specs)
-    [job] = [
-        comparison.retrained
+    [(original, job)] = [
+        (comparison.original, comparison.retrained)
         for comparison in run.compare(workspace, [query], {run.methods[0]: selection(run, query)}, {})
         if comparison.method == "pixel"
     ]
-    before, _ = workspace.ledger.observed(workspace.original_job())
+    before, _ = workspace.ledger.observed(original)
     after, _ = workspace.ledger.observed(job)
     changes = {
         name.partition(".")[0]: float((after[name].double() - before[name].double()).mean())

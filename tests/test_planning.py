@@ -40,7 +40,7 @@ def test_a_plan_counts_what_is_asked_shared_and_cached(finished):
 
 def test_the_draws_of_the_reference_are_shared_by_all_queries(tiny, tmp_path):
     found = plan(Reference(study=tiny, results=tmp_path, budgets=[8, 60], models=3, num_queries=2))
-    assert (found.asked, found.trainings, found.to_train, found.to_score) == (12, 7, 7, 0)
+    assert (found.asked, found.trainings, found.to_train, found.to_score) == (12, 7, 8, 0)  # with θ0, for the queries
     assert not (tmp_path / "models").exists()
 
 

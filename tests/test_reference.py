@@ -37,7 +37,7 @@ def test_a_draw_is_evaluated_on_all_queries_and_trained_once(measured):
     assert len(rows) == 2 * 2 * 2
     assert (rows["status"] == "done").all()
     assert rows.groupby("model_key")["query"].nunique().eq(2).all()
-    assert len(list((run.folder / "models").iterdir())) == 1 + 2 * 2
+    assert len(list((run.folder / "models").iterdir())) == 2 + 2 * 2  # θ0, the pairs' original
     assert rows["method_digest"].nunique() == 2
     assert {path.name for path in report.figures} == {"loss_change.png", "regeneration_mse.png"}
 
@@ -101,7 +101,7 @@ def test_removals_are_drawn_for_draw_and_budget_alone(tiny):
 
 
 def test_the_sweep_reaches_from_the_smallest_budget_to_nearly_all():
-    assert sweep(study("fashion")) == (60, 110, 220, 420, 810, 1600, 3000, 5700)
+    assert sweep(study("fashion")) == (180, 290, 480, 790, 1300, 2100, 3500, 5700)
     assert sweep(study("tiny"))[-1] == 190
 
 
