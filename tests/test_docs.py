@@ -27,6 +27,13 @@ DOCUMENTS = [
 ]
 
 
+@pytest.fixture
+def forgotten_plugins(monkeypatch):
+    """What a test registers is gone after it."""
+    monkeypatch.setattr(methods, "_classes", {cls.name: cls for cls in methods})
+    monkeypatch.setattr("bench.registry.PLUGINS", [])
+
+
 def snippet(name: str) -> str:
     [code] = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
     return code
@@ -55,9 +62,8 @@ def test_the_method_of_contributing_works_as_written(tmp_path, monkeypatch, cont
     assert torch.isfinite(scores).all()
 
 
-def test_adding_a_method_as_the_readme_says_puts_it_into_the_table(tmp_path, monkeypatch):
+def test_adding_a_method_as_the_readme_says_puts_it_into_the_table(tmp_path, monkeypatch, forgotten_plugins):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(methods, "_classes", dict(methods._classes))
     monkeypatch.delitem(GLOBAL_STATES, "random")  # the shape checks of the tests draw from it
     section = (ROOT / "README.md").read_text().partition("## Add a method in one file")[2]
     [block] = re.findall(r"```sh\n(.*?)```", section.partition("\n## ")[0], re.DOTALL)
@@ -93,9 +99,8 @@ def test_links_to_files_lead_somewhere(path):
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_every_command_in_a_document_is_understood(path, tmp_path, monkeypatch):
+def test_every_command_in_a_document_is_understood(path, tmp_path, monkeypatch, forgotten_plugins):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(methods, "_classes", dict(methods._classes))
     write_method("brightness", tmp_path)
     for block in re.findall(r"```sh\n(.*?)```", path.read_text(), re.DOTALL):
         for line in block.splitlines():
@@ -104,4 +109,3 @@ def test_every_command_in_a_document_is_understood(path, tmp_path, monkeypatch):
                 command = main.get_command(click.Context(main), words[0])
                 assert command, line
                 command.make_context(words[0], words[1:]).close()  # parsed, with its plugins loaded; not carried out
-                methods._classes.pop("brightness", None)
