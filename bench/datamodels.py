@@ -22,16 +22,16 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from bench import seeds
 from bench.contracts import Method
 from bench.digests import digest_of
-from bench.errors import BenchError, InvalidInput, Unavailable
-from bench.evaluation import EVALUATION_SEED
+from bench.errors import BenchError, InvalidInput
+from bench.evaluation import evaluation_seed
 from bench.machine import compute_threads
 from bench.pipeline import Run
 from bench.progress import Progress
 from bench.queries import Query
 from bench.retraining import Request
+from bench.selection import drawn
 from bench.statistics import BOOTSTRAP_RESAMPLES, CONFIDENCE, Interval
 from bench.store import Store, write_json, write_whole
 from bench.study import Study
@@ -72,15 +72,15 @@ class DatamodelTest(Run):
             workspace = self.open(progress)
             queries = workspace.queries(self.specs)
             scores, skipped = self._scores(workspace, queries)
-            drawn = [subset(self.study, index, self.share) for index in range(self.subsets)]
-            jobs = [[self._job(kept, seed) for seed in range(self.seeds)] for kept in drawn]
+            subsets = [subset(self.study, index, self.share) for index in range(self.subsets)]
+            jobs = [[self._job(kept, seed) for seed in range(self.seeds)] for kept in subsets]
             requests = [Request(job, tuple(queries)) for some in jobs for job in some]
             failed = self._retrain(workspace, requests)
             losses = _losses(workspace, jobs, queries)
-        record = self._record_subsets(workspace.store, drawn)
+        record = self._record_subsets(workspace.store, subsets)
         lines, rows = [], []
         for method, matrix in scores.items():
-            sums = np.stack([matrix[:, list(kept)].sum(1) for kept in drawn])
+            sums = np.stack([matrix[:, list(kept)].sum(1) for kept in subsets])
             there = ~np.isnan(losses).any(1)
             own = spearman(sums[there], -losses[there])
             interval = subset_interval(sums[there], -losses[there])
@@ -103,14 +103,14 @@ class DatamodelTest(Run):
             try:
                 method.prepare()
                 scores[method] = workspace.scores(method, queries).matrix.double().numpy()
-            except (Unavailable, BenchError) as error:
+            except BenchError as error:
                 skipped[self.label(method)] = str(error)
                 workspace.progress.say(f"skipped {self.label(method)}: {error}")
         return scores, skipped
 
     def _job(self, kept: Sequence[int], seed: int) -> TrainingJob:
         left_out = set(range(len(self.study.dataset))) - set(kept)
-        return TrainingJob(tuple(sorted(left_out)), self.study.seed + EVALUATION_SEED + seed)
+        return TrainingJob(tuple(sorted(left_out)), evaluation_seed(self.study, seed))
 
     def _record_subsets(self, store: Store, drawn: Sequence[Sequence[int]]) -> str:
         """Keep the hash of every subset's ids; returns the digest of all of them."""
@@ -157,9 +157,7 @@ class Datamodels:
 def subset(study: Study, index: int, share: float) -> tuple[int, ...]:
     """The images of one random subset, ascending; a function of study seed, index, size and ids."""
     size = round(share * len(study.dataset))
-    shuffled = seeds.generator("datamodel-subset", study.seed, index, size).permutation(len(study.dataset))
-    by_id = study.dataset.by_id
-    return tuple(sorted(by_id[int(place)] for place in shuffled[:size]))
+    return drawn(study.dataset, size, "datamodel-subset", study.seed, index, size)
 
 
 def spearman(one: np.ndarray, other: np.ndarray) -> np.ndarray:

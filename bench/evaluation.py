@@ -22,12 +22,18 @@ from bench.contracts import Metric
 from bench.queries import Query
 from bench.results import Row
 from bench.retraining import Ledger
+from bench.study import Study
 from bench.training import TrainingJob
 
 Observed = Mapping[str, Tensor]
 
 EVALUATION_SEED = 1
 """Seeds of the models that judge removals count from the study's plus this."""
+
+
+def evaluation_seed(study: Study, index: int = 0) -> int:
+    """Seed of the ``index``-th pair of models that judges removals."""
+    return study.seed + EVALUATION_SEED + index
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from bench.errors import BenchError, ResultsFolderError
 from bench.registry import methods as method_registry
 from bench.registry import metrics as metric_registry
 from bench.registry import tuned, variant_of
-from bench.results import NOTHING_REMOVED, REFERENCE
+from bench.results import NOTHING_REMOVED, REFERENCE, reference_curve
 from bench.statistics import (
     MIN_QUERIES,
     Equivalent,
@@ -228,11 +228,8 @@ def _tables(rows: pd.DataFrame) -> dict[tuple[str, int], pd.DataFrame]:
 
 def _reference(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """K × queries of the random reference by metric, a mean over its models; queries without every K are left out."""
-    own = rows[(rows["method"] == REFERENCE) & rows["done"]]
-    curves = {
-        str(metric): part.pivot_table(index="k", columns="query", values="value", aggfunc="mean").dropna(axis=1)
-        for metric, part in own.groupby("metric")
-    }
+    done = rows[rows["done"]]
+    curves = {str(metric): reference_curve(done, str(metric)).dropna(axis=1) for metric in done["metric"].unique()}
     return {metric: curve for metric, curve in curves.items() if len(curve) and len(curve.columns)}
 
 

@@ -13,6 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bench import seeds
+from bench.contracts import AttributionContext
+from bench.digests import digest_of
 from bench.machine import parallel
 from bench.model import DiffusionModel
 from bench.queries import Query
@@ -20,6 +22,33 @@ from bench.sharing import shared_beginning
 from bench.training import TrainingData
 
 FORWARD_BATCH = 160
+
+
+def strided_timesteps(model: DiffusionModel, stride: int) -> range:
+    """Every ``stride``-th timestep of the schedule, from half a stride on."""
+    return range(stride // 2, model.config.num_timesteps, stride)
+
+
+def kept_losses(
+    context: AttributionContext, model: DiffusionModel, timesteps: Sequence[int], member: int = 0
+) -> Float[Tensor, "images 2 timesteps"]:
+    """The training set's losses under ``model``, computed once for all queries and methods.
+
+    Args:
+        context: of the method.
+        model: number ``member`` of the ensemble; 0 is θ0.
+        timesteps: of the losses.
+        member: see ``model``.
+    """
+
+    def build() -> dict[str, Tensor]:
+        ids, progress = context.dataset.ids, context.progress
+        unets = [model.unet]
+        losses = training_set_losses(model, unets, context.data, ids, timesteps, seed=context.seed, progress=progress)
+        return {"losses": losses[0]}
+
+    parts = [list(timesteps), member] if member else [list(timesteps)]
+    return context.cached(f"losses-{digest_of(parts)}", build)["losses"]
 
 
 @torch.inference_mode()

@@ -20,7 +20,7 @@ import pandas as pd
 from bench import results
 from bench.contracts import Method, Metric
 from bench.errors import BenchError, InvalidInput, Unavailable
-from bench.evaluation import EVALUATION_SEED, Comparison, evaluate
+from bench.evaluation import Comparison, evaluate, evaluation_seed
 from bench.machine import available_threads, compute_threads, describe, peak_memory_mib
 from bench.progress import Progress
 from bench.queries import Query, QuerySpec, control_specs, held_out_specs, reported_specs
@@ -201,15 +201,14 @@ class Run:
         self, workspace: Workspace, queries: Sequence[Query], selections: Selections, controls: Controls
     ) -> list[Comparison]:
         """Which models are compared for which query: every removal, and nothing removed under other seeds."""
-        base = self.study.seed
         comparisons = [
             Comparison(
                 results.NOTHING_REMOVED,
                 "",
                 query,
                 0,
-                TrainingJob((), base + EVALUATION_SEED + index),
-                TrainingJob((), base),
+                TrainingJob((), evaluation_seed(self.study, index)),
+                workspace.original_job(),
                 0.0,
                 controls.get(query.id, ()),
             )
@@ -231,7 +230,7 @@ class Run:
 
     def seed_pairs(self) -> list[tuple[int, int]]:
         """(seed of the retrained model, seed of the original) of each figure."""
-        seeds = [self.study.seed + EVALUATION_SEED + index for index in range(self.seeds)]
+        seeds = [evaluation_seed(self.study, index) for index in range(self.seeds)]
         paired = [(seed, seed) for seed in seeds] if self.design != "unpaired" else []
         unpaired = [(seed, self.study.seed) for seed in seeds] if self.design != "paired" else []
         return paired + unpaired

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from bench import seeds
 from bench.contracts import Method
 from bench.digests import digest_of
 from bench.errors import InvalidInput
@@ -23,6 +22,7 @@ from bench.evaluation import Comparison
 from bench.pipeline import Controls, Run, Selections
 from bench.queries import Query
 from bench.results import REFERENCE
+from bench.selection import drawn
 from bench.study import Study
 from bench.training import TrainingJob
 from bench.workspace import Workspace
@@ -33,7 +33,7 @@ LARGEST_SHARE = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class Reference(Run):
-    """A run that removes random images; ``methods`` and ``design`` are not used.
+    """A run that removes random images; ``methods`` is not used.
 
     Attributes:
         models: how many draws at each K.
@@ -95,9 +95,7 @@ def sweep(study: Study) -> tuple[int, ...]:
 
 def random_removal(study: Study, draw: int, k: int) -> tuple[int, ...]:
     """The ``k`` images that ``draw`` removes, as ascending indices; a function of study seed, draw, K and ids."""
-    shuffled = seeds.generator("random-reference", study.seed, draw, k).permutation(len(study.dataset))
-    by_id = study.dataset.by_id
-    return tuple(sorted(by_id[int(place)] for place in shuffled[:k]))
+    return drawn(study.dataset, k, "random-reference", study.seed, draw, k)
 
 
 def draw_digest(draw: int) -> str:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from bench import figures
-from bench.evaluation import EVALUATION_SEED
+from bench.evaluation import evaluation_seed
 from bench.queries import Query
 from bench.results import NOTHING_REMOVED
 from bench.store import Store, write_whole
@@ -88,7 +88,7 @@ def _regenerations(
     workspace: Workspace, queries: Sequence[Query], selections: Chosen, ks: Sequence[int]
 ) -> dict[tuple[str, int], list[Tensor | None]]:
     """Images by retrained models, read from the ledger's observations."""
-    ledger, seed = workspace.ledger, workspace.study.seed + EVALUATION_SEED
+    ledger, seed = workspace.ledger, evaluation_seed(workspace.study)
     jobs = {(NOTHING_REMOVED, 0): [TrainingJob((), seed) for _ in queries]} | {
         (method, k): [TrainingJob(tuple(sorted(chosen[query.id, k])), seed) for query in queries]
         for method, chosen in selections.items()

@@ -25,10 +25,9 @@ from torch import Tensor, nn
 
 from bench import seeds
 from bench.contracts import AttributionContext, Method
-from bench.digests import digest_of
 from bench.errors import InvalidInput, MethodFailed, UnknownName
 from bench.gradients import WEIGHT_SELECTIONS, Gradients, differentiable_copy, select_weights
-from bench.losses import training_set_losses
+from bench.losses import kept_losses, strided_timesteps, training_set_losses
 from bench.machine import parallel
 from bench.queries import Query
 
@@ -81,19 +80,15 @@ class Unlearning(Method):
 
     def scores(self, context: AttributionContext, queries: Sequence[Query]) -> Float[Tensor, "queries images"]:
         """Rise of each image's loss when the query is unlearned."""
-        timesteps = range(self.timestep_stride // 2, context.model.config.num_timesteps, self.timestep_stride)
+        timesteps = strided_timesteps(context.model, self.timestep_stride)
         ascent = self.ascent(context)
         unlearned = [self.unlearn(context, query, ascent) for query in queries]
-
-        def losses(unets: Sequence[nn.Module]) -> Float[Tensor, "unets images 2 timesteps"]:
-            ids, progress = context.dataset.ids, context.progress
-            return training_set_losses(
-                context.model, unets, context.data, ids, timesteps, seed=context.seed, progress=progress
-            )
-
-        key = f"losses-{digest_of([list(timesteps)])}"
-        before = context.cached(key, lambda: {"losses": losses([context.model.unet])[0]})["losses"]
-        rise = (losses(unlearned) - before).mean(-1)
+        before = kept_losses(context, context.model, timesteps)
+        after = training_set_losses(
+            context.model, unlearned, context.data, context.dataset.ids, timesteps,
+            seed=context.seed, progress=context.progress,
+        )  # fmt: skip
+        rise = (after - before).mean(-1)
         return rise.amax(-1) if self.flips == "max" else rise.mean(-1)
 
     def unlearn(self, context: AttributionContext, query: Query, ascent: Ascent) -> nn.Module:

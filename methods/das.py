@@ -27,10 +27,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bench.contracts import AttributionContext
-from bench.digests import digest_of
 from bench.errors import InvalidInput
 from bench.influence import InfluenceMethod, Kernel
-from bench.losses import training_set_losses
+from bench.losses import kept_losses, strided_timesteps
 from bench.model import DiffusionModel
 from bench.queries import Query
 from bench.registry import register_method
@@ -68,17 +67,8 @@ class Das(InfluenceMethod):
 
     def residuals(self, context: AttributionContext, member: int, model: DiffusionModel) -> Float[Tensor, "images 2"]:
         """r_i of every image and side; the losses of θ0 are those that ``ours`` needs too."""
-        timesteps = range(self.timestep_stride // 2, model.config.num_timesteps, self.timestep_stride)
-
-        def build() -> dict[str, Tensor]:
-            losses = training_set_losses(
-                model, [model.unet], context.data, context.dataset.ids, timesteps,
-                seed=context.seed, progress=context.progress,
-            )  # fmt: skip
-            return {"losses": losses[0]}
-
-        parts = [list(timesteps), member] if member else [list(timesteps)]
-        return context.cached(f"losses-{digest_of(parts)}", build)["losses"].sqrt().mean(-1)
+        timesteps = strided_timesteps(model, self.timestep_stride)
+        return kept_losses(context, model, timesteps, member).sqrt().mean(-1)
 
 
 def output_change(
