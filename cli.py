@@ -94,10 +94,25 @@ common = _options(
 )
 
 
-run_options = (
-    click.option(
-        "--method", "method_names", multiple=True, metavar="NAME", help="May be given repeatedly; 'all' for all."
-    ),
+methods_option = click.option(
+    "--method", "method_names", multiple=True, metavar="NAME", help="May be given repeatedly; 'all' for all."
+)
+metrics_option = click.option(
+    "--metric", "metric_names", multiple=True, default=DEFAULT_METRICS, show_default=True, metavar="NAME"
+)
+seed_option = click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of the study: original model, draws and noises."
+)
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Say what would be trained, what is cached, and what it would cost."
+)
+retraining_options = _options(
+    click.option("--queries", type=int, help="How many of the study's queries. [default: the study's]"),
+    click.option("--workers", type=int, default=1, show_default=True, help="Processes that train side by side."),
+    click.option("--keep-models-mib", type=float, default=1024.0, show_default=True, help="Older models are deleted."),
+)
+run_options = _options(
+    methods_option,
     click.option(
         "--scores", "score_files", multiple=True, type=click.Path(path_type=Path), help="Scores made elsewhere."
     ),
@@ -105,15 +120,11 @@ run_options = (
     click.option(
         "--k", "budgets", multiple=True, type=int, help="Images to remove; repeatable. [default: the study's]"
     ),
-    click.option("--queries", type=int, help="How many of the study's queries. [default: the study's]"),
-    click.option("--metric", "metric_names", multiple=True, default=DEFAULT_METRICS, show_default=True, metavar="NAME"),
-    click.option(
-        "--seed", type=int, default=0, show_default=True, help="Of the study: original model, draws and noises."
-    ),
+    metrics_option,
+    seed_option,
     click.option("--seeds", type=int, default=1, show_default=True, help="Evaluation seeds to average over."),
     click.option("--design", type=click.Choice(DESIGNS), default="paired", show_default=True),
-    click.option("--workers", type=int, default=1, show_default=True, help="Processes that train side by side."),
-    click.option("--keep-models-mib", type=float, default=1024.0, show_default=True, help="Older models are deleted."),
+    retraining_options,
 )
 
 
@@ -167,8 +178,8 @@ def _listed_metric(name: str) -> tuple[str, ...]:
 
 @main.command()
 @common
-@_options(*run_options)
-@click.option("--dry-run", is_flag=True, help="Say what would be trained, what is cached, and what it would cost.")
+@run_options
+@dry_run_option
 def run(**given: Any) -> None:
     """Run the gold-standard test: score, remove the top K, retrain, measure.
 
@@ -195,7 +206,7 @@ def run(**given: Any) -> None:
 
 @main.command("plan")
 @common
-@_options(*run_options)
+@run_options
 @click.option("--effect", type=float, help="A difference of the first metric: how many queries does it take to see it?")
 def plan_(effect: float | None, **given: Any) -> None:
     """Say what `bench run` with the same options would cost, and what it could show. Nothing is trained or scored."""
@@ -241,12 +252,10 @@ def verify_(
 @common
 @click.option("--k", "budgets", multiple=True, type=int, help="Images to remove. [default: 8 values up to 95 % of all]")
 @click.option("--models", type=int, default=3, show_default=True, help="Random removals for each K.")
-@click.option("--queries", type=int, help="How many of the study's queries. [default: the study's]")
-@click.option("--metric", "metric_names", multiple=True, default=DEFAULT_METRICS, show_default=True, metavar="NAME")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the study: original model, draws and noises.")
-@click.option("--workers", type=int, default=1, show_default=True, help="Processes that train side by side.")
-@click.option("--keep-models-mib", type=float, default=1024.0, show_default=True, help="Older models are deleted.")
-@click.option("--dry-run", is_flag=True, help="Say what would be trained, what is cached, and what it would cost.")
+@metrics_option
+@seed_option
+@retraining_options
+@dry_run_option
 def reference_(**given: Any) -> None:
     """Measure the random reference: random images removed, from few up to nearly all, the same for all methods."""
 
@@ -270,12 +279,10 @@ def reference_(**given: Any) -> None:
 
 @main.command("lds")
 @common
-@click.option("--method", "method_names", multiple=True, metavar="NAME", help="May be given repeatedly; 'all' for all.")
+@methods_option
 @click.option("--subsets", type=int, default=64, show_default=True, help="Random halves to train on.")
 @click.option("--seeds", type=int, default=1, show_default=True, help="Trainings of each half to average over.")
-@click.option("--queries", type=int, help="How many of the study's queries. [default: the study's]")
-@click.option("--workers", type=int, default=1, show_default=True, help="Processes that train side by side.")
-@click.option("--keep-models-mib", type=float, default=1024.0, show_default=True, help="Older models are deleted.")
+@retraining_options
 def lds_(**given: Any) -> None:
     """Measure the linear datamodeling score: do sums of scores rank models that were trained on random halves?"""
 

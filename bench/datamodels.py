@@ -198,7 +198,7 @@ def _losses(workspace: Workspace, jobs: Sequence[Sequence[TrainingJob]], queries
 
     def loss(job: TrainingJob, query: Query) -> float:
         kept, _ = workspace.ledger.observed(job)
-        found = kept.get(f"{query.digest}.{OBSERVATION}")
+        found = kept.get(query.observed_as(OBSERVATION))
         return float("nan") if found is None else float(found.double().mean())
 
     return np.array([[np.mean([loss(job, query) for job in some]) for query in queries] for some in jobs])

@@ -100,7 +100,7 @@ def figure(
     """The metric's figure, relative to controls where it asks for that, and why there is none."""
 
     def value(one: Query) -> float:
-        name = f"{one.digest}.{metric.observation.name}"
+        name = one.observed_as(metric.observation.name)
         return metric.value(one, original[name], retrained[name])
 
     if metric.relative_to_controls and not controls:

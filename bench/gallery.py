@@ -14,13 +14,13 @@ from bench.autoencoder import autoencoder
 from bench.digests import digest_of
 from bench.errors import BenchError, DamagedArtifact
 from bench.leaderboard import NOT_RANKED
+from bench.observations import Regeneration
 from bench.queries import Query, load_queries
 from bench.results import NOTHING_REMOVED
 from bench.store import Store, read_json, read_tensors
 from bench.study import Study
 
 SHOWN_IMAGES = 8
-REGENERATION = "regeneration"
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +112,7 @@ class _Observations:
             except DamagedArtifact as error:
                 self.kept[key] = {}
                 self.notes.append(f"Pictures are missing: {error}")
-        return self.kept[key].get(f"{query.digest}.{REGENERATION}")
+        return self.kept[key].get(query.observed_as(Regeneration.name))
 
 
 def _of_query(

@@ -22,14 +22,13 @@ from bench.errors import BenchError, ResultsFolderError
 from bench.registry import methods as method_registry
 from bench.registry import metrics as metric_registry
 from bench.registry import tuned, variant_of
-from bench.results import NOTHING_REMOVED, REFERENCE, reference_curve
+from bench.results import NOTHING_REMOVED, REFERENCE, equivalent, reference_curve
 from bench.statistics import (
     MIN_QUERIES,
     Equivalent,
     Interval,
     Verdict,
     bootstrap_interval,
-    equivalent_random,
     mean_and_error,
     verdicts,
 )
@@ -271,12 +270,15 @@ def _line(
     notes: list[str],
 ) -> Line:
     cells = {}
-    for metric, own in rows.groupby("metric"):
-        cells[str(metric)] = _cell(label, tables.get((str(metric), k)), int((~own["done"]).sum()))
+    for metric, figures in rows.groupby("metric"):
+        cells[str(metric)] = _cell(label, tables.get((str(metric), k)), int((~figures["done"]).sum()))
         if metric == RANKED_BY:
             notes += _remarks(label, k, tables.get((RANKED_BY, k)))
     table = tables.get((RANKED_BY, k))
-    rank = ranks.get(label)
+    curve, rank = reference.get(RANKED_BY), ranks.get(label)
+    amount: Equivalent | None = None
+    if table is not None and curve is not None and label in table:
+        amount = equivalent(table[label].dropna(), curve)
     settings, tuned_on = _settings(str(rows["method"].iloc[0]), str(rows["method_digest"].iloc[0]), manifest, study)
     return Line(
         method=label,
@@ -284,7 +286,7 @@ def _line(
         rank=rank,
         tied=rank is not None and list(ranks.values()).count(rank) > 1,
         cells=cells,
-        equivalent=_equivalent(label, table, reference.get(RANKED_BY)),
+        equivalent=amount,
         score_seconds=float(rows.drop_duplicates("query")["score_seconds"].mean()),
         settings=settings,
         digest=str(rows["method_digest"].iloc[0]),
@@ -337,14 +339,6 @@ def _remarks(label: str, k: int, table: pd.DataFrame | None) -> list[str]:
         without = f"{', '.join(lonely)} without a baseline ({BASELINE} at this K)"
         found.append(f"K = {k}, {label}: {without}, left out of the difference.")
     return found
-
-
-def _equivalent(label: str, table: pd.DataFrame | None, curve: pd.DataFrame | None) -> Equivalent | None:
-    """Where the method's mean meets the random reference, over the queries that both have."""
-    if table is None or curve is None or label not in table:
-        return None
-    common = [query for query in table[label].dropna().index if query in curve.columns]
-    return equivalent_random(table.loc[common, label].to_numpy(), curve[common]) if common else None
 
 
 def _failures(rows: pd.DataFrame) -> tuple[Failure, ...]:

@@ -56,6 +56,10 @@ class Query:
         tensors = {"noise": self.noise, "latent": self.latent}
         object.__setattr__(self, "digest", tensors_digest(tensors, metadata)[:16])
 
+    def observed_as(self, observation: str) -> str:
+        """The name under which ``observation`` of this query is kept among what was observed of a model."""
+        return f"{self.digest}.{observation}"
+
 
 @dataclass(frozen=True)
 class QuerySpec:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bench import figures
 from bench.evaluation import evaluation_seed
+from bench.observations import Regeneration
 from bench.queries import Query
 from bench.results import NOTHING_REMOVED
 from bench.store import Store, write_whole
@@ -96,7 +97,7 @@ def _regenerations(
     }
     remade = {
         key: [
-            ledger.observed(job)[0].get(f"{query.digest}.regeneration")
+            ledger.observed(job)[0].get(query.observed_as(Regeneration.name))
             for job, query in zip(column, queries, strict=True)
         ]
         for key, column in jobs.items()

@@ -101,7 +101,7 @@ class Ledger:
         return self._model_path(job).exists()
 
     def observed(self, job: TrainingJob) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """What is kept of a model: tensors named "<query digest>.<observation>", and facts about its training."""
+        """What is kept of a model: tensors (see ``Query.observed_as``), and facts about its training."""
         return self.store.tensors("observations", f"{self.key(job)}.safetensors") or ({}, {})
 
     def missing(self, request: Request) -> list[tuple[Query, Observation]]:
@@ -115,7 +115,7 @@ class Ledger:
             for name in sorted(self.on_controls)
             if query.digest not in known
         ]
-        return [(query, observation) for query, observation in wanted if _name(query, observation) not in kept]
+        return [(query, one) for query, one in wanted if query.observed_as(one.name) not in kept]
 
     def model(self, job: TrainingJob, on_step: Steps = lambda step: None, *, wait: bool = True) -> DiffusionModel:
         """The trained model, from disk where it is, else trained now (from its last checkpoint if there is one).
@@ -148,7 +148,7 @@ class Ledger:
                     values = observation.observe(model, queries, self.study.seed)
                     rounds = -(-len(queries) // active_threads())
                     facts[f"{OBSERVED}{observation.name}"] = f"{(time.monotonic() - started) / rounds:.4f}"
-                    names = [_name(query, observation) for query in queries]
+                    names = [query.observed_as(observation.name) for query in queries]
                     kept |= dict(zip(names, values, strict=True))
             write_tensors(self.store.path("observations", f"{key}.safetensors"), kept, **facts)
 
@@ -216,8 +216,3 @@ class Ledger:
             if path != original:
                 excess -= path.stat().st_size
                 path.unlink(missing_ok=True)
-
-
-def _name(query: Query, observation: Observation) -> str:
-    """What an observation of a query is called in a model's record."""
-    return f"{query.digest}.{observation.name}"
