@@ -84,16 +84,17 @@ weights_option = click.option(
     callback=lambda *given: _guarded(lambda: _use_weights(*given)),
     help="A safetensors file or folder with pretrained weights, or 'random'; repeatable.",
 )
-common = _options(
+settings_option = click.option(
+    "--set", "settings", multiple=True, metavar="METHOD.SETTING=VALUE", help="Change a method's setting."
+)
+where = _options(
     plugins,
     weights_option,
     click.option("--study", "study_name", default="fashion", show_default=True, help="Study to work on."),
     click.option("--results", type=click.Path(path_type=Path), help="Results folder. [default: results/runs/STUDY]"),
     click.option("--device", default="cpu", show_default=True, help="Where to compute: cpu, cuda, cuda:1, …"),
-    click.option("--set", "settings", multiple=True, metavar="METHOD.SETTING=VALUE", help="Change a method's setting."),
 )
-
-
+common = _options(where, settings_option)
 methods_option = click.option(
     "--method", "method_names", multiple=True, metavar="NAME", help="May be given repeatedly; 'all' for all."
 )
@@ -249,7 +250,7 @@ def verify_(
 
 
 @main.command("reference")
-@common
+@where
 @click.option("--k", "budgets", multiple=True, type=int, help="Images to remove. [default: 8 values up to 95 % of all]")
 @click.option("--models", type=int, default=3, show_default=True, help="Random removals for each K.")
 @metrics_option
@@ -418,7 +419,7 @@ def leaderboard_(study_name: str, sources: Sequence[Path], results: Path | None)
 @click.option(
     "--results", type=click.Path(path_type=Path), help="Where its model is kept. [default: a temporary folder]"
 )
-@click.option("--set", "settings", multiple=True, metavar="METHOD.SETTING=VALUE", help="Change a method's setting.")
+@settings_option
 def check_(names: Sequence[str], study_name: str, results: Path | None, settings: Sequence[str]) -> None:
     """Try every promise of the contract on methods, your own included, and say how to mend what is broken."""
 

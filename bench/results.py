@@ -68,7 +68,7 @@ class Row:
     reason: str = _column("why it failed, else empty")
     model_key: str = _column("key of the retrained model in the ledger")
     train_seconds: float = _column("wall time of the retraining, in seconds")
-    score_seconds: float = _column("wall time of scoring this query, in seconds")
+    score_seconds: float = _column("seconds of scoring this query, with its part of what queries and methods share")
     machine: str = _column("machine that trained the model")
 
 

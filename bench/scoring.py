@@ -16,10 +16,11 @@ from torch import Tensor
 from bench.contracts import AttributionContext, Method
 from bench.errors import BenchError, MethodFailed
 from bench.queries import Query
-from bench.store import Store, write_tensors
+from bench.store import Artifacts, Store, write_tensors
 
 QUERIES_AT_ONCE = 4
 """Queries are scored so many at a time: what they share is computed once, and an interruption loses no more."""
+_FOLDER = ("cache", "scores")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,8 @@ class Scores:
 
     Attributes:
         matrix: queries × images, higher = more influential.
-        seconds: what scoring one query cost, one number for each query; a shared first step counts in equal parts.
+        seconds: what scoring one query cost, one number for each query. What queries share counts in equal parts for
+            those that the method scored first, also where another method had built it.
     """
 
     matrix: Float[Tensor, "queries images"]
@@ -39,6 +41,7 @@ def score(
     method: Method,
     queries: Sequence[Query],
     store: Store,
+    artifacts: Artifacts,
     make_context: Callable[[], AttributionContext],
 ) -> Scores:
     """Scores of ``method`` for ``queries``, taken from the store where they are there.
@@ -47,6 +50,7 @@ def score(
         method: with its settings.
         queries: rows of the result.
         store: of the results folder.
+        artifacts: what methods share, which the context offers.
         make_context: makes the method's context; called only when needed.
     """
     rows = {query.id: _stored(store, method, query) for query in queries}
@@ -55,7 +59,7 @@ def score(
         with store.lock(f"scores-{method.name}-{method.digest}"):
             missing = [query for query in missing if _stored(store, method, query) is None]
             if missing:
-                _compute(method, missing, store, make_context)
+                _compute(method, missing, store, artifacts, make_context)
         rows = {query.id: _stored(store, method, query) for query in queries}
     found = [row for row in rows.values() if row is not None]
     return Scores(torch.stack([row for row, _ in found]), tuple(seconds for _, seconds in found))
@@ -70,14 +74,17 @@ def _compute(
     method: Method,
     queries: Sequence[Query],
     store: Store,
+    artifacts: Artifacts,
     make_context: Callable[[], AttributionContext],
 ) -> None:
     context = make_context()
+    has_paid = any(store.path(*_FOLDER).glob(f"{method.name}-{method.digest}-*"))
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         part = queries[start : start + QUERIES_AT_ONCE]
-        started = time.perf_counter()
+        started, spared = time.perf_counter(), artifacts.spared
         matrix = checked_scores(method, context, part)
-        seconds = (time.perf_counter() - started) / len(part)
+        owed = 0.0 if has_paid else artifacts.spared - spared
+        seconds = (time.perf_counter() - started + owed) / len(part)
         for query, row in zip(part, matrix, strict=True):
             write_tensors(store.path(*_parts(method, query)), {"scores": row}, seconds=repr(seconds))
 
@@ -106,7 +113,7 @@ def checked_scores(
 
 
 def _parts(method: Method, query: Query) -> tuple[str, ...]:
-    return ("cache", "scores", f"{method.name}-{method.digest}-{query.digest}.safetensors")
+    return (*_FOLDER, f"{method.name}-{method.digest}-{query.digest}.safetensors")
 
 
 def _stored(store: Store, method: Method, query: Query) -> tuple[Tensor, float] | None:

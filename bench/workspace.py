@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from bench.autoencoder import Autoencoder
-from bench.contracts import AttributionContext, Build, Method, Metric
+from bench.contracts import AttributionContext, Method, Metric
 from bench.errors import ResultsFolderError
 from bench.executor import Engine, Executor, Inline, LocalWorkers
 from bench.machine import device_of
@@ -24,7 +24,7 @@ from bench.queries import Query, QuerySpec, load_queries, save_queries, synthesi
 from bench.retraining import Ledger
 from bench.scoring import Scores, is_scored, score
 from bench.selection import top_k
-from bench.store import Store, folder_error, write_json
+from bench.store import Artifacts, Store, folder_error, write_json
 from bench.study import Study
 from bench.training import TrainingJob
 
@@ -143,22 +143,22 @@ class Workspace:
     def scores(self, method: Method, queries: Sequence[Query]) -> Scores:
         """The scores of ``method``, computed for the queries that it has not scored yet."""
         advance = partial(self.progress.advance, f"score with {method.name}")
-        return score(method, queries, self.store, lambda: self.context(advance))
+        artifacts = Artifacts(self.store)
+        return score(method, queries, self.store, artifacts, lambda: self.context(advance, artifacts))
 
-    def context(self, progress: Callable[[int, int], None] = lambda done, total: None) -> AttributionContext:
+    def context(
+        self, progress: Callable[[int, int], None] = lambda done, total: None, artifacts: Artifacts | None = None
+    ) -> AttributionContext:
         """What a method may see of this study."""
         return AttributionContext(
             dataset=self.study.dataset,
             data=self.ledger.data,
             model=self.original,
             seed=self.study.seed,
-            cached=self._cached,
+            cached=artifacts or Artifacts(self.store),
             ensemble=self.ensemble,
             progress=progress,
         )
-
-    def _cached(self, key: str, build: Build) -> dict[str, torch.Tensor]:
-        return self.store.built(("cache", f"{key}.safetensors"), build)
 
     def selections(
         self, method: Method, queries: Sequence[Query], budgets: Sequence[int]

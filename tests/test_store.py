@@ -1,6 +1,7 @@
 """Artifacts: whole, checked, set aside when damaged; folders of other versions refused."""
 
 import errno
+import time
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from bench.digests import digest_of
 from bench.errors import DamagedArtifact, ResultsFolderError
 from bench.registry import metrics
-from bench.store import Store, read_tensors, write_tensors, write_whole
+from bench.store import Artifacts, Store, read_tensors, write_tensors, write_whole
 from bench.workspace import Workspace
 
 LOSS = [metrics.create("loss_change")]
@@ -25,7 +26,7 @@ def test_tensors_come_back_with_their_metadata(tmp_path):
 def test_damage_is_found_set_aside_and_rebuilt(tmp_path, harm):
     said = []
     store = Store(tmp_path, note=said.append)
-    store.built(("cache", "a.safetensors"), lambda: {"x": torch.ones(100)})
+    Artifacts(store)("a", lambda: {"x": torch.ones(100)})
     path = tmp_path / "cache" / "a.safetensors"
     content = bytearray(path.read_bytes())
     if harm == "flip":
@@ -33,10 +34,22 @@ def test_damage_is_found_set_aside_and_rebuilt(tmp_path, harm):
     path.write_bytes(content[:-40] if harm == "truncate" else b"" if harm == "empty" else content)
     with pytest.raises(DamagedArtifact):
         read_tensors(path)
-    rebuilt = store.built(("cache", "a.safetensors"), lambda: {"x": torch.full((100,), 2.0)})
+    rebuilt = Artifacts(store)("a", lambda: {"x": torch.full((100,), 2.0)})
     assert rebuilt["x"][0] == 2
     assert (tmp_path / "damaged" / "a.safetensors").exists()
     assert "rebuilt" in said[0]
+
+
+def test_what_others_built_is_counted_once_and_what_one_builds_oneself_is_not(tmp_path):
+    def slowly():
+        time.sleep(0.2)
+        return {"x": torch.ones(2)}
+
+    first, second = Artifacts(Store(tmp_path)), Artifacts(Store(tmp_path))
+    for artifacts in (first, first, second, second):
+        assert torch.equal(artifacts("a", slowly)["x"], torch.ones(2))
+    assert first.spared == 0
+    assert 0.2 <= second.spared < 5
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):

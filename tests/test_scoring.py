@@ -1,0 +1,44 @@
+"""What scoring costs: shared work counts for every method that needs it, whichever came first, and only once."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+
+from bench.contracts import Method
+from bench.scoring import score
+from bench.store import Artifacts, Store
+
+SECONDS = 0.4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharing(Method):
+    """Scores with an artifact that takes a while."""
+
+    name: ClassVar[str] = "sharing"
+    summary: ClassVar[str] = "zeros, after a while"
+    number: int = 0
+
+    def scores(self, context, queries):
+        def features():
+            time.sleep(SECONDS)
+            return {"features": torch.zeros(len(queries), len(context.dataset))}
+
+        return context.cached("shared", features)["features"][: len(queries)]
+
+
+def test_a_method_pays_for_what_another_built_and_a_later_query_does_not_pay_again(tmp_path, context, queries):
+    store = Store(tmp_path)
+
+    def seconds(number, asked):
+        artifacts = Artifacts(store)
+        method = Sharing(number=number)
+        return sum(score(method, asked, store, artifacts, lambda: replace(context, cached=artifacts)).seconds)
+
+    assert seconds(0, queries[:1]) >= SECONDS
+    assert seconds(1, queries[:1]) >= SECONDS
+    assert SECONDS <= seconds(0, queries) < 2 * SECONDS
