@@ -99,8 +99,8 @@ def regenerations(
         prompts: of the queries.
         remade: for each (method, K), an image for each query, None where it is missing.
     """
-    columns = list(remade)
-    figure = Figure(figsize=((CELL_INCHES + 0.25) * (len(columns) + 1), (CELL_INCHES + 0.25) * len(originals) + 0.7))
+    columns, pitch = list(remade), CELL_INCHES + 0.25
+    figure = Figure(figsize=(pitch * (len(columns) + 1), pitch * len(originals) + 0.7))
     grid = figure.subplots(len(originals), len(columns) + 1, squeeze=False)
     for row, original in enumerate(originals):
         _show(grid[row, 0], original, border="#222222")
@@ -116,7 +116,8 @@ def regenerations(
     grid[0, 0].set_title("query", fontsize=8)
     for column, (method, k) in enumerate(columns, start=1):
         title = f"{wrapped(method)}\nK = {k}" if k else method.replace(" ", "\n")
-        grid[0, column].set_title(title, fontsize=7 if "[" in method else 8)
+        widest = max(len(line) for line in title.splitlines())
+        grid[0, column].set_title(title, fontsize=min(8.0, 72 * pitch / (0.6 * widest)))  # a letter is 0.6 em wide
     figure.tight_layout(pad=0.4)
     return figure
 
