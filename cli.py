@@ -251,7 +251,7 @@ def verify_(
 
 @main.command("reference")
 @where
-@click.option("--k", "budgets", multiple=True, type=int, help="Images to remove. [default: 8 values up to 95 % of all]")
+@click.option("--k", "budgets", multiple=True, type=int, help="Images to remove. [default: 8 values up to 99 % of all]")
 @click.option("--models", type=int, default=3, show_default=True, help="Random removals for each K.")
 @metrics_option
 @seed_option

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from torch import Tensor
 
 from bench import figures
@@ -67,17 +66,18 @@ def curves(board: Board, metric: str) -> Figure:
         own = [line for line in board.lines if line.method == name and metric in line.cells]
         own = [line for line in own if np.isfinite(line.cells[metric].mean)]
         if own:
-            shift = 1 + (index - (len(names) - 1) / 2) * 0.012
             errors = np.nan_to_num([line.cells[metric].standard_error for line in own])
             axes.errorbar(
-                [line.k * shift for line in own], [line.cells[metric].mean for line in own], errors,
+                figures.dodged([line.k for line in own], index, len(names)),
+                [line.cells[metric].mean for line in own],
+                errors,
                 marker="o", markersize=4, capsize=2, linewidth=1.4, label=figures.wrapped(name),
                 color=GREY if name == BASELINE else figures.COLOURS[index % 10],
                 linestyle="--" if name == BASELINE else "-",
             )  # fmt: skip
-    _log_ticks(axes, sorted(ks))
     axes.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
-    axes.set(xlabel="K, images removed", ylabel=_label(board, metric))
+    axes.set_ylabel(_label(board, metric))
+    figures.logit_axis(axes, sorted(ks), board.num_images)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
@@ -220,17 +220,3 @@ def _floor(axes: Axes, board: Board, metric: str) -> None:
         axes.annotate("noise floor: nothing removed, another seed", (0.01, board.floors[metric]), fontsize=6.5,
                       xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points",
                       color="#666666")  # fmt: skip
-
-
-def _log_ticks(axes: Axes, ks: Sequence[int]) -> None:
-    """A log axis that names the budgets, not powers of ten."""
-    axes.set_xscale("log")
-    named: list[float] = []
-    for k in ks:
-        if not named or k / named[-1] > 1.35:
-            named.append(float(k))
-    axes.xaxis.set_major_locator(FixedLocator(named))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    if len(ks) == 1:
-        axes.set_xlim(ks[0] * 0.8, ks[0] * 1.25)

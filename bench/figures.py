@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from torch import Tensor
 
 from bench.results import NOTHING_REMOVED, REFERENCE, reference_curve
@@ -122,10 +123,10 @@ def regenerations(
     return figure
 
 
-def loss_change(frame: pd.DataFrame, metric: str, label: str) -> Figure:
+def loss_change(frame: pd.DataFrame, metric: str, label: str, num_images: int) -> Figure:
     """A metric against K for each method, mean ± 1 standard error over queries, with both floors (figure 3, top).
 
-    Where the random reference has been run, its curve is shown and K is on a logarithmic axis.
+    Where the random reference has been run, its curve is shown and K of ``num_images`` is on a logit axis.
     """
     figure = Figure(figsize=(5.6, 3.6))
     axes = figure.add_subplot()
@@ -148,14 +149,11 @@ def loss_change(frame: pd.DataFrame, metric: str, label: str) -> Figure:
         stats = [mean_and_error(own[own["k"] == k].groupby("query")["value"].mean().to_numpy()) for k in ks]
         style = {"color": "#555555", "linestyle": "--"} if method == "random" else {"color": COLOURS[index % 10]}
         errors = [0.0 if np.isnan(stat.standard_error) else stat.standard_error for stat in stats]
-        places = _dodged(ks, budgets, index, len(names), logarithmic=len(curve) > 0)
+        places = dodged(ks, index, len(names)) if len(curve) else _shifted(ks, budgets, index, len(names))
         axes.errorbar(places, [stat.mean for stat in stats], errors, marker="o", capsize=3, label=method, **style)  # type: ignore[arg-type]
     axes.set(xlabel="K, images removed", ylabel=label)
     if len(curve):
-        axes.set_xscale("log")
-        axes.set_xticks(sorted({*budgets, curve.index[0], curve.index[-1]}), minor=False)
-        axes.xaxis.set_major_formatter("{x:.0f}")
-        axes.xaxis.set_minor_formatter("")
+        logit_axis(axes, sorted({*budgets, *curve.index}), num_images)
     else:
         axes.set_xticks(budgets)
     if len(budgets) == 1 and not len(curve):
@@ -204,10 +202,35 @@ def _draw_reference(axes: Axes, curve: pd.DataFrame) -> None:
     axes.fill_between(curve.index, means - errors, means + errors, color="#777777", alpha=0.2, linewidth=0, zorder=0)
 
 
-def _dodged(ks: Sequence[int], budgets: Sequence[int], index: int, count: int, *, logarithmic: bool) -> list[float]:
-    """The budgets a little apart for each method, so that points at one K do not hide each other."""
-    if logarithmic:
-        return [k * 1.02 ** (index - (count - 1) / 2) for k in ks]
+def logit_axis(axes: Axes, ks: Sequence[int], num_images: int) -> None:
+    """K on a logit axis, log K − log(N − K), so that few removed and few left are told apart."""
+
+    def logit(k: np.ndarray) -> np.ndarray:
+        share = np.clip(np.asarray(k, float) / num_images, 1e-9, 1 - 1e-9)
+        return np.log(share / (1 - share))
+
+    axes.set_xscale("function", functions=(logit, lambda place: num_images / (1 + np.exp(-place))))
+    places = logit(np.asarray(ks))
+    room = max(0.09 * (places[-1] - places[0]), 1e-9)
+    named: list[int] = []
+    for index, place in enumerate(places):
+        if not named or place - places[named[-1]] > room:
+            named.append(index)
+    axes.xaxis.set_major_locator(FixedLocator([float(ks[index]) for index in named]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    if len(ks) == 1:
+        axes.set_xlim(ks[0] * 0.8, min(ks[0] * 1.25, (ks[0] + num_images) / 2))
+    axes.set_xlabel(f"K of {num_images:,} images removed (logit scale)")
+
+
+def dodged(ks: Sequence[int], index: int, count: int) -> list[float]:
+    """The budgets a little apart for each method on a logit axis, so that points at one K do not hide each other."""
+    return [k * 1.012 ** (index - (count - 1) / 2) for k in ks]
+
+
+def _shifted(ks: Sequence[int], budgets: Sequence[int], index: int, count: int) -> list[float]:
+    """The same on a linear axis."""
     width = (max(budgets) - min(budgets) or 1) * 0.015
     return [k + (index - (count - 1) / 2) * width for k in ks]
 

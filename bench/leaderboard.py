@@ -126,6 +126,7 @@ class Board:
         reference: K × queries of the random reference by metric.
         floors: mean size of a metric with nothing removed but another seed (unpaired), by metric.
         failures, notes: what was left out and why.
+        num_images: N, the size of the training set.
     """
 
     metrics: tuple[MetricFacts, ...]
@@ -136,6 +137,7 @@ class Board:
     floors: Mapping[str, float]
     failures: tuple[Failure, ...]
     notes: tuple[str, ...]
+    num_images: int
 
     @property
     def ks(self) -> tuple[int, ...]:
@@ -150,13 +152,14 @@ class Board:
         return fullest[len(fullest) // 2]
 
 
-def leaderboard(frame: pd.DataFrame, manifest: Mapping[str, Any], study: str) -> Board:
+def leaderboard(frame: pd.DataFrame, manifest: Mapping[str, Any], study: str, num_images: int) -> Board:
     """The numbers of the leaderboard.
 
     Args:
         frame: rows with the columns of ``bench.results.COLUMNS``, of one study version.
         manifest: with the definitions of metrics and the settings of methods.
         study: its name, to look up what untold settings were tuned on.
+        num_images: N, the size of the training set.
     """
     rows = frame.assign(label=labels(frame), done=(frame["status"] == "done") & np.isfinite(frame["value"]))
     ranked = rows[(rows["design"] == "paired") & (rows["k"] > 0) & ~rows["method"].isin(NOT_RANKED)]
@@ -184,6 +187,7 @@ def leaderboard(frame: pd.DataFrame, manifest: Mapping[str, Any], study: str) ->
         floors=_floors(rows),
         failures=_failures(rows),
         notes=tuple(notes),
+        num_images=num_images,
     )
 
 

@@ -66,6 +66,7 @@ def payload(board: Board, pictures: Gallery, facts: Mapping[str, Any]) -> dict[s
         "rankedBy": RANKED_BY,
         "minQueries": MIN_QUERIES,
         "ks": list(board.ks),
+        "images": board.num_images,
         "mainK": board.main_k,
         "metrics": [
             {

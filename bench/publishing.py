@@ -52,7 +52,7 @@ def publish(study: Study, sources: Sequence[Path], root: Path) -> Published:
     """
     folders = [open_folder(path, study.name) for path in _places(study, sources, root)]
     merged = merge_folders(folders)
-    board = leaderboard(merged.frame, merged.manifest, study.name)
+    board = leaderboard(merged.frame, merged.manifest, study.name, len(study.dataset))
     store = Store(root)
     with store.lock("results"):
         keep(merged, folders, store)

@@ -28,7 +28,8 @@ from bench.training import TrainingJob
 from bench.workspace import Workspace
 
 POINTS = 8
-LARGEST_SHARE = 0.95
+SMALLEST_LEFT = 0.01
+"""Of D, at the last point."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +89,13 @@ class Reference(Run):
 
 
 def sweep(study: Study) -> tuple[int, ...]:
-    """The default K: POINTS values evenly spaced in log K from the study's smallest budget to LARGEST_SHARE of N."""
-    spaced = np.geomspace(min(study.budgets), LARGEST_SHARE * len(study.dataset), POINTS)
-    return tuple(sorted({int(float(f"{k:.2g}")) for k in spaced}))
+    """The default K: POINTS values, evenly spaced in the log of the images left, from the study's smallest budget on.
+
+    Losses fall about evenly in the log of the training set's size, so that is where the curve bends.
+    """
+    count, first = len(study.dataset), min(study.budgets)
+    left = np.geomspace(count - first, SMALLEST_LEFT * count, POINTS)[1:]
+    return tuple(sorted({first, *(count - int(float(f"{images:.2g}")) for images in left)}))
 
 
 def random_removal(study: Study, draw: int, k: int) -> tuple[int, ...]:

@@ -41,7 +41,7 @@ def draw_figures(
             drawn[f"overlap_{k}"] = figures.overlap(overlaps(selections, queries, k), k)
     for metric in (metric for metric in workspace.metrics if metric.name in set(frame["metric"])):
         label = f"{metric.name.replace('_', ' ')} ({'higher' if metric.higher_is_better else 'lower'} is better)"
-        drawn[metric.name] = figures.loss_change(frame, metric.name, label)
+        drawn[metric.name] = figures.loss_change(frame, metric.name, label, len(workspace.study.dataset))
     paths = []
     for name, figure in drawn.items():
         path = store.path("figures", f"{name}.png")

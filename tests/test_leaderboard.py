@@ -159,7 +159,7 @@ def published(tmp_path_factory, tiny_study):
 
 def board_of(folder: Folder):
     merged = merge_folders([open_folder(folder.root, "tiny")])
-    return leaderboard(merged.frame, merged.manifest, "tiny")
+    return leaderboard(merged.frame, merged.manifest, "tiny", 200)
 
 
 def line_of(board, method, k=20):
@@ -267,7 +267,7 @@ def test_one_name_with_two_settings_gives_two_lines(tmp_path):
     one = Folder(tmp_path / "one", ordinary())
     other = Folder(tmp_path / "other", {("ours", 20): noisy(0.007)}, digests={"ours": "feedfacefeedface"})
     merged = merge_folders([open_folder(folder.root, "tiny") for folder in (one, other)])
-    named = {line.method for line in leaderboard(merged.frame, merged.manifest, "tiny").lines}
+    named = {line.method for line in leaderboard(merged.frame, merged.manifest, "tiny", 200).lines}
     assert {f"ours #{digest_of('ours')[:6]}", "ours #feedfa"} <= named
 
 

@@ -197,8 +197,9 @@ function curve() {
   const [svg, width] = canvas("curve", width_of("curve") < 560 ? 330 : 420, alt);
   const height = svg.viewBox.baseVal.height, wide = width > 620;
   const left = 46, right = width - (wide ? 190 : 14), top = 14, bottom = height - 40;
-  const single = ks.length === 1, from = Math.log(ks[0]), to = Math.log(ks[ks.length - 1]);
-  const x = (k) => (single ? (left + right) / 2 : left + 26 + ((right - left - 52) * (Math.log(k) - from)) / (to - from));
+  const logit = (k) => Math.log(k / (data.images - k)); // few removed and few left are both told apart
+  const single = ks.length === 1, from = logit(ks[0]), to = logit(ks[ks.length - 1]);
+  const x = (k) => (single ? (left + right) / 2 : left + 26 + ((right - left - 52) * (logit(k) - from)) / (to - from));
   const y = (value) => bottom - ((bottom - top) * (value - low)) / (high - low || 1);
   yAxis(svg, y, low, high, left, right, metric);
   let last = -99;
@@ -206,7 +207,7 @@ function curve() {
     draw(svg, "line", { x1: x(k), x2: x(k), y1: bottom, y2: bottom + 5, class: "zero" });
     if (x(k) - last > 34) { draw(svg, "text", { x: x(k), y: bottom + 19, "text-anchor": "middle", class: "tick" }, count(k)); last = x(k); }
   }
-  draw(svg, "text", { x: (left + right) / 2, y: height - 4, "text-anchor": "middle", class: "tick" }, single ? "K, images removed" : "K, images removed (log scale)");
+  draw(svg, "text", { x: (left + right) / 2, y: height - 4, "text-anchor": "middle", class: "tick" }, `K of ${count(data.images)} images removed${single ? "" : " (logit scale)"}`);
   if (known(floor)) {
     draw(svg, "line", { x1: left, x2: right, y1: y(floor), y2: y(floor), stroke: "var(--grey)", "stroke-dasharray": "1.5 4", "stroke-width": 1.5 });
     draw(svg, "text", { x: right, y: y(floor) - 5, "text-anchor": "end", class: "tick halo" }, wide ? "noise floor: nothing removed, another seed" : "noise floor");
