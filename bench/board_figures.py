@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bench import figures
 from bench.gallery import Gallery
-from bench.leaderboard import BASELINE, RANKED_BY, Board, Line
-from bench.results import NOTHING_REMOVED
+from bench.leaderboard import RANKED_BY, Board, Line
+from bench.results import BASELINE, NOTHING_REMOVED
 from bench.statistics import mean_and_error
 
 SHOWN_QUERIES = 8
@@ -72,7 +72,7 @@ def curves(board: Board, metric: str) -> Figure:
                 [line.cells[metric].mean for line in own],
                 errors,
                 marker="o", markersize=4, capsize=2, linewidth=1.4, label=figures.wrapped(name),
-                color=GREY if name == BASELINE else figures.COLOURS[index % 10],
+                color=GREY if name == BASELINE else figures.colour_of(index),
                 linestyle="--" if name == BASELINE else "-",
             )  # fmt: skip
     axes.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
@@ -112,7 +112,7 @@ def cost(board: Board, k: int) -> Figure:
     _floor(axes, board, RANKED_BY)
     for index, line in enumerate(line for line in board.lines if line.k == k and _finite(line)):
         cell, seconds = line.cells[RANKED_BY], max(line.score_seconds, 0.01)
-        colour = GREY if line.method == BASELINE else figures.COLOURS[index % 10]
+        colour = GREY if line.method == BASELINE else figures.colour_of(index)
         axes.errorbar(seconds, cell.mean, np.nan_to_num(cell.standard_error), marker="o", capsize=2, color=colour)
         axes.annotate(figures.wrapped(line.method), (seconds, cell.mean), xytext=(5, 4), textcoords="offset points",
                       fontsize=7, color=colour)  # fmt: skip

@@ -30,6 +30,10 @@ COLOURS = (
     "#3d5a80",
     "#588157",
     "#9c6644",
+    "#7cb518",
+    "#5f0f40",
+    "#fb5607",
+    "#00a5cf",
 )
 
 
@@ -147,7 +151,7 @@ def loss_change(frame: pd.DataFrame, metric: str, label: str, num_images: int) -
         own = paired[paired["method"] == method]
         ks = sorted(set(own["k"].tolist()))
         stats = [mean_and_error(own[own["k"] == k].groupby("query")["value"].mean().to_numpy()) for k in ks]
-        style = {"color": "#555555", "linestyle": "--"} if method == "random" else {"color": COLOURS[index % 10]}
+        style = {"color": "#555555", "linestyle": "--"} if method == "random" else {"color": colour_of(index)}
         errors = [0.0 if np.isnan(stat.standard_error) else stat.standard_error for stat in stats]
         places = dodged(ks, index, len(names)) if len(curve) else _shifted(ks, budgets, index, len(names))
         axes.errorbar(places, [stat.mean for stat in stats], errors, marker="o", capsize=3, label=method, **style)  # type: ignore[arg-type]
@@ -202,6 +206,11 @@ def _draw_reference(axes: Axes, curve: pd.DataFrame) -> None:
     axes.fill_between(curve.index, means - errors, means + errors, color="#777777", alpha=0.2, linewidth=0, zorder=0)
 
 
+def colour_of(index: int) -> str:
+    """Of the method that is drawn as number ``index``."""
+    return COLOURS[index % len(COLOURS)]
+
+
 def logit_axis(axes: Axes, ks: Sequence[int], num_images: int) -> None:
     """K on a logit axis, log K − log(N − K), so that few removed and few left are told apart."""
 
@@ -209,9 +218,14 @@ def logit_axis(axes: Axes, ks: Sequence[int], num_images: int) -> None:
         share = np.clip(np.asarray(k, float) / num_images, 1e-9, 1 - 1e-9)
         return np.log(share / (1 - share))
 
-    axes.set_xscale("function", functions=(logit, lambda place: num_images / (1 + np.exp(-place))))
+    def removed(place: np.ndarray) -> np.ndarray:
+        return np.asarray(num_images / (1 + np.exp(-place)))
+
     places = logit(np.asarray(ks))
-    room = max(0.09 * (places[-1] - places[0]), 1e-9)
+    span = float(places[-1] - places[0])
+    axes.set_xscale("function", functions=(logit, removed))
+    axes.set_xlim(*removed(np.array([places[0], places[-1]]) + np.array([-1, 1]) * (0.05 * span or 0.3)))
+    room = 0.11 * span
     named: list[int] = []
     for index, place in enumerate(places):
         if not named or place - places[named[-1]] > room:
@@ -219,14 +233,12 @@ def logit_axis(axes: Axes, ks: Sequence[int], num_images: int) -> None:
     axes.xaxis.set_major_locator(FixedLocator([float(ks[index]) for index in named]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    if len(ks) == 1:
-        axes.set_xlim(ks[0] * 0.8, min(ks[0] * 1.25, (ks[0] + num_images) / 2))
     axes.set_xlabel(f"K of {num_images:,} images removed (logit scale)")
 
 
 def dodged(ks: Sequence[int], index: int, count: int) -> list[float]:
     """The budgets a little apart for each method on a logit axis, so that points at one K do not hide each other."""
-    return [k * 1.012 ** (index - (count - 1) / 2) for k in ks]
+    return [k * 1.03 ** (index - (count - 1) / 2) for k in ks]
 
 
 def _shifted(ks: Sequence[int], budgets: Sequence[int], index: int, count: int) -> list[float]:

@@ -13,10 +13,9 @@ from torch import Tensor
 from bench.autoencoder import autoencoder
 from bench.digests import digest_of
 from bench.errors import BenchError, DamagedArtifact
-from bench.leaderboard import NOT_RANKED
 from bench.observations import Regeneration
 from bench.queries import Query, load_queries
-from bench.results import NOTHING_REMOVED
+from bench.results import NOT_RANKED, NOTHING_REMOVED
 from bench.store import Store, read_json, read_tensors
 from bench.study import Study
 

@@ -22,7 +22,7 @@ from bench.errors import BenchError, ResultsFolderError
 from bench.registry import methods as method_registry
 from bench.registry import metrics as metric_registry
 from bench.registry import tuned, variant_of
-from bench.results import NOTHING_REMOVED, REFERENCE, equivalent, reference_curve
+from bench.results import BASELINE, NOT_RANKED, NOTHING_REMOVED, equivalent, labels, reference_curve
 from bench.statistics import (
     MIN_QUERIES,
     Equivalent,
@@ -33,9 +33,7 @@ from bench.statistics import (
     verdicts,
 )
 
-BASELINE = "random"
 RANKED_BY = "loss_change"
-NOT_RANKED = (NOTHING_REMOVED, REFERENCE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,13 +193,6 @@ def _order(line: Line) -> tuple[float, ...]:
     cell = line.cells.get(RANKED_BY)
     mean = cell.mean if cell is not None and math.isfinite(cell.mean) else -math.inf
     return (float(line.k), math.inf if line.rank is None else float(line.rank), -mean)
-
-
-def labels(frame: pd.DataFrame) -> pd.Series:
-    """A name for each method with its settings; where a name stands for several, their digests tell them apart."""
-    digests = frame.groupby("method")["method_digest"].nunique()
-    mixed = frame["method"].map(digests > 1) & ~frame["method"].isin([*NOT_RANKED, BASELINE])
-    return frame["method"].where(~mixed, frame["method"] + " #" + frame["method_digest"].str[:6])
 
 
 def _metric_facts(rows: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, MetricFacts]:

@@ -21,7 +21,8 @@ from PIL import Image
 from torch import Tensor
 
 from bench.gallery import Gallery
-from bench.leaderboard import BASELINE, RANKED_BY, Board, Cell, Line
+from bench.leaderboard import RANKED_BY, Board, Cell, Line
+from bench.results import BASELINE
 from bench.statistics import MIN_QUERIES, Verdict, mean_and_error
 
 PICTURE_BYTES = 2_000_000

@@ -34,7 +34,6 @@ from bench.study import Study
 from bench.training import TrainingJob
 from bench.workspace import Workspace
 
-FLOOR = "random"
 DEFAULT_METRICS = ("loss_change", "regeneration_mse")
 DESIGNS = ("paired", "unpaired", "both")
 
@@ -106,8 +105,8 @@ class Run:
     @property
     def with_floor(self) -> list[Method]:
         """The methods, with the random floor."""
-        named = any(method.name == FLOOR for method in self.methods)
-        return [*self.methods, *([] if named else [method_registry.create(FLOOR)])]
+        named = any(method.name == results.BASELINE for method in self.methods)
+        return [*self.methods, *([] if named else [method_registry.create(results.BASELINE)])]
 
     @property
     def run_facts(self) -> dict[str, Any]:
@@ -277,7 +276,8 @@ class Run:
         frame = results.frame_of(rows)
         store = self._store(workspace)
         merged = results.merge(store, frame)
-        table = results.summarize(merged)
+        told_apart = merged.assign(method=results.labels(merged))
+        table = results.summarize(told_apart)
         manifest = self._manifest(workspace, skipped | skipped_metrics, failures, seconds)
         with store.lock("report"):
             kept = store.record("manifest.json") or {"runs": []}
@@ -285,7 +285,7 @@ class Run:
             write_json(store.path("manifest.json"), manifest | known | {"runs": [*kept["runs"], manifest["run"]]})
             write_whole(store.path("table.md"), results.markdown(table).encode())
             named = {self.label(method): chosen for method, chosen in selections.items()}
-            figures = draw_figures(workspace, store, queries, named, self.ks, merged)
+            figures = draw_figures(workspace, store, queries, named, self.ks, told_apart)
         return Report(frame, merged, table, manifest, figures, store.root, skipped, skipped_metrics, failures)
 
     def _manifest(

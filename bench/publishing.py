@@ -16,9 +16,10 @@ from bench import figures
 from bench.board_figures import drawn, pdf
 from bench.errors import ResultsFolderError
 from bench.gallery import gallery
-from bench.leaderboard import BASELINE, RANKED_BY, Board, Cell, Line, labels, leaderboard
+from bench.leaderboard import RANKED_BY, Board, Cell, Line, leaderboard
 from bench.merging import Merged, RunFolder, has_rows, keep, merge_folders, open_folder
 from bench.page import page
+from bench.results import BASELINE, labels
 from bench.store import Store, write_whole
 from bench.study import Study
 

@@ -23,6 +23,9 @@ KEY_COLUMNS = ["study_digest", "method_digest", "query_digest", "k", "metric", "
 NOTHING_REMOVED = "nothing removed"
 REFERENCE = "random reference"
 """What the rows of the random reference call their method; ``method_digest`` tells the draws apart."""
+NOT_RANKED = (NOTHING_REMOVED, REFERENCE)
+BASELINE = "random"
+"""The method from which differences are taken."""
 FILE = "results.parquet"
 TABLE_HEAD = (
     "metric",
@@ -129,6 +132,13 @@ def _earlier(store: Store) -> list[pd.DataFrame]:
     return [frame.assign(**fresh)[[*COLUMNS]]] if len(frame) else []
 
 
+def labels(frame: pd.DataFrame) -> pd.Series:
+    """A name for each method with its settings; where a name stands for several, their digests tell them apart."""
+    digests = frame.groupby("method")["method_digest"].nunique()
+    mixed = frame["method"].map(digests > 1) & ~frame["method"].isin([*NOT_RANKED, BASELINE])
+    return frame["method"].where(~mixed, frame["method"] + " #" + frame["method_digest"].str[:6])
+
+
 def reference_curve(frame: pd.DataFrame, metric: str, design: str = "paired") -> pd.DataFrame:
     """The random reference: K × queries, the mean of ``metric`` over draws; empty where it has not been run."""
     rows = frame[(frame["method"] == REFERENCE) & (frame["metric"] == metric) & (frame["design"] == design)]
@@ -149,7 +159,7 @@ def equivalent(own: pd.Series[float], curve: pd.DataFrame, *, higher_is_better: 
     return equivalent_random((sign * own[common]).to_numpy(), sign * complete)
 
 
-def summarize(frame: pd.DataFrame, baseline: str = "random") -> pd.DataFrame:
+def summarize(frame: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
     """Mean ± 1 standard error over queries of each method, K, metric and design, with its difference to ``baseline``.
 
     Values of one query under several seeds are averaged first. The difference is paired by query at the same K,

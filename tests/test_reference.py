@@ -13,7 +13,7 @@ from bench import results
 from bench.errors import InvalidInput
 from bench.figures import loss_change
 from bench.reference import Reference, random_removal, sweep
-from bench.results import REFERENCE, equivalent, reference_curve, summarize, table_cells
+from bench.results import REFERENCE, equivalent, labels, reference_curve, summarize, table_cells
 from bench.study import study
 from cli import main
 
@@ -81,6 +81,12 @@ def test_equivalents_against_a_known_curve():
     assert table.loc["bad", "outside"] == "below"
     cells = {cell[2]: cell[-2] for cell in table_cells(summarize(frame))}
     assert cells == {"good": "300 [300, 300]", "best": "above the curve", "bad": "below the curve", REFERENCE: ""}
+
+
+def test_figures_of_one_name_with_other_settings_are_told_apart_not_averaged():
+    frame = frame_of({("ours", 10, 0): [1.0] * 4, ("ours", 10, 1): [3.0] * 4, ("pixel", 10, 0): [2.0] * 4})
+    table = summarize(frame.assign(method=labels(frame))).set_index("method")
+    assert table["mean"].to_dict() == {"ours #ours-0": 1.0, "pixel": 2.0, "ours #ours-1": 3.0}
 
 
 def test_equivalents_use_common_queries_and_complete_points_only():
