@@ -56,12 +56,14 @@ def top_images(
     """
     methods = list(chosen)
     shown = max(len(images) for rows in chosen.values() for images in rows)
-    rows = len(query_images) * len(methods)
-    figure = Figure(figsize=(CELL_INCHES * (shown + 3.6), (CELL_INCHES + 0.06) * rows + 0.45 * len(query_images)))
+    height = (CELL_INCHES + 0.06) * len(methods) + 0.45  # of one query's block
+    figure = Figure(figsize=(CELL_INCHES * (shown + 3.6), height * len(query_images)))
     blocks = figure.subfigures(len(query_images), 1, squeeze=False)[:, 0]
     for index, (block, image, prompt) in enumerate(zip(blocks, query_images, prompts, strict=True)):
-        grid = block.add_gridspec(len(methods), shown + 3, top=0.86, bottom=0.02, left=0.01, right=0.99)
-        block.suptitle(f"“{prompt}”", x=0.015, y=0.985, ha="left", fontsize=9)
+        grid = block.add_gridspec(
+            len(methods), shown + 3, top=1 - 0.35 / height, bottom=0.08 / height, left=0.01, right=0.99
+        )
+        block.suptitle(f"“{prompt}”", x=0.015, y=1 - 0.1 / height, ha="left", fontsize=9)
         _show(block.add_subplot(grid[:, :2]), image, border="#222222")
         for row, method in enumerate(methods):
             label = block.add_subplot(grid[row, 2])
