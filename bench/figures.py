@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from torch import Tensor
 
-from bench.results import NOTHING_REMOVED, REFERENCE, reference_curve
+from bench.results import BASELINE, NOTHING_REMOVED, REFERENCE, reference_curve
 from bench.statistics import mean_and_error
 
 mpl.use("agg")
@@ -153,7 +153,7 @@ def loss_change(frame: pd.DataFrame, metric: str, label: str, num_images: int) -
         own = paired[paired["method"] == method]
         ks = sorted(set(own["k"].tolist()))
         stats = [mean_and_error(own[own["k"] == k].groupby("query")["value"].mean().to_numpy()) for k in ks]
-        style = {"color": "#555555", "linestyle": "--"} if method == "random" else {"color": colour_of(index)}
+        style = {"color": "#555555", "linestyle": "--"} if method == BASELINE else {"color": colour_of(index)}
         errors = [0.0 if np.isnan(stat.standard_error) else stat.standard_error for stat in stats]
         places = dodged(ks, index, len(names)) if len(curve) else _shifted(ks, budgets, index, len(names))
         axes.errorbar(places, [stat.mean for stat in stats], errors, marker="o", capsize=3, label=method, **style)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from bench.contracts import Method
 from bench.pipeline import Report, Run
 from bench.progress import Progress
 from bench.registry import TUNED_FILE, methods, variant_of
+from bench.results import summarize
 from bench.store import write_json
 
 OBJECTIVE = "loss_change"
@@ -62,8 +63,8 @@ def tune(run: Run, name: str, progress: Progress | None = None) -> Tuning:
         method.prepare()
     report = replace(run, held_out=True).execute(progress)
     label_of = {run.label(method): method for method in run.methods}
-    rows = report.table[(report.table["metric"] == OBJECTIVE) & report.table["method"].isin(label_of)]
-    rows = rows[rows["k"].isin(run.ks)]
+    table = summarize(report.frame)  # this run's figures alone: the folder may hold older ones by the same names
+    rows = table[(table["metric"] == OBJECTIVE) & table["method"].isin(label_of)]
     best = rows.groupby("method")["mean"].mean().idxmax()
     budgets = ", ".join(str(k) for k in run.ks)
     tuned_on = f"{run.query_count} held-out queries of {run.study.name}, mean loss change at K = {budgets}"
