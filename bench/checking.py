@@ -157,7 +157,7 @@ def _scores_queries_alone(trial: Trial) -> None:
     if not _equal(together, alone):
         raise Broken(
             "A query's scores change with the other queries asked at the same time. Do not normalise over queries, "
-            "and key noise by query.digest rather than by its place in the list."
+            "and key noise by query.noise_key rather than by its place in the list."
         )
 
 

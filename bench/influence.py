@@ -309,7 +309,7 @@ class InfluenceMethod(Method, ABC):
     def query_rows(self, context: AttributionContext, query: Query) -> Rows:
         """The draws at which a query's gradient is taken: of its image, at stratified timesteps."""
         state = context.model.text_encoder.encode([query.prompt])[0]
-        key = (context.seed, "query", query.digest)
+        key = (context.seed, "query", query.noise_key)
         return keyed_rows(context.model, query.latent, state, self.num_query_draws, *key)
 
     def projection_of(self, context: AttributionContext, member: int, model: DiffusionModel) -> Projection:

@@ -121,7 +121,7 @@ def query_losses(
     model: DiffusionModel, query: Query, timesteps: Sequence[int], *, seed: int
 ) -> Float[Tensor, " timesteps"]:
     """L_t(ẑ, θ) of one query at each of ``timesteps``, with noise keyed by (seed, query, timestep)."""
-    noise = torch.stack([seeds.normal(model.latent_shape, "query-loss", seed, query.digest, t) for t in timesteps])
+    noise = torch.stack([seeds.normal(model.latent_shape, "query-loss", seed, query.noise_key, t) for t in timesteps])
     state = model.text_encoder.encode([query.prompt]).to(model.device)
     losses = []
     for part in torch.arange(len(timesteps)).split(FORWARD_BATCH):

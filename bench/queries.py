@@ -10,13 +10,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from bench import seeds
-from bench.digests import tensors_digest
+from bench.digests import digest_of, tensors_digest
 from bench.errors import InvalidInput
+from bench.machine import parallel
 from bench.model import DiffusionModel
 from bench.sampling import Sampler
 from bench.store import Store, write_tensors
@@ -37,6 +37,8 @@ class Query:
         latent: the final latent, channels × rows × columns.
         sampler: that made it.
         digest: of all of these; part of the key of everything that is computed from the query.
+        noise_key: of the noise of everything that is computed from the query. Not of the latent, whose last bits
+            are the machine's: the same query gets the same noise everywhere.
     """
 
     id: str
@@ -46,13 +48,11 @@ class Query:
     latent: Float[Tensor, "channels rows columns"]
     sampler: Sampler
     digest: str = field(init=False)
+    noise_key: str = field(init=False)
 
     def __post_init__(self) -> None:
-        metadata = {
-            "prompt": self.prompt,
-            "seed": str(self.seed),
-            "sampler": json.dumps(asdict(self.sampler)),
-        }
+        object.__setattr__(self, "noise_key", digest_of([self.prompt, self.seed, asdict(self.sampler)]))
+        metadata = {"noise_key": self.noise_key}
         tensors = {"noise": self.noise, "latent": self.latent}
         object.__setattr__(self, "digest", tensors_digest(tensors, metadata)[:16])
 
@@ -105,13 +105,14 @@ def control_specs(pool: Sequence[QuerySpec], query: Query | QuerySpec) -> list[Q
 
 
 def synthesize(model: DiffusionModel, sampler: Sampler, specs: Sequence[QuerySpec]) -> list[Query]:
-    """Generate the image of each spec with the original model."""
-    noises = [seeds.normal(model.latent_shape, "query-noise", spec.seed) for spec in specs]
-    latents = sampler.sample(model, torch.stack(noises), [spec.prompt for spec in specs]).cpu()
-    return [
-        Query(spec.id, spec.prompt, spec.seed, noise, latent.clone(), sampler)
-        for spec, noise, latent in zip(specs, noises, latents, strict=True)
-    ]
+    """Generate the image of each spec with the original model, each by itself: a batch of others changes its bits."""
+
+    def make(spec: QuerySpec) -> Query:
+        noise = seeds.normal(model.latent_shape, "query-noise", spec.seed)
+        latent = sampler.sample(model, noise[None], [spec.prompt])[0].cpu().clone()
+        return Query(spec.id, spec.prompt, spec.seed, noise, latent, sampler)
+
+    return parallel(make, specs)
 
 
 def load_queries(store: Store) -> dict[str, Query]:

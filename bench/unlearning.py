@@ -144,7 +144,7 @@ def query_loss(context: AttributionContext, unet: nn.Module, query: Query) -> fl
     model = context.model
     timesteps = torch.arange(0, model.config.num_timesteps, max(1, model.config.num_timesteps // 100))
     shape = (len(timesteps), *model.latent_shape)
-    noise = seeds.normal(shape, "unlearning-query-loss", context.seed, query.digest)
+    noise = seeds.normal(shape, "unlearning-query-loss", context.seed, query.noise_key)
     return float(model.losses(*_query_inputs(context, query, timesteps, noise), unet=unet).mean())
 
 
@@ -155,7 +155,7 @@ def query_gradient(
     model = context.model
 
     def part_gradient(draws: Tensor) -> Gradients:
-        stream = seeds.generator("query-gradient", context.seed, query.digest, step, int(draws[0]))
+        stream = seeds.generator("query-gradient", context.seed, query.noise_key, step, int(draws[0]))
         timesteps = torch.from_numpy(stream.permutation(model.config.num_timesteps)[: len(draws)])
         noise = torch.from_numpy(stream.standard_normal((len(draws), *model.latent_shape), dtype=np.float32))
         own = differentiable_copy(unet, selection)

@@ -55,5 +55,5 @@ class JourneyTrak(InfluenceMethod):
             )
         step = query.sampler.step_near(model, query.noise[None], [query.prompt], self.timestep)
         state = model.text_encoder.encode([query.prompt])[0]
-        key = (context.seed, "journey", query.digest)
+        key = (context.seed, "journey", query.noise_key)
         return keyed_rows(model, step.predicted.cpu()[0], state, self.num_query_draws, *key, timestep=step.timestep)

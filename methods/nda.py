@@ -98,7 +98,7 @@ class Nda(Method):
         device, images = context.model.device, context.data.latents.flatten(0, 1)
         signal = context.model.alphas_cumprod[timestep].sqrt()
         variance = float(1 - signal.square())
-        noise = seeds.normal(context.model.latent_shape, "nda", context.seed, query.digest, timestep).to(device)
+        noise = seeds.normal(context.model.latent_shape, "nda", context.seed, query.noise_key, timestep).to(device)
         noisy = signal * query.latent.to(device) + variance**0.5 * noise
         asked = patches(noisy.unsqueeze(0), cell, size)[0].T
         outside = patches(torch.zeros_like(noisy[None, :1]), cell, size, around=self.border)[0].T

@@ -8,8 +8,10 @@ import torch
 
 import bench.losses
 from bench.dataset import Dataset
+from bench.losses import query_losses
 from bench.machine import compute_threads
 from bench.model import DiffusionModel
+from bench.queries import reported_specs, synthesize
 from bench.training import DrawStream, TrainingData, TrainingJob, TrainingRun, train_together
 from methods.nda import Nda
 from methods.ours import Ours
@@ -52,6 +54,26 @@ def test_scores_do_not_depend_on_which_queries_are_asked_together(context, queri
     together = method.scores(context, queries)
     alone = torch.cat([method.scores(context, [query]) for query in reversed(queries)]).flip(0)
     torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-6)
+
+
+def test_a_query_does_not_depend_on_which_are_asked_together(tiny, model):
+    specs = reported_specs(tiny, 3)
+    with compute_threads(2):
+        together = synthesize(model, tiny.sampler, specs)
+        alone = [synthesize(model, tiny.sampler, [spec])[0] for spec in specs]
+    assert [query.digest for query in together] == [query.digest for query in alone]
+    assert all(torch.equal(one.latent, other.latent) for one, other in zip(together, alone, strict=True))
+
+
+def test_noise_does_not_depend_on_the_last_bits_of_the_latent(context, queries):
+    near = [replace(query, latent=query.latent + 1e-6) for query in queries]
+    assert {query.digest for query in near}.isdisjoint(query.digest for query in queries)
+    for query, other in zip(queries, near, strict=True):
+        losses = [query_losses(context.model, each, range(0, 1000, 50), seed=0) for each in (query, other)]
+        torch.testing.assert_close(*losses, rtol=1e-3, atol=1e-5)
+    for method in (Ours(**SETTINGS), Nda()):
+        scores = [method.scores(context, each) for each in (queries, near)]
+        torch.testing.assert_close(*scores, rtol=1e-2, atol=1e-4)
 
 
 def test_pixel_scores_follow_the_images_when_they_are_reordered(context, queries):

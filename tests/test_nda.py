@@ -54,7 +54,7 @@ def by_brute_force(context, query, method):
     positions = [(r, c) for r in range(size) for c in range(size)]
     for timestep in method.timesteps:
         alpha = float(context.model.alphas_cumprod[timestep])
-        noise = methods.nda.seeds.normal(context.model.latent_shape, "nda", context.seed, query.digest, timestep)
+        noise = methods.nda.seeds.normal(context.model.latent_shape, "nda", context.seed, query.noise_key, timestep)
         noisy = math.sqrt(alpha) * query.latent + math.sqrt(1 - alpha) * noise
         for cell, patch, share in ((1, method.patch_size, 1 - method.coarse_share), (2, method.coarse_size, 0.25)):
             total = torch.zeros(len(latents), 2, dtype=torch.float64)
