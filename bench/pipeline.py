@@ -238,25 +238,30 @@ class Run:
         """Train and observe what is missing; returns the reasons of those that failed."""
         missing = [request for request in requests if workspace.ledger.missing(request)]
         progress, steps = workspace.progress, self.study.recipe.num_steps
-        here = sum(workspace.ledger.is_trained(request.job) for request in missing)
+        done = {i: 0 for i, request in enumerate(missing) if not workspace.ledger.is_trained(request.job)}
+        here = len(missing) - len(done)
         again = sum(
             bool(workspace.ledger.observed(request.job)[1]) and not workspace.ledger.is_trained(request.job)
             for request in missing
         )
         progress.say(
             f"{len(requests)} models: {len(requests) - len(missing)} cached, {here} to observe, "
-            f"{len(missing) - here} to train"
+            f"{len(done)} to train"
             + (f" ({again} of them again: their weights were deleted before all was observed)" if again else "")
         )
-        done = [0] * len(missing)
+        observed = 0
         failures: dict[TrainingJob, str] = {}
 
         def on_step(index: int, step: int) -> None:
-            done[index] = step
-            progress.advance("retrain", sum(done), steps * len(missing))
+            if index in done:
+                done[index] = step
+                progress.advance("retrain", sum(done.values()), steps * len(done))
 
         for outcome in workspace.executor(min(self.workers, len(missing))).fulfil(missing, on_step):
             on_step(outcome.index, steps)
+            if outcome.index not in done:
+                observed += 1
+                progress.advance("observe", observed, here)
             if outcome.failure:
                 failures[missing[outcome.index].job] = outcome.failure
                 progress.say(f"failed: {outcome.failure}")

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 
 from bench import Run, methods, results
 from bench.planning import plan
+from bench.progress import Progress
 from bench.queries import reported_specs
 from bench.sampling import Sampler
 from bench.store import read_tensors
@@ -91,6 +93,24 @@ def test_a_run_goes_on_from_its_records_alone(finished, monkeypatch, tmp_path):
     monkeypatch.setattr("bench.retraining.Ledger._train", lambda *args: pytest.fail("trained again"))
     elsewhere = replace(run, results=tmp_path)
     pd.testing.assert_frame_equal(elsewhere.execute().frame, report.frame)
+
+
+def test_progress_tells_models_to_observe_from_models_to_train(finished, tmp_path):
+    run, report = finished
+    subprocess.run(["cp", "-r", f"{run.folder}/.", str(tmp_path)], check=True)
+    shutil.rmtree(tmp_path / "observations")
+    key = report.frame.query("method == 'pixel'")["model_key"].iloc[0]
+    (tmp_path / "models" / f"{key}.safetensors").unlink()
+    last = {}
+
+    class Watch(Progress):
+        def advance(self, task, done, total):
+            last[task] = (done, total)
+
+    again = replace(run, results=tmp_path).execute(Watch())
+    steps = run.study.recipe.num_steps
+    assert (last["retrain"], last["observe"]) == ((steps, steps), (7, 7))
+    pd.testing.assert_series_equal(again.frame["value"], report.frame["value"], rtol=1e-4)
 
 
 def test_two_workers_give_the_same_figures(finished, tiny, tmp_path):
