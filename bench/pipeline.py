@@ -19,11 +19,11 @@ import pandas as pd
 
 from bench import results
 from bench.contracts import Method, Metric
-from bench.errors import BenchError, InvalidInput, Unavailable
+from bench.errors import BenchError, InvalidInput, TrainingFailed, Unavailable
 from bench.evaluation import Comparison, evaluate, evaluation_seed
 from bench.machine import available_threads, compute_threads, describe, peak_memory_mib
 from bench.progress import Progress
-from bench.queries import Query, QuerySpec, control_specs, held_out_specs, reported_specs
+from bench.queries import Query, QuerySpec, control_specs, held_out_specs, load_queries, reported_specs
 from bench.registry import label_of, tuned, variant_of
 from bench.registry import methods as method_registry
 from bench.registry import metrics as metric_registry
@@ -130,6 +130,7 @@ class Run:
         with compute_threads(self.threads):
             workspace = self.open(progress)
             metrics, skipped_metrics = self._measurable(workspace)
+            self._train_originals(workspace)
             queries = workspace.queries(self.specs)
             controls = self.controls(workspace, queries)
             selections, skipped, failures = self._select(workspace, queries)
@@ -234,9 +235,20 @@ class Run:
         unpaired = [(seed, self.study.seed) for seed in seeds] if self.design != "paired" else []
         return paired + unpaired
 
+    def _train_originals(self, workspace: Workspace) -> None:
+        """In a new folder, θ0 and the models that removals are compared with, side by side where there are workers."""
+        if self.workers == 1 or set(load_queries(workspace.store)).issuperset(spec.id for spec in self.specs):
+            return
+        first = workspace.original_job()
+        others = [TrainingJob((), original) for _, original in self.seed_pairs()]
+        requests = [Request(job) for job in dict.fromkeys([first, *others])]
+        failed = self._retrain(workspace, requests) if any(map(workspace.ledger.is_due, requests)) else {}
+        if first in failed:
+            raise TrainingFailed(failed[first])
+
     def _retrain(self, workspace: Workspace, requests: Sequence[Request]) -> dict[TrainingJob, str]:
         """Train and observe what is missing; returns the reasons of those that failed."""
-        missing = [request for request in requests if workspace.ledger.missing(request)]
+        missing = [request for request in requests if workspace.ledger.is_due(request)]
         progress, steps = workspace.progress, self.study.recipe.num_steps
         done = {i: 0 for i, request in enumerate(missing) if not workspace.ledger.is_trained(request.job)}
         here = len(missing) - len(done)

@@ -41,12 +41,12 @@ class Request:
 
     Attributes:
         job: the model.
-        queries: for which everything is observed.
+        queries: for which everything is observed; none where only the model is wanted.
         controls: for which only that is observed which metrics compare with controls.
     """
 
     job: TrainingJob
-    queries: tuple[Query, ...]
+    queries: tuple[Query, ...] = ()
     controls: tuple[Query, ...] = ()
 
 
@@ -117,6 +117,10 @@ class Ledger:
         ]
         return [(query, one) for query, one in wanted if query.observed_as(one.name) not in kept]
 
+    def is_due(self, request: Request) -> bool:
+        """Whether something of ``request`` is still to be trained or observed."""
+        return bool(self.missing(request)) if request.queries else not self.is_trained(request.job)
+
     def model(self, job: TrainingJob, on_step: Steps = lambda step: None, *, wait: bool = True) -> DiffusionModel:
         """The trained model, from disk where it is, else trained now (from its last checkpoint if there is one).
 
@@ -133,9 +137,11 @@ class Ledger:
 
     def fulfil(self, request: Request, on_step: Steps = lambda step: None, *, wait: bool = True) -> None:
         """Train (or find) the model of ``request`` and observe on it what is missing."""
-        if not self.missing(request):
+        if not self.is_due(request):
             return
         model = self.model(request.job, on_step, wait=wait)
+        if not request.queries:
+            return
         key = self.key(request.job)
         with self.store.lock(f"observations-{key}"):
             kept, facts = self.observed(request.job)
