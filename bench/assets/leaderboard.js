@@ -196,7 +196,8 @@ function curve() {
   const alt = `${words(metric.name)} against K, mean plus or minus one standard error. ${data.ks.map((k) => `At K = ${k}: ${spoken(k, (line) => cellOf(line)?.mean, (value) => scaled(value, metric))}.`).join(" ")}${known(floor) ? ` Noise floor ${scaled(floor, metric)}.` : ""}`;
   const [svg, width] = canvas("curve", width_of("curve") < 560 ? 330 : 420, alt);
   const height = svg.viewBox.baseVal.height, wide = width > 620;
-  const left = 46, right = width - (wide ? 190 : 14), top = 14, bottom = height - 40;
+  const atEnd = lines.some((line) => line.k === ks[ks.length - 1]);
+  const left = 46, right = width - (wide ? (atEnd ? 190 : 130) : 14), top = 14, bottom = height - 40;
   const logit = (k) => Math.log(k / (data.images - k)); // few removed and few left are both told apart
   const single = ks.length === 1, from = logit(ks[0]), to = logit(ks[ks.length - 1]);
   const x = (k) => (single ? (left + right) / 2 : left + 26 + ((right - left - 52) * (logit(k) - from)) / (to - from));
@@ -210,7 +211,7 @@ function curve() {
   draw(svg, "text", { x: (left + right) / 2, y: height - 4, "text-anchor": "middle", class: "tick" }, `K of ${count(data.images)} images removed${single ? "" : " (logit scale)"}`);
   if (known(floor)) {
     draw(svg, "line", { x1: left, x2: right, y1: y(floor), y2: y(floor), stroke: "var(--grey)", "stroke-dasharray": "1.5 4", "stroke-width": 1.5 });
-    draw(svg, "text", { x: right, y: y(floor) - 5, "text-anchor": "end", class: "tick halo" }, wide ? "noise floor: nothing removed, another seed" : "noise floor");
+    draw(svg, "text", { x: (left + right) / 2, y: y(floor) - 5, "text-anchor": "middle", class: "tick halo" }, wide ? "noise floor: nothing removed, another seed" : "noise floor");
   }
   const labels = [];
   if (reference.length) {
@@ -218,7 +219,7 @@ function curve() {
     draw(svg, "polygon", { points: band.map(([k, value]) => `${x(k)},${y(value)}`).join(" "), fill: "var(--grey)", opacity: .18 });
     draw(svg, "polyline", { points: reference.map((point) => `${x(point.k)},${y(point.mean)}`).join(" "), fill: "none", stroke: "var(--grey)", "stroke-width": 2.5 });
     const end = reference[reference.length - 1];
-    labels.push({ name: null, text: "random reference", ink: "var(--soft)", from: [x(end.k), y(end.mean)], y: y(end.mean) });
+    labels.push({ k: end.k, name: null, text: "random reference", ink: "var(--soft)", from: [x(end.k), y(end.mean)], y: y(end.mean) });
   }
   const named = methods.filter((name) => lines.some((line) => line.method === name));
   const spread = single ? Math.min(44, (right - left - 60) / named.length) : Math.min(7, 60 / named.length);
@@ -234,13 +235,16 @@ function curve() {
       draw(dot, "title", {}, `${name}, K = ${line.k}: ${scaled(cell.mean, metric)} \u00b1 ${scaled(cell.se, metric)} ${unitOf(metric)}`);
     }
     const end = own[own.length - 1];
-    labels.push({ name, text: name, ink, from: [x(end.k) + shift, y(cellOf(end).mean)], y: y(cellOf(end).mean) });
+    labels.push({ k: end.k, name, text: name, ink, from: [x(end.k) + shift, y(cellOf(end).mean)], y: y(cellOf(end).mean) });
   });
-  if (wide) for (const label of apart(labels, 15, top + 6, bottom)) {
-    const group = draw(svg, "g", { class: label.name ? dimmed(label.name) : "" });
-    draw(group, "line", { x1: label.from[0] + 7, y1: label.from[1], x2: right + 8, y2: label.y, stroke: label.ink, "stroke-width": .6, opacity: .55 });
-    draw(group, "text", { x: right + 12, y: label.y + 4, fill: label.ink }, shortened(label.text)).append(document.createElementNS(SVG, "title"));
-    group.lastChild.lastChild.textContent = label.text;
+  if (wide) for (const k of ks) { // a column of names beside the points that end at this K
+    const column = labels.filter((label) => label.k === k), place = k === ks[ks.length - 1] ? right + 8 : Math.max(...column.map((label) => label.from[0])) + 22;
+    for (const label of apart(column, 15, top + 6, bottom)) {
+      const group = draw(svg, "g", { class: label.name ? dimmed(label.name) : "" });
+      draw(group, "line", { x1: label.from[0] + 7, y1: label.from[1], x2: place, y2: label.y, stroke: label.ink, "stroke-width": .6, opacity: .55 });
+      draw(group, "text", { x: place + 4, y: label.y + 4, fill: label.ink, class: "halo" }, shortened(label.text)).append(document.createElementNS(SVG, "title"));
+      group.lastChild.lastChild.textContent = label.text;
+    }
   }
   const random = reference.length ? " The grey band is the random reference: random images removed, shared by all methods." : " These rows hold no random reference yet.";
   byId("curve-caption").textContent = `${words(metric.name)} ${unitOf(metric)} against the number of images removed: mean over queries \u00b1 1 standard error, paired retraining.${random} Points at one K stand a little apart so that they can be seen.`;
@@ -385,7 +389,7 @@ function intro() {
   byId("title").textContent = `Who made this image possible? ${facts.study}`;
   const queries = Math.max(0, ...data.lines.map((line) => line.cells[data.rankedBy]?.queries ?? 0));
   const leaders = first.map((line) => line.method);
-  const story = !leaders.length ? "There are too few queries for a verdict." : leaders.length === lines.length && lines.length > 1 ? `At K = ${count(k)} no method can be told from the others yet.` : `At K = ${count(k)}, ${leaders.length === 1 ? `${leaders[0]} leads` : `nothing beats ${leaders.slice(0, -1).join(", ")} and ${leaders.at(-1)}`}.`;
+  const story = !leaders.length ? "There are too few queries for a verdict." : leaders.length === lines.length && lines.length > 1 ? `At K = ${count(k)} no method can be told from the others yet.` : `At K = ${count(k)}, ${leaders.length === 1 ? `${leaders[0]} leads` : leaders.length <= 3 ? `nothing beats ${leaders.slice(0, -1).join(", ")} and ${leaders.at(-1)}` : `${leaders.length} methods share the first rank; ${leaders[0]} has the highest figure`}.`;
   byId("lede").textContent = `Each method names the K training images that mattered most for a generated image; the model is retrained without them, and what it lost tells who was right. ${facts.description ? facts.description + ". " : ""}${queries} queries, ${methods.length} methods, K = ${data.ks.map(count).join(", ")}. ${story}`;
   document.title = `${facts.study} \u00b7 attribution leaderboard`;
   byId("table-note").textContent = "Mean over queries \u00b1 1 standard error; in brackets 95 % bootstrap intervals over queries. Rank: 1 + the number of methods that are significantly better on the loss change at that K, so \u201c=\u201d marks methods that share a rank because the data cannot tell them apart.";
