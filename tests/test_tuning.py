@@ -1,0 +1,43 @@
+"""Tuning: it chooses by its own figures on held-out queries, and saves what it chose beside the method."""
+
+import json
+
+import pandas as pd
+import pytest
+from test_flow import quick_run
+
+from bench import methods
+from bench.tuning import tune, variants
+
+
+@pytest.fixture
+def run(tiny, tmp_path):
+    grid = variants(methods.create("random"), {"draw": [0, 1]})
+    return quick_run(tiny, tmp_path, names=(), methods=grid)
+
+
+def test_tuning_keeps_the_settings_with_the_largest_mean_on_held_out_queries(run):
+    found = tune(run, "random")
+    frame = found.report.frame.query("metric == 'loss_change' and design == 'paired'")
+    assert set(frame["query"]) == {"held-out-00", "held-out-01"}
+    means = frame.groupby("method_digest")["value"].mean()
+    assert len(means) == 2
+    assert found.best.digest == means.idxmax()
+
+
+def test_older_figures_of_the_same_name_do_not_decide(run):
+    found = tune(run, "random")
+    path = run.folder / "tuning" / "results.parquet"
+    frame = pd.read_parquet(path)
+    worse = frame[(frame["metric"] == "loss_change") & ~frame["method_digest"].isin([found.best.digest, ""])]
+    older = worse.assign(method_digest="older settings", value=1e3)
+    pd.concat([frame, older], ignore_index=True).to_parquet(path)
+    assert tune(run, "random").best.digest == found.best.digest
+
+
+def test_saved_settings_are_what_later_runs_find(run, tmp_path, monkeypatch):
+    found = tune(run, "random")
+    monkeypatch.setattr("methods.random_images.__file__", str(tmp_path / "method.py"))
+    saved = json.loads(found.save("tiny").read_text())["random"]["tiny"]
+    assert methods.create("random", **saved["settings"]).digest == found.best.digest
+    assert saved["tuned_on"] == "2 held-out queries of tiny, mean loss change at K = 8"
