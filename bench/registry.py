@@ -84,10 +84,12 @@ class Registry(Generic[P]):
         own = variants_of(cls)[variant] if variant else {}
         found = [tuned(cls, study, part)["settings"] if study else {} for part in ("", variant)]
         chosen = {**found[0], **own, **(found[1] if variant else {}), **settings}
-        known: list[str] = [field.name for field in fields(cls)] if is_dataclass(cls) else []
-        for setting in chosen:
+        known = {field.name: field.type for field in fields(cls)} if is_dataclass(cls) else {}
+        for setting, value in chosen.items():
             if setting not in known:
                 raise UnknownName(f"setting of {self.kind} '{name}'", setting, known)
+            if known[setting] in (float, "float") and type(value) is int:
+                chosen[setting] = float(value)  # 1 and 1.0 are one setting, with one digest
         return cls(**chosen)
 
     def _load(self) -> None:

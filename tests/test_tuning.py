@@ -41,3 +41,9 @@ def test_saved_settings_are_what_later_runs_find(run, tmp_path, monkeypatch):
     saved = json.loads(found.save("tiny").read_text())["random"]["tiny"]
     assert methods.create("random", **saved["settings"]).digest == found.best.digest
     assert saved["tuned_on"] == "2 held-out queries of tiny, mean loss change at K = 8"
+
+
+def test_a_whole_number_and_the_same_float_are_one_setting():
+    one, other = methods.create("trak", regularization=1), methods.create("trak", regularization=1.0)
+    assert one.digest == other.digest
+    assert type(one.settings()["regularization"]) is float
