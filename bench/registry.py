@@ -84,7 +84,7 @@ class Registry(Generic[P]):
         own = variants_of(cls)[variant] if variant else {}
         found = [tuned(cls, study, part)["settings"] if study else {} for part in ("", variant)]
         chosen = {**found[0], **own, **(found[1] if variant else {}), **settings}
-        known = {field.name: field.type for field in fields(cls)} if is_dataclass(cls) else {}
+        known: dict[str, Any] = {field.name: field.type for field in fields(cls)} if is_dataclass(cls) else {}
         for setting, value in chosen.items():
             if setting not in known:
                 raise UnknownName(f"setting of {self.kind} '{name}'", setting, known)
