@@ -78,13 +78,11 @@ def _compute(
     make_context: Callable[[], AttributionContext],
 ) -> None:
     context = make_context()
-    has_paid = any(store.path(*_FOLDER).glob(f"{method.name}-{method.digest}-*"))
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         part = queries[start : start + QUERIES_AT_ONCE]
         started, spared = time.perf_counter(), artifacts.spared
         matrix = checked_scores(method, context, part)
-        owed = 0.0 if has_paid else artifacts.spared - spared
-        seconds = (time.perf_counter() - started + owed) / len(part)
+        seconds = (time.perf_counter() - started + artifacts.spared - spared) / len(part)
         for query, row in zip(part, matrix, strict=True):
             write_tensors(store.path(*_parts(method, query)), {"scores": row}, seconds=repr(seconds))
 
