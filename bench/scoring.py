@@ -20,7 +20,6 @@ from bench.store import Artifacts, Store, write_tensors
 
 QUERIES_AT_ONCE = 4
 """Queries are scored so many at a time: what they share is computed once, and an interruption loses no more."""
-_FOLDER = ("cache", "scores")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +29,7 @@ class Scores:
     Attributes:
         matrix: queries × images, higher = more influential.
         seconds: what scoring one query cost, one number for each query. What queries share counts in equal parts for
-            those that the method scored first, also where another method had built it.
+            those that one run scored, also where another method or an earlier run had built it.
     """
 
     matrix: Float[Tensor, "queries images"]
@@ -111,7 +110,7 @@ def checked_scores(
 
 
 def _parts(method: Method, query: Query) -> tuple[str, ...]:
-    return (*_FOLDER, f"{method.name}-{method.digest}-{query.digest}.safetensors")
+    return ("cache", "scores", f"{method.name}-{method.digest}-{query.digest}.safetensors")
 
 
 def _stored(store: Store, method: Method, query: Query) -> tuple[Tensor, float] | None:
