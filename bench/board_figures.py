@@ -13,6 +13,7 @@ from torch import Tensor
 from bench import figures
 from bench.gallery import Gallery
 from bench.leaderboard import RANKED_BY, Board, Line
+from bench.registry import base_of
 from bench.results import BASELINE, NOTHING_REMOVED
 from bench.statistics import mean_and_error
 
@@ -146,13 +147,13 @@ def verdict_matrix(board: Board, k: int) -> Figure:
 
 def families(lines: Sequence[Line]) -> list[str]:
     """Methods that stand there with variants or other settings."""
-    bases = [_base(line.method) for line in lines]
+    bases = [base_of(line.method) for line in lines]
     return sorted({base for base in bases if bases.count(base) > 1 and base != BASELINE})
 
 
 def ablations(board: Board, base: str, k: int) -> Figure:
     """A method and its variants, mean ± 1 standard error of each metric side by side (figures 12 to 14)."""
-    lines = [line for line in board.lines if line.k == k and _base(line.method) == base]
+    lines = [line for line in board.lines if line.k == k and base_of(line.method) == base]
     figure = Figure(figsize=(2.6 * len(board.metrics) + 1.6, 0.36 * len(lines) + 1.0))
     panels = figure.subplots(1, len(board.metrics), squeeze=False, sharey=True)[0]
     for axes, metric in zip(panels, board.metrics, strict=True):
@@ -198,10 +199,6 @@ def _pictures(board: Board, pictures: Gallery, names: Sequence[str]) -> dict[str
     if made:
         found["regenerations"] = figures.regenerations(originals, [query.prompt for query in queries], made)
     return found
-
-
-def _base(name: str) -> str:
-    return name.partition("[")[0].partition(":")[0].partition(" #")[0]
 
 
 def _finite(line: Line) -> bool:

@@ -2,7 +2,8 @@
 
 A line is one method at one K in the paired design. Its rank is 1 + the number of methods that are significantly
 better at that K on the loss change (``bench.statistics.verdicts``: Student's paired test over queries, Holm's
-correction for all pairs of that K), so methods that cannot be told apart from the best share rank 1.
+correction for all pairs of methods at that K, and apart from these for all pairs with a variant), so methods that
+cannot be told apart from the best share rank 1.
 
 A figure that failed is left out of every mean, counted, and listed with its reason; it is never a zero.
 """
@@ -19,9 +20,9 @@ import pandas as pd
 
 from bench.contracts import Method
 from bench.errors import BenchError, ResultsFolderError
+from bench.registry import is_variant, tuned, variant_of
 from bench.registry import methods as method_registry
 from bench.registry import metrics as metric_registry
-from bench.registry import tuned, variant_of
 from bench.results import BASELINE, NOT_RANKED, NOTHING_REMOVED, equivalent, labels, reference_curve
 from bench.statistics import (
     MIN_QUERIES,
@@ -236,7 +237,8 @@ def _floors(rows: pd.DataFrame) -> dict[str, float]:
 def _pairs(table: pd.DataFrame | None, facts: Mapping[str, MetricFacts]) -> dict[tuple[str, str], Verdict]:
     if table is None or len(table.columns) < 2:
         return {}
-    return verdicts(table, higher_is_better=facts[RANKED_BY].higher_is_better)
+    variants = [label for label in table if is_variant(label)]
+    return verdicts(table, variants=variants, higher_is_better=facts[RANKED_BY].higher_is_better)
 
 
 def _ranks(pairs: Mapping[tuple[str, str], Verdict], table: pd.DataFrame | None) -> dict[str, int | None]:

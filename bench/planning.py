@@ -16,8 +16,9 @@ from bench.evaluation import Comparison
 from bench.model import DiffusionModel
 from bench.pipeline import Run, Selections, requests_of
 from bench.queries import Query, QuerySpec, load_queries
+from bench.registry import is_variant
 from bench.retraining import Request
-from bench.statistics import CONFIDENCE, MIN_QUERIES, queries_needed
+from bench.statistics import CONFIDENCE, MIN_QUERIES, families, queries_needed
 from bench.throughput import Throughput, here, recorded
 from bench.training import TrainingJob
 from bench.workspace import Workspace
@@ -209,11 +210,12 @@ def _bytes_of_an_observation(workspace: Workspace) -> float:
 def _power(run: Run, workspace: Workspace, methods: Sequence[Method], effect: float) -> list[str]:
     """At each K, how many queries it takes to see ``effect`` between two methods, by the deviations measured so far.
 
-    The significance is shared out among all pairs of the plan's methods.
+    The significance is shared out among the pairs of the plan's methods, as the leaderboard does.
     """
     metric = run.metrics[0]
     labels = [run.label(method) for method in methods]
-    significance = (1 - CONFIDENCE) / max(1, math.comb(len(labels), 2))
+    asked = families(labels, [label for label in labels if is_variant(label)])
+    share = {frozenset(pair): (1 - CONFIDENCE) / len(pairs) for pairs in asked for pair in pairs}
     frame = results.load(workspace.store)
     rows = frame[(frame["metric"] == metric.name) & (frame["status"] == "done") & (frame["design"] == "paired")]
     lines = []
@@ -225,7 +227,7 @@ def _power(run: Run, workspace: Workspace, methods: Sequence[Method], effect: fl
             lines.append(f"{head}: cannot be told, no two of these methods have {MIN_QUERIES} common queries yet")
             continue
         needs = sorted(
-            (float(queries_needed(effect, deviation, significance=significance) or math.inf), deviation, pair)
+            (float(queries_needed(effect, deviation, significance=share[frozenset(pair)]) or math.inf), deviation, pair)
             for pair, deviation in found.items()
         )
         middle, worst = needs[len(needs) // 2], needs[-1]

@@ -162,8 +162,8 @@ def markdown(board: Board, study: str, notes: Sequence[str] = ()) -> str:
         parts.append(f"## K = {k}\n\n" + "\n".join(lines) + "\n")
     parts.append(
         f"Rank: 1 + the number of methods that are significantly better on {RANKED_BY} at that K (Student's paired "
-        "test over queries, Holm's correction for all pairs); = marks methods that share a rank. Intervals: bootstrap "
-        "over queries.\n"
+        "test over queries, Holm's correction for all pairs of methods, and apart for all pairs with a variant); = "
+        "marks methods that share a rank. Intervals: bootstrap over queries.\n"
     )
     if board.failures:
         listed = [

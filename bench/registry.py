@@ -123,6 +123,16 @@ def variant_of(name: str) -> str:
     return name.partition("[")[0].partition(":")[2]
 
 
+def base_of(label: str) -> str:
+    """The method's own name in a label: without variant, settings in brackets, and digest."""
+    return label.partition("[")[0].partition(":")[0].partition(" #")[0]
+
+
+def is_variant(label: str) -> bool:
+    """Whether ``label`` names a variant, or settings other than those tuned for the study."""
+    return ":" in label or "[" in label
+
+
 def tuned(cls: type[Any], study: str, variant: str = "") -> dict[str, Any]:
     """What was tuned for ``study``: {"settings": …, "tuned_on": …}, from tuned.json beside the plugin's file."""
     source = getattr(sys.modules.get(cls.__module__), "__file__", None)

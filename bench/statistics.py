@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -77,11 +77,11 @@ class Verdict(NamedTuple):
 
     Attributes:
         difference: mean over common queries of the first minus the second, positive where the first is better.
-        p_value: of Student's paired test, corrected by Holm for all pairs of the comparison.
+        p_value: of Student's paired test, corrected by Holm for all pairs of its family.
         verdict: "better", "worse", "indistinguishable", or "too few queries".
         queries: how many both have.
         deviation: standard deviation of the differences over queries.
-        significance: of the test of this pair alone, the family's shared out evenly.
+        significance: of the test of this pair alone, its family's shared out evenly.
     """
 
     difference: float
@@ -98,20 +98,42 @@ class Verdict(NamedTuple):
         return None if settled else queries_needed(self.difference, self.deviation, significance=self.significance)
 
 
+def families(names: Collection[str], variants: Collection[str] = ()) -> list[list[tuple[str, str]]]:
+    """All pairs of ``names`` in at most two families: those of methods alone, and those that a variant is in.
+
+    Each family is corrected on its own, so that asking about variants makes no verdict between methods harder.
+    """
+    pairs = list(itertools.combinations(names, 2))
+    asked = [[pair for pair in pairs if set(pair).isdisjoint(variants) is alone] for alone in (True, False)]
+    return [family for family in asked if family]
+
+
 def verdicts(
-    per_query: pd.DataFrame, *, higher_is_better: bool = True, significance: float = 1 - CONFIDENCE
+    per_query: pd.DataFrame,
+    *,
+    variants: Collection[str] = (),
+    higher_is_better: bool = True,
+    significance: float = 1 - CONFIDENCE,
 ) -> dict[tuple[str, str], Verdict]:
     """A verdict for every pair of methods.
 
     Args:
         per_query: queries × methods, NaN where a figure is missing.
+        variants: methods whose pairs are a family of their own (``families``).
         higher_is_better: direction of the metric.
-        significance: probability of calling any pair of equal methods different (family-wise).
+        significance: probability of calling any pair of equal methods of a family different (family-wise).
     """
-    pairs = list(itertools.combinations(per_query.columns, 2))
+    sign = 1.0 if higher_is_better else -1.0
+    asked = families(list(per_query.columns), variants)
+    return {name: found for pairs in asked for name, found in _family(per_query, pairs, sign, significance).items()}
+
+
+def _family(
+    per_query: pd.DataFrame, pairs: Sequence[tuple[str, str]], sign: float, significance: float
+) -> dict[tuple[str, str], Verdict]:
+    """The verdicts on ``pairs``, corrected for these alone; ``sign`` is −1 where lower is better."""
     differences = [(per_query[one] - per_query[other]).dropna().to_numpy(float) for one, other in pairs]
     raw = [_paired_p_value(values) for values in differences]
-    sign = 1.0 if higher_is_better else -1.0
     found = {}
     for (one, other), values, p_value in zip(pairs, differences, _holm(raw), strict=True):
         mean = sign * float(values.mean()) if len(values) else float("nan")

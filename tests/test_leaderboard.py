@@ -271,6 +271,15 @@ def test_one_name_with_two_settings_gives_two_lines(tmp_path):
     assert {f"ours #{digest_of('ours')[:6]}", "ours #feedfa"} <= named
 
 
+def test_variants_leave_the_verdicts_between_methods_as_they_were(tmp_path):
+    values = ordinary()
+    variants = {(f"ours:sgd-{steps}", 20): noisy(0.003) for steps in range(1, 9)}
+    before = board_of(Folder(tmp_path / "methods", values)).pairs[20]
+    after = board_of(Folder(tmp_path / "variants", values | variants)).pairs[20]
+    assert {pair: after[pair] for pair in before} == before
+    assert len(after) > len(before)
+
+
 def test_folders_are_merged_into_one_that_stands_alone(tmp_path, tiny_study):
     values = ordinary()
     parts = [{key: own for key, own in values.items() if (key[0] == "pixel") == first} for first in (True, False)]

@@ -59,6 +59,17 @@ def test_holm_is_applied_to_all_pairs():
     assert all(pairs[pair].p_value >= raw[pair] for pair in pairs)
 
 
+def test_variants_are_a_family_of_their_own():
+    frame = simulated(np.random.default_rng(6), [0.9, 0.0, 0.1, 0.2], queries=12)
+    alone = verdicts(frame[["a", "b"]])["a", "b"]
+    found = verdicts(frame, variants=["c", "d"])
+    assert found["a", "b"] == alone
+    raw = {pair: stats.ttest_rel(frame[pair[0]], frame[pair[1]]).pvalue for pair in found if pair != ("a", "b")}
+    smallest = min(raw, key=raw.get)
+    assert len(raw) == 5
+    assert found[smallest].p_value == pytest.approx(min(1.0, 5 * raw[smallest]))
+
+
 def test_queries_needed_agrees_with_a_simulation():
     count = queries_needed(0.5, 1.0)
     assert count == 34  # the textbook's answer for d = 0.5, 5 %, power 0.8, two-sided, paired

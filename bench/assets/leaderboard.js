@@ -190,16 +190,16 @@ function yAxis(svg, y, low, high, left, right, metric) {
 function curve() {
   const metric = metricOf(state.metric), reference = data.reference[state.metric] ?? [], floor = data.floors[state.metric];
   const lines = data.lines.filter((line) => known(cellOf(line)?.mean));
-  const ks = [...new Set([...lines.map((line) => line.k), ...reference.map((point) => point.k)])].sort((a, b) => a - b);
+  const ks = [...new Set([...lines.map((line) => line.k), ...reference.map((point) => point.k)])].sort((a, b) => a - b), largest = ks[ks.length - 1];
   const values = [...(known(floor) ? [floor] : []), ...[...lines.map(cellOf), ...reference].flatMap((one) => [one.mean - (one.se ?? 0), one.mean + (one.se ?? 0)])];
   const [low, high] = range(values);
   const alt = `${words(metric.name)} against K, mean plus or minus one standard error. ${data.ks.map((k) => `At K = ${k}: ${spoken(k, (line) => cellOf(line)?.mean, (value) => scaled(value, metric))}.`).join(" ")}${known(floor) ? ` Noise floor ${scaled(floor, metric)}.` : ""}`;
   const [svg, width] = canvas("curve", width_of("curve") < 560 ? 330 : 420, alt);
   const height = svg.viewBox.baseVal.height, wide = width > 620;
-  const atEnd = lines.some((line) => line.k === ks[ks.length - 1]);
+  const atEnd = lines.some((line) => line.k === largest);
   const left = 46, right = width - (wide ? (atEnd ? 190 : 130) : 14), top = 14, bottom = height - 40;
   const logit = (k) => Math.log(k / (data.images - k)); // few removed and few left are both told apart
-  const single = ks.length === 1, from = logit(ks[0]), to = logit(ks[ks.length - 1]);
+  const single = ks.length === 1, from = logit(ks[0]), to = logit(largest);
   const x = (k) => (single ? (left + right) / 2 : left + 26 + ((right - left - 52) * (logit(k) - from)) / (to - from));
   const y = (value) => bottom - ((bottom - top) * (value - low)) / (high - low || 1);
   yAxis(svg, y, low, high, left, right, metric);
@@ -238,7 +238,7 @@ function curve() {
     labels.push({ k: end.k, name, text: name, ink, from: [x(end.k) + shift, y(cellOf(end).mean)], y: y(cellOf(end).mean) });
   });
   if (wide) for (const k of ks) { // a column of names beside the points that end at this K
-    const column = labels.filter((label) => label.k === k), place = k === ks[ks.length - 1] ? right + 8 : Math.max(...column.map((label) => label.from[0])) + 22;
+    const column = labels.filter((label) => label.k === k), place = k === largest ? right + 8 : Math.max(...column.map((label) => label.from[0])) + 22;
     for (const label of apart(column, 15, top + 6, bottom)) {
       const group = draw(svg, "g", { class: label.name ? dimmed(label.name) : "" });
       draw(group, "line", { x1: label.from[0] + 7, y1: label.from[1], x2: place, y2: label.y, stroke: label.ink, "stroke-width": .6, opacity: .55 });
@@ -348,7 +348,7 @@ function pairs() {
   })));
   fill(byId("pairs"), el("thead", {}, head), el("tbody", {}, ...body));
   const settled = found.filter((pair) => pair.verdict in OPPOSITE).length;
-  byId("pairs-caption").textContent = `${words(metric.name)} at K = ${count(k)}: \u25b2 the row's method is better than the column's, \u25bc worse, = indistinguishable, ? too few queries. Student's paired test over queries, corrected by Holm for all ${found.length} pairs at 5 %: ${settled} settled. Choose a cell for its numbers.`;
+  byId("pairs-caption").textContent = `${words(metric.name)} at K = ${count(k)}: \u25b2 the row's method is better than the column's, \u25bc worse, = indistinguishable, ? too few queries. Student's paired test over queries at 5 %, corrected by Holm for all pairs of methods, and apart for all pairs with a variant: ${settled} of ${found.length} settled. Choose a cell for its numbers.`;
   const open = found.filter((pair) => pair.verdict === "indistinguishable").sort((a, b) => (a.needed ?? Infinity) - (b.needed ?? Infinity) || 0);
   fill(byId("unsettled"), ...(open.length ? [
     el("summary", {}, `How many queries would it take? ${open.length} unsettled pair${open.length === 1 ? "" : "s"}`),
