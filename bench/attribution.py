@@ -53,9 +53,8 @@ def attribute(
         raise InvalidInput("--prompt is empty: say what to generate, such as 'a photo of a bag'.")
     embedded_encoder(workspace.study.model.num_tokens).tokens(prompt)
     method.prepare()
-    name = digest_of([prompt, seed], 8)
     with compute_threads(threads or available_threads()):
-        [query] = workspace.queries([QuerySpec(f"free-{name}", prompt, seed)])
+        [query] = workspace.queries([QuerySpec(f"free-{digest_of([prompt, seed], 8)}", prompt, seed)])
         scores = workspace.scores(method, [query]).matrix[0]
     chosen = list(top_k(scores, dataset.ids, top))
     table = pd.DataFrame(
@@ -74,7 +73,7 @@ def attribute(
         list(dataset.pixels(chosen)),
         labels,
     )
-    stem = f"{method.name}-{name}"
+    stem = f"{method.name}-{digest_of([prompt, seed, method.digest], 8)}"
     sheet = workspace.store.path("attributions", f"{stem}.png")
     write_whole(sheet, figures.png(figure))
     write_whole(sheet.with_suffix(".csv"), table.to_csv(index=False).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
@@ -19,6 +20,8 @@ from bench.statistics import mean_and_error
 mpl.use("agg")
 
 CELL_INCHES = 0.62
+LETTER = 0.6
+"""Width of a letter, in heights of its font."""
 COLOURS = (
     "#0b6e99",
     "#d1495b",
@@ -80,7 +83,7 @@ def contact_sheet(
     """One query and the training images that mattered for it, each with its rank and caption."""
     columns = min(8, max(len(images), 4))
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.25 * (columns + 2.4), 1.55 * rows + 0.6))
+    figure = Figure(figsize=(1.25 * (columns + 2.4), 1.42 * rows + 0.6))
     figure.suptitle(f"“{prompt}” and the {len(images)} most influential training images ({method})", fontsize=10)
     grid = figure.add_gridspec(rows, columns + 2, hspace=0.45, top=0.86 if rows > 1 else 0.72, bottom=0.06)
     axes = figure.add_subplot(grid[: min(rows, 2), :2])
@@ -90,7 +93,7 @@ def contact_sheet(
         row, column = divmod(index, columns)
         axes = figure.add_subplot(grid[row, 2 + column])
         _show(axes, image)
-        axes.set_xlabel(label, fontsize=6)
+        axes.set_xlabel(textwrap.fill(label, 22), fontsize=6)
     return figure
 
 
@@ -107,13 +110,13 @@ def regenerations(
         remade: for each (method, K), an image for each query, None where it is missing.
     """
     columns, pitch = list(remade), CELL_INCHES + 0.25
-    figure = Figure(figsize=(pitch * (len(columns) + 1), pitch * len(originals) + 0.7))
+    names = [textwrap.fill(prompt.removeprefix("a photo of "), 20) for prompt in prompts]
+    room = LETTER * 7 / 72 * max(len(line) for name in names for line in name.splitlines())
+    figure = Figure(figsize=(room + pitch * (len(columns) + 1), pitch * len(originals) + 0.7))
     grid = figure.subplots(len(originals), len(columns) + 1, squeeze=False)
     for row, original in enumerate(originals):
         _show(grid[row, 0], original, border="#222222")
-        grid[row, 0].set_ylabel(
-            prompts[row].removeprefix("a photo of "), fontsize=7, rotation=0, ha="right", va="center"
-        )
+        grid[row, 0].set_ylabel(names[row], fontsize=7, rotation=0, ha="right", va="center")
         for column, key in enumerate(columns, start=1):
             picture = remade[key][row]
             if picture is None:
@@ -124,7 +127,7 @@ def regenerations(
     for column, (method, k) in enumerate(columns, start=1):
         title = f"{wrapped(method)}\nK = {k}" if k else method.replace(" ", "\n")
         widest = max(len(line) for line in title.splitlines())
-        grid[0, column].set_title(title, fontsize=min(8.0, 72 * pitch / (0.6 * widest)))  # a letter is 0.6 em wide
+        grid[0, column].set_title(title, fontsize=min(8.0, 72 * pitch / (LETTER * widest)))
     figure.tight_layout(pad=0.4)
     return figure
 

@@ -118,6 +118,14 @@ def test_attribute_writes_a_contact_sheet(tmp_path):
     assert len((next((tmp_path / "attributions").glob("*.csv"))).read_text().splitlines()) == 6
 
 
+def test_sheets_of_two_settings_stand_side_by_side(tmp_path):
+    for draw in ("0", "1"):
+        result = bench("attribute", "--study", "tiny", "--method", "random", "--set", f"random.draw={draw}",
+                       "--prompt", "a photo of a bag", "--results", str(tmp_path))  # fmt: skip
+        assert result.exit_code == 0, result.output
+    assert len(list((tmp_path / "attributions").glob("*.png"))) == 2
+
+
 def test_tuning_uses_held_out_queries_and_keeps_them_apart(tmp_path):
     result = bench("tune", "--study", "tiny", "--method", "ours", "--grid", "step_size=0.05,0.1", "--queries", "1",
                    "--results", str(tmp_path))  # fmt: skip
