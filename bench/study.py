@@ -1,7 +1,7 @@
 """A study: data set, model, recipe, queries and budgets, all fixed and summed up in one digest.
 
-Every embedded study is a function below that returns one; its docstring states the command, the machine and the
-figures to expect. ``study("fashion")`` finds them by name.
+Every embedded study is a function below that returns one; its docstring states a command, the machine it ran on and
+the figures to expect. ``study("fashion")`` finds them by name.
 """
 
 from __future__ import annotations
@@ -123,7 +123,10 @@ def fashion() -> Study:
 
 
 def tiny() -> Study:
-    """A slice of ``fashion`` for tests: 200 images, a small network, a few steps. It resolves nothing."""
+    """A slice of ``fashion`` for tests: 200 images, a small network, a few steps. It resolves nothing.
+
+    A run of three methods on two queries takes seconds anywhere; its figures mean nothing.
+    """
     whole = fashion()
     return replace(
         whole,
@@ -143,6 +146,10 @@ def emoji() -> Study:
 
     The reported queries are held-out (concept, style) pairs: the model knows the concept in the other styles and the
     style from the other concepts.
+
+    ``bench run --study emoji --method ours --method random --queries 2 --k 8 --workers 2`` took 18:57 min from an empty
+    folder (two cores of an Intel Xeon at 2.0 GHz, 2026-11-22; 310 s for two models): loss change 0.0104 ± 0.0010 of
+    ``ours``, 0.0003 ± 0.0054 of ``random``.
     """
     held_out = load_embedded("emoji", split="held-out")
     return Study(
