@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from bench import figures
 from bench.gallery import Gallery
 from bench.leaderboard import RANKED_BY, Board, Line
-from bench.registry import base_of
+from bench.registry import base_of, is_variant
 from bench.results import BASELINE, NOTHING_REMOVED
 from bench.statistics import mean_and_error
 
@@ -111,11 +112,19 @@ def cost(board: Board, k: int) -> Figure:
     figure = Figure(figsize=(5.2, 3.6))
     axes = figure.add_subplot()
     _floor(axes, board, RANKED_BY)
-    for index, line in enumerate(line for line in board.lines if line.k == k and _finite(line)):
-        cell, seconds = line.cells[RANKED_BY], max(line.score_seconds, 0.01)
+    lines = sorted((line for line in board.lines if line.k == k and _finite(line)), key=_mean)
+    times = [max(line.score_seconds, 0.01) for line in lines]
+    decades = [round(np.log10(seconds)) for seconds in times]
+    right = {decade: seconds for seconds, decade in sorted(zip(times, decades, strict=True))}
+    gap = 0.05 * (_mean(lines[-1]) - _mean(lines[0]))
+    lowest: dict[int, float] = {}  # where the next name of a decade has room
+    for index, (line, seconds, decade) in enumerate(zip(lines, times, decades, strict=True)):
+        height = max(_mean(line), lowest.get(decade, -np.inf))
+        lowest[decade] = height + gap
         colour = GREY if line.method == BASELINE else figures.colour_of(index)
-        axes.errorbar(seconds, cell.mean, np.nan_to_num(cell.standard_error), marker="o", capsize=2, color=colour)
-        axes.annotate(figures.wrapped(line.method), (seconds, cell.mean), xytext=(5, 4), textcoords="offset points",
+        error = np.nan_to_num(line.cells[RANKED_BY].standard_error)
+        axes.errorbar(seconds, _mean(line), error, marker="o", capsize=2, color=colour)
+        axes.annotate(figures.wrapped(line.method), (right[decade], height), xytext=(7, -2), textcoords="offset points",
                       fontsize=7, color=colour)  # fmt: skip
     axes.set_xscale("log")
     axes.set(xlabel="seconds to score one query (0.01 or less at the left)", ylabel=_label(board, RANKED_BY))
@@ -152,19 +161,20 @@ def families(lines: Sequence[Line]) -> list[str]:
 
 
 def ablations(board: Board, base: str, k: int) -> Figure:
-    """A method and its variants, mean ± 1 standard error of each metric side by side (figures 12 to 14)."""
-    lines = [line for line in board.lines if line.k == k and base_of(line.method) == base]
+    """A method and its variants beside random, mean ± 1 standard error of each metric (figures 12 to 14)."""
+    lines = [line for line in board.lines if line.k == k and base_of(line.method) in (base, BASELINE)]
     figure = Figure(figsize=(2.6 * len(board.metrics) + 1.6, 0.36 * len(lines) + 1.0))
     panels = figure.subplots(1, len(board.metrics), squeeze=False, sharey=True)[0]
     for axes, metric in zip(panels, board.metrics, strict=True):
         for place, line in enumerate(reversed(lines)):
             cell = line.cells.get(metric.name)
             if cell is not None and np.isfinite(cell.mean):
-                colour = "#d1495b" if line.method == base else "#0b6e99"
+                colour = {base: "#d1495b", BASELINE: GREY}.get(line.method, "#0b6e99")
                 axes.errorbar(
                     cell.mean, place, xerr=np.nan_to_num(cell.standard_error), marker="o", capsize=2, color=colour
                 )
         axes.set_xlabel(_label(board, metric.name), fontsize=7)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.tick_params(labelsize=7)
         axes.grid(axis="x", color="#eeeeee")
         axes.spines[["top", "right"]].set_visible(False)
@@ -172,10 +182,11 @@ def ablations(board: Board, base: str, k: int) -> Figure:
     return figure
 
 
-def _pictures(board: Board, pictures: Gallery, names: Sequence[str]) -> dict[str, Figure]:
-    """Top images and regenerations of the leading methods."""
-    queries = [query for query in pictures.queries if query.id in names]
-    leading = [line.method for line in board.lines if line.k == board.main_k][:SHOWN_METHODS]
+def _pictures(board: Board, pictures: Gallery, shown_queries: Sequence[str]) -> dict[str, Figure]:
+    """Top images of the leading methods, variants apart, and what is made without them, a figure for each K."""
+    queries = [query for query in pictures.queries if query.id in shown_queries]
+    names = [line.method for line in board.lines if line.k == board.main_k]
+    leading = ([name for name in names if not is_variant(name)] or names)[:SHOWN_METHODS]
     originals = [query.image for query in queries if query.image is not None]
     shown = {(query.id, method.method): method for query in queries for method in query.shown}
     few = queries[: max(1, 40 // max(1, len(leading)))]
@@ -185,20 +196,25 @@ def _pictures(board: Board, pictures: Gallery, names: Sequence[str]) -> dict[str
         images = [[pictures.training[i] for i in (row.top if row else ()) if i in pictures.training] for row in rows]
         if any(images):
             top[method] = images
-    made: dict[tuple[str, int], list[Tensor | None]] = {}
-    for method in leading:
-        for k in board.ks:
-            column = [row.made.get(k) if (row := shown.get((query.id, method))) else None for query in queries]
-            if any(image is not None for image in column):
-                made[method, k] = column
-    if made and any(query.untouched is not None for query in queries):
-        made = {(NOTHING_REMOVED, 0): [query.untouched for query in queries]} | made
     found: dict[str, Figure] = {}
     if top:
         found["top_images"] = figures.top_images(originals[: len(few)], [query.prompt for query in few], top)
-    if made:
-        found["regenerations"] = figures.regenerations(originals, [query.prompt for query in queries], made)
+    untouched = [query.untouched for query in queries]
+    for k in board.ks:
+        made: dict[tuple[str, int], list[Tensor | None]] = {(NOTHING_REMOVED, 0): untouched}
+        made |= {
+            (method, k): [row.made.get(k) if (row := shown.get((query.id, method))) else None for query in queries]
+            for method in leading
+        }
+        made = {key: images for key, images in made.items() if any(image is not None for image in images)}
+        if any(at == k for _, at in made):
+            name = "regenerations" if k == board.main_k else f"regenerations_{k}"
+            found[name] = figures.regenerations(originals, [query.prompt for query in queries], made)
     return found
+
+
+def _mean(line: Line) -> float:
+    return line.cells[RANKED_BY].mean
 
 
 def _finite(line: Line) -> bool:
@@ -214,6 +230,6 @@ def _floor(axes: Axes, board: Board, metric: str) -> None:
     """The noise floor as a dotted line."""
     if metric in board.floors:
         axes.axhline(board.floors[metric], color="#999999", linestyle=":", linewidth=1.2)
-        axes.annotate("noise floor: nothing removed, another seed", (0.01, board.floors[metric]), fontsize=6.5,
+        axes.annotate("noise floor: nothing removed, another seed", (0.5, board.floors[metric]), fontsize=6.5,
                       xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points",
-                      color="#666666")  # fmt: skip
+                      ha="center", color="#666666")  # fmt: skip

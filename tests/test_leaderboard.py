@@ -16,6 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from bench.board_figures import ablations, families
 from bench.digests import digest_of
 from bench.leaderboard import leaderboard
 from bench.merging import merge_folders, open_folder
@@ -178,7 +179,7 @@ def test_every_file_is_written(published):
     assert drawn == {path.stem for path in (root / "figures").glob("*.pdf")}
     assert drawn == {
         "curves_loss_change", "curves_regeneration_mse", "equivalent_random_20", "equivalent_random_50", "cost_20",
-        "cost_50", "verdicts_20", "verdicts_50", "top_images", "regenerations",
+        "cost_50", "verdicts_20", "verdicts_50", "top_images", "regenerations", "regenerations_50",
     }  # fmt: skip
     frame = pd.read_csv(root / "leaderboard.csv")
     assert list(frame["method"])[:1] == ["ours"]
@@ -269,6 +270,15 @@ def test_one_name_with_two_settings_gives_two_lines(tmp_path):
     merged = merge_folders([open_folder(folder.root, "tiny") for folder in (one, other)])
     named = {line.method for line in leaderboard(merged.frame, merged.manifest, "tiny", 200).lines}
     assert {f"ours #{digest_of('ours')[:6]}", "ours #feedfa"} <= named
+
+
+def test_a_method_stands_beside_its_variants_and_random(tmp_path):
+    board = board_of(Folder(tmp_path / "run", ordinary() | {("ours:sgd-1", 20): noisy(0.003)}))
+    assert families([line for line in board.lines if line.k == 20]) == ["ours"]
+    assert families([line for line in board.lines if line.k == 50]) == []
+    loss, regeneration = ablations(board, "ours", 20).axes
+    assert [label.get_text() for label in loss.get_yticklabels()] == ["random", "ours:sgd-1", "ours"]
+    assert len(loss.containers) == len(regeneration.containers) == 3
 
 
 def test_variants_leave_the_verdicts_between_methods_as_they_were(tmp_path):
