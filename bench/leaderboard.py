@@ -150,6 +150,12 @@ class Board:
         fullest = [k for k in self.ks if counts[k] == max(counts.values())]
         return fullest[len(fullest) // 2]
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Every method once, in the order of the main K, those that it lacks at the end."""
+        main_first = sorted(self.lines, key=lambda line: line.k != self.main_k)
+        return tuple(dict.fromkeys(line.method for line in main_first))
+
 
 def leaderboard(frame: pd.DataFrame, manifest: Mapping[str, Any], study: str, num_images: int) -> Board:
     """The numbers of the leaderboard.

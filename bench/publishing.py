@@ -77,7 +77,7 @@ def _places(study: Study, sources: Sequence[Path], root: Path) -> list[Path]:
 
 def _write(store: Store, study: Study, merged: Merged, folders: Sequence[RunFolder], board: Board) -> Published:
     frame = merged.frame.assign(label=labels(merged.frame))
-    pictures = gallery(store, study, merged.record, frame, list(dict.fromkeys(line.method for line in board.lines)))
+    pictures = gallery(store, study, merged.record, frame, list(board.methods))
     notes = (*merged.notes, *_version_note(study, merged))
     facts = _facts(study, merged, store.root) | {"notes": list(notes)}
     written = {

@@ -272,6 +272,14 @@ def test_one_name_with_two_settings_gives_two_lines(tmp_path):
     assert {f"ours #{digest_of('ours')[:6]}", "ours #feedfa"} <= named
 
 
+def test_methods_are_in_the_order_of_the_main_k(tmp_path):
+    values = ordinary() | {("ours:sgd-1", 50): noisy(0.02), ("random", 50): noisy(0.03)}
+    board = board_of(Folder(tmp_path / "run", values))
+    main = [line.method for line in board.lines if line.k == board.main_k]
+    assert board.main_k == 20
+    assert list(board.methods) == [*main, "ours:sgd-1"]
+
+
 def test_a_method_stands_beside_its_variants_and_random(tmp_path):
     board = board_of(Folder(tmp_path / "run", ordinary() | {("ours:sgd-1", 20): noisy(0.003)}))
     assert families([line for line in board.lines if line.k == 20]) == ["ours"]

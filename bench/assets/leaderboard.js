@@ -51,17 +51,12 @@ function equivalentText(equivalent) {
 }
 
 /* ---- colours: the leading methods of the main K each have one, the rest are grey ---- */
-const colour = {};
-{
-  const main = data.lines.filter((line) => line.k === data.mainK).map((line) => line.method);
-  const every = [...new Set([...main, ...data.lines.map((line) => line.method)])].filter((name) => name !== data.baseline);
-  every.forEach((name, index) => { colour[name] = index < 8 ? `var(--c${index})` : "var(--grey)"; });
-  colour[data.baseline] = "var(--grey)";
-}
+const methods = [...new Set([...data.lines].sort((a, b) => (a.k !== data.mainK) - (b.k !== data.mainK)).map((line) => line.method))];
+const colour = { [data.baseline]: "var(--grey)" };
+methods.filter((name) => name !== data.baseline).forEach((name, index) => { colour[name] = index < 8 ? `var(--c${index})` : "var(--grey)"; });
 const chartK = () => (state.k === null ? data.mainK : state.k);
 const at = (k) => data.lines.filter((line) => line.k === k);
 const cellOf = (line) => line.cells[state.metric];
-const methods = [...new Set(data.lines.map((line) => line.method))];
 
 /* ---- the table ---- */
 const columns = [
