@@ -153,7 +153,8 @@ class Board:
     @property
     def methods(self) -> tuple[str, ...]:
         """Every method once, in the order of the main K, those that it lacks at the end."""
-        main_first = sorted(self.lines, key=lambda line: line.k != self.main_k)
+        main_k = self.main_k
+        main_first = sorted(self.lines, key=lambda line: line.k != main_k)
         return tuple(dict.fromkeys(line.method for line in main_first))
 
 

@@ -69,6 +69,7 @@ def payload(board: Board, pictures: Gallery, facts: Mapping[str, Any]) -> dict[s
         "ks": list(board.ks),
         "images": board.num_images,
         "mainK": board.main_k,
+        "methods": list(board.methods),
         "metrics": [
             {
                 "name": metric.name,

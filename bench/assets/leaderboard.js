@@ -51,9 +51,8 @@ function equivalentText(equivalent) {
 }
 
 /* ---- colours: the leading methods of the main K each have one, the rest are grey ---- */
-const methods = [...new Set([...data.lines].sort((a, b) => (a.k !== data.mainK) - (b.k !== data.mainK)).map((line) => line.method))];
 const colour = { [data.baseline]: "var(--grey)" };
-methods.filter((name) => name !== data.baseline).forEach((name, index) => { colour[name] = index < 8 ? `var(--c${index})` : "var(--grey)"; });
+data.methods.filter((name) => name !== data.baseline).forEach((name, index) => { colour[name] = index < 8 ? `var(--c${index})` : "var(--grey)"; });
 const chartK = () => (state.k === null ? data.mainK : state.k);
 const at = (k) => data.lines.filter((line) => line.k === k);
 const cellOf = (line) => line.cells[state.metric];
@@ -216,7 +215,7 @@ function curve() {
     const end = reference[reference.length - 1];
     labels.push({ k: end.k, name: null, text: "random reference", ink: "var(--soft)", from: [x(end.k), y(end.mean)], y: y(end.mean) });
   }
-  const named = methods.filter((name) => lines.some((line) => line.method === name));
+  const named = data.methods.filter((name) => lines.some((line) => line.method === name));
   const spread = single ? Math.min(44, (right - left - 60) / named.length) : Math.min(7, 60 / named.length);
   named.forEach((name, index) => {
     const own = lines.filter((line) => line.method === name).sort((a, b) => a.k - b.k);
@@ -385,7 +384,7 @@ function intro() {
   const queries = Math.max(0, ...data.lines.map((line) => line.cells[data.rankedBy]?.queries ?? 0));
   const leaders = first.map((line) => line.method);
   const story = !leaders.length ? "There are too few queries for a verdict." : leaders.length === lines.length && lines.length > 1 ? `At K = ${count(k)} no method can be told from the others yet.` : `At K = ${count(k)}, ${leaders.length === 1 ? `${leaders[0]} leads` : leaders.length <= 3 ? `nothing beats ${leaders.slice(0, -1).join(", ")} and ${leaders.at(-1)}` : `${leaders.length} methods share the first rank; ${leaders[0]} has the highest figure`}.`;
-  byId("lede").textContent = `Each method names the K training images that mattered most for a generated image; the model is retrained without them, and what it lost tells who was right. ${facts.description ? facts.description + ". " : ""}${queries} queries, ${methods.length} methods, K = ${data.ks.map(count).join(", ")}. ${story}`;
+  byId("lede").textContent = `Each method names the K training images that mattered most for a generated image; the model is retrained without them, and what it lost tells who was right. ${facts.description ? facts.description + ". " : ""}${queries} queries, ${data.methods.length} methods, K = ${data.ks.map(count).join(", ")}. ${story}`;
   document.title = `${facts.study} \u00b7 attribution leaderboard`;
   byId("table-note").textContent = "Mean over queries \u00b1 1 standard error; in brackets 95 % bootstrap intervals over queries. Rank: 1 + the number of methods that are significantly better on the loss change at that K, so \u201c=\u201d marks methods that share a rank because the data cannot tell them apart.";
   const failures = data.failures.map((one) => el("tr", {}, el("td", {}, one.method), el("td", { class: "num" }, one.k ? count(one.k) : "\u2013"), el("td", {}, words(one.metric)), el("td", {}, one.queries.join(", ")), el("td", { class: "failed" }, one.reason)));
