@@ -50,6 +50,8 @@ class Unlearning(Method):
         num_fisher_draws: single examples in the Fisher's mean.
         num_gradient_draws: (noise, timestep) draws in the query's gradient, at each step.
         timestep_stride: of the timesteps at which losses are compared, from half a stride on.
+        timestep_limit: losses are compared below this timestep. Near the end of the schedule the image is all noise,
+            which any model predicts: what is forgotten shows earlier, and there the draws are better spent.
         flips: "max" or "mean" over an image and its mirror image.
     """
 
@@ -61,6 +63,7 @@ class Unlearning(Method):
     num_fisher_draws: int = 8192
     num_gradient_draws: int = 4000
     timestep_stride: int = 100
+    timestep_limit: int = 1000
     flips: str = "max"
 
     def __post_init__(self) -> None:
@@ -73,6 +76,11 @@ class Unlearning(Method):
             raise InvalidInput(
                 f"{self.name}: {self}: counts of 1 or more, a damping and a query_rise of 0 or more are expected."
             )
+        if self.timestep_limit <= self.timestep_stride // 2:
+            raise InvalidInput(
+                f"{self.name}: no timestep lies below timestep_limit={self.timestep_limit}, as the first one is "
+                f"{self.timestep_stride // 2}, half of timestep_stride; give a higher limit or a smaller stride."
+            )
 
     @abstractmethod
     def ascent(self, context: AttributionContext) -> Ascent:
@@ -80,7 +88,8 @@ class Unlearning(Method):
 
     def scores(self, context: AttributionContext, queries: Sequence[Query]) -> Float[Tensor, "queries images"]:
         """Rise of each image's loss when the query is unlearned."""
-        timesteps = strided_timesteps(context.model, self.timestep_stride)
+        steps = strided_timesteps(context.model, self.timestep_stride)
+        timesteps = [step for step in steps if step < self.timestep_limit]
         ascent = self.ascent(context)
         unlearned = [self.unlearn(context, query, ascent) for query in queries]
         before = kept_losses(context, context.model, timesteps)

@@ -8,7 +8,7 @@ from torch import nn
 
 import bench.fisher
 import bench.unlearning
-from bench.errors import MethodFailed
+from bench.errors import InvalidInput, MethodFailed
 from bench.fisher import diagonal_fisher, newton_direction
 from bench.gradients import differentiable_copy, kronecker_sums, per_sample_gradients, select_weights
 from bench.losses import image_noise, query_losses
@@ -82,10 +82,12 @@ def test_unlearning_raises_the_loss_of_the_query(context, queries, fisher):
     assert after > before
 
 
-def test_a_small_ascent_scores_the_inner_product_of_gradients(context, queries):
+@pytest.mark.parametrize(("limit", "timesteps"), [(1000, [100, 300, 500, 700, 900]), (500, [100, 300])])
+def test_a_small_ascent_scores_the_inner_product_of_gradients(context, queries, limit, timesteps):
     # To first order L(z, θ + α g) − L(z, θ) = α ⟨∇L(z, θ), g⟩ with g = ∇L(ẑ, θ): the sign and the orientation of τ.
-    step, timesteps, model = 0.02, [100, 300, 500, 700, 900], context.model
-    method = Ours(step_size=step, fisher="none", num_gradient_draws=256, timestep_stride=200, flips="mean")
+    step, model = 0.02, context.model
+    losses = {"timestep_stride": 200, "timestep_limit": limit, "flips": "mean"}
+    method = Ours(step_size=step, fisher="none", num_gradient_draws=256, **losses)
     scores = method.scores(context, queries)
     for row, query in enumerate(queries):
         query_side = query_gradient(context, model.unet, query, "cross-attn-kv", 256, 0)
@@ -285,3 +287,8 @@ def test_a_direction_without_a_rise_is_refused(context, queries):
     method = Ours(query_rise=0.1, **FEW)
     with pytest.raises(MethodFailed, match="query_rise"):
         method.unlearn(context, queries[0], lambda gradient: {n: torch.zeros_like(g) for n, g in gradient.items()})
+
+
+def test_a_limit_below_the_first_timestep_is_refused():
+    with pytest.raises(InvalidInput, match="timestep_limit=100"):
+        Ours(timestep_stride=200, timestep_limit=100)
