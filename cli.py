@@ -415,7 +415,7 @@ def leaderboard_(study_name: str, sources: Sequence[Path], results: Path | None)
 @plugins
 @weights_option
 @click.argument("names", nargs=-1, required=True, metavar="NAME…")
-@click.option("--study", "study_name", default="tiny", show_default=True, help="Study to try the method on.")
+@click.option("--study", "study_name", default="small", show_default=True, help="Study to try the method on.")
 @click.option(
     "--results", type=click.Path(path_type=Path), help="Where its model is kept. [default: a temporary folder]"
 )

@@ -14,15 +14,18 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 
 from bench import seeds
 from bench.contracts import AttributionContext, Build, Method
 from bench.dataset import Dataset
+from bench.errors import BenchError
 from bench.machine import available_threads, compute_threads
 from bench.queries import Query, reported_specs
 from bench.scoring import checked_scores
@@ -31,9 +34,11 @@ from bench.training import TrainingData
 from bench.workspace import Workspace
 
 NUM_QUERIES = 2
-NUM_SELF_QUERIES = 5
+NUM_SELF_QUERIES = 16
 SELF_RANK_SHARE = 0.01
 """Of the images, and no fewer than three: on a small study the first percent is one or two."""
+SELF_RANK_LEVEL, MIRROR_LEVEL = 0.05, 0.01
+"""Of the sign tests that tell a broken promise from chance."""
 TOLERANCE = 1e-3
 """Scores count as equal when they differ by less than this share of their standard deviation (float summation)."""
 
@@ -78,6 +83,21 @@ class Trial:
         where = context or self.context
         return checked_scores(self.method, replace(where, cached=_fresh_cache()), queries)
 
+    @cached_property
+    def self_places(self) -> tuple[list[int], list[int]]:
+        """Places that training images take when given as the query: as they are, and mirrored.
+
+        The images are drawn from the half of the data set that resembles its mirror images least.
+        """
+        dataset, data = self.context.dataset, self.context.data
+        unlike = (dataset.pixels() - dataset.pixels(flipped=True)).flatten(1).norm(dim=1).argsort(descending=True)
+        drawn = np.random.default_rng(1).permutation(max(1, len(dataset) // 2))[:NUM_SELF_QUERIES]
+        chosen = [int(unlike[index]) for index in drawn]
+        made = [_query_of(self, index, data.latents[index, side], side) for side in (0, 1) for index in chosen]
+        rows = self.scores(made)
+        places = [int((row > row[index]).sum()) + 1 for row, index in zip(rows, chosen * 2, strict=True)]
+        return places[: len(chosen)], places[len(chosen) :]
+
 
 def check(method: Method, study: Study, folder: Path | None = None) -> list[Finding]:
     """Try every promise of ``method`` on ``study``; the model is trained in ``folder``, or in a temporary one.
@@ -101,7 +121,7 @@ def check(method: Method, study: Study, folder: Path | None = None) -> list[Find
 def _finding(promise: str, tried: Callable[[], str | None]) -> Finding:
     try:
         excuse = tried()
-    except Broken as broken:
+    except (Broken, BenchError) as broken:
         return Finding(promise, "broken", str(broken))
     return Finding(promise, "excused", excuse) if excuse else Finding(promise, "passed")
 
@@ -176,37 +196,34 @@ def _ignores_the_order_of_images(trial: Trial) -> None:
 def _ranks_a_training_image_first(trial: Trial) -> str | None:
     if trial.method.self_rank:
         return trial.method.self_rank
-    _self_rank(trial, mirrored=0, coach="")
+    places, _ = trial.self_places
+    total = len(trial.context.dataset)
+    allowed = max(3, round(SELF_RANK_SHARE * total))
+    within = sum(place <= allowed for place in places)
+    if binomtest(within, len(places), alternative="less").pvalue < SELF_RANK_LEVEL:
+        flipped = " They are at the bottom: the sign is wrong; higher must mean more influential."
+        raise Broken(
+            f"Training images given as the query took places {places} of {total}: {within} of {len(places)} are within "
+            f"the first {allowed}, where at least half should be."
+            f"{flipped if float(np.median(places)) > 0.9 * total else ''} If that is not to be expected of this "
+            "method, say why in the class attribute `self_rank`."
+        )
     return None
 
 
 def _takes_the_larger_of_the_mirror_images(trial: Trial) -> str | None:
     if trial.method.self_rank:
         return trial.method.self_rank
-    _self_rank(
-        trial,
-        mirrored=1,
-        coach=" The query was the mirror image of a training image; training saw both, so score each image as it is "
-        "and mirrored (context.data.latents[:, 1], context.dataset.pixels(flipped=True)) and take the maximum of the "
-        "two scores.",
-    )
-    return None
-
-
-def _self_rank(trial: Trial, *, mirrored: int, coach: str) -> None:
-    dataset, data = trial.context.dataset, trial.context.data
-    chosen = np.random.default_rng(1).permutation(len(dataset))[:NUM_SELF_QUERIES].tolist()
-    made = [_query_of(trial, index, data.latents[index, mirrored]) for index in chosen]
-    rows = trial.scores(made)
-    places = [int((row > row[index]).sum()) + 1 for row, index in zip(rows, chosen, strict=True)]
-    allowed = max(3, round(SELF_RANK_SHARE * len(dataset)))
-    if float(np.median(places)) > allowed:
-        flipped = " They are at the bottom: the sign is wrong; higher must mean more influential."
+    places, mirrored = trial.self_places
+    worse = sum(after > before for before, after in zip(places, mirrored, strict=True))
+    changed = sum(after != before for before, after in zip(places, mirrored, strict=True))
+    if changed and binomtest(worse, changed, alternative="greater").pvalue < MIRROR_LEVEL:
         raise Broken(
-            f"Training images given as the query took places {places} of {len(dataset)}; the median should be within "
-            f"the first {allowed}.{flipped if float(np.median(places)) > 0.9 * len(dataset) else ''}{coach} If that is "
-            "not to be expected of this method, say why in the class attribute `self_rank`."
+            f"Training images given as the query took places {places}, and when the query was mirrored {mirrored}. "
+            "Training saw both, so score each image as it is and mirrored (context.data.latents[:, 1], "
+            "context.dataset.pixels(flipped=True)) and take the maximum of the two scores."
         )
+    return None
 
 
 def _writes_only_to_its_cache(trial: Trial) -> None:
@@ -232,11 +249,12 @@ PROMISES: dict[str, Callable[[Trial], str | None]] = {
 }
 
 
-def _query_of(trial: Trial, index: int, latent: Tensor) -> Query:
-    """A query whose picture is a training image."""
+def _query_of(trial: Trial, index: int, latent: Tensor, side: int) -> Query:
+    """A query whose picture is a training image, mirrored where ``side`` is 1."""
     like, dataset = trial.queries[0], trial.context.dataset
     noise = seeds.normal(trial.context.model.latent_shape, "check-noise", dataset.ids[index])
-    return replace(like, id=f"self-{dataset.ids[index]}", prompt=dataset.captions[index], noise=noise, latent=latent)
+    name = f"self-{dataset.ids[index]}-{side}"
+    return replace(like, id=name, prompt=dataset.captions[index], noise=noise, latent=latent)
 
 
 def _reordered(context: AttributionContext, order: Tensor) -> AttributionContext:

@@ -141,6 +141,21 @@ def tiny() -> Study:
     )
 
 
+def small() -> Study:
+    """``tiny`` trained until its weights tell images of one caption apart, for ``bench check``.
+
+    A model that has hardly begun to learn is moved by all images of a caption alike, so that the query's own gradient
+    is lost among theirs, whatever the method (``docs/decisions.md``).
+    """
+    whole = tiny()
+    return replace(
+        whole,
+        name="small",
+        description="as tiny, trained long enough to tell images apart: for bench check",
+        recipe=replace(whole.recipe, num_steps=400),
+    )
+
+
 def emoji() -> Study:
     """Smileys in three styles at 32×32 pixels: 480 images, three or two of each concept. Colourful, text-rich, sparse.
 
@@ -169,7 +184,7 @@ def emoji() -> Study:
     )  # fmt: skip
 
 
-STUDIES: dict[str, Callable[[], Study]] = {"fashion": fashion, "emoji": emoji, "tiny": tiny}
+STUDIES: dict[str, Callable[[], Study]] = {"fashion": fashion, "emoji": emoji, "small": small, "tiny": tiny}
 
 
 def study(name: str) -> Study:

@@ -54,7 +54,7 @@ from bench.checking import check
 from bench.registry import load_plugin
 
 load_plugin(Path(__file__).with_name("{name}.py"))
-FINDINGS = check(methods.create("{name}"), study("tiny"))
+FINDINGS = check(methods.create("{name}"), study("small"))
 
 
 @pytest.mark.parametrize("finding", FINDINGS, ids=lambda finding: finding.check)

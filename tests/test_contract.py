@@ -9,6 +9,7 @@ import torch
 
 from bench.checking import GLOBAL_STATES, check
 from bench.contracts import Method
+from bench.registry import methods
 from bench.study import study
 from methods.pixel import Pixel
 
@@ -71,8 +72,8 @@ class Spoilt(Method):
         return scores
 
 
-def broken(method, small, folder):
-    return {finding.check: finding.message for finding in check(method, small, folder) if finding.status == "broken"}
+def broken(method, tried_on, folder):
+    return {finding.check: finding.message for finding in check(method, tried_on, folder) if finding.status == "broken"}
 
 
 @pytest.mark.parametrize(
@@ -121,3 +122,15 @@ def test_a_method_that_cannot_run_here_is_excused(small, folder):
 
 def test_an_unspoilt_method_passes(small, folder):
     assert broken(Spoilt(how="well"), small, folder) == {}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder for the model of ``small``, trained once for all methods."""
+    return tmp_path_factory.mktemp("small")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", methods.names())
+def test_a_shipped_method_keeps_its_promises(name, trained):
+    assert broken(methods.create(name, "small"), study("small"), trained) == {}
