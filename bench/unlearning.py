@@ -34,6 +34,9 @@ from bench.queries import Query
 DRAWS_AT_ONCE = 128
 """Draws that share a stream of random numbers: part of what a query's gradient is, never tuned for speed."""
 
+LOSSES_AT_ONCE = 50
+"""Timesteps of a query's loss in one pass of one thread."""
+
 Ascent = Callable[[Gradients], Gradients]
 
 
@@ -117,10 +120,15 @@ class Unlearning(Method):
 def moved(unet: nn.Module, direction: Gradients, size: float) -> nn.Module:
     """A copy of ``unet`` with the weights θ + size · direction."""
     result = copy.deepcopy(unet)
-    weights = dict(result.named_parameters())
-    for name, step in direction.items():
-        weights[name].data += size * step.to(weights[name].dtype)
+    _move(result, unet, direction, size)
     return result
+
+
+def _move(scratch: nn.Module, unet: nn.Module, direction: Gradients, size: float) -> None:
+    """Give ``scratch``, a copy of ``unet``, the weights θ + size · direction."""
+    weights, start = dict(scratch.named_parameters()), dict(unet.named_parameters())
+    for name, step in direction.items():
+        weights[name].data.copy_(start[name].data + size * step.to(start[name].dtype))
 
 
 def step_reaching(
@@ -128,8 +136,11 @@ def step_reaching(
 ) -> float:
     """The size of the step along ``direction`` after which the query's loss is ``wanted``, to 1/500 of the size."""
 
+    scratch = copy.deepcopy(unet)
+
     def loss_after(size: float) -> float:
-        return query_loss(context, moved(unet, direction, size), query)
+        _move(scratch, unet, direction, size)
+        return query_loss(context, scratch, query)
 
     norm = float(torch.stack([step.square().sum() for step in direction.values()]).sum().sqrt())
     low, high = 0.0, 1e-3 / norm if norm else 0.0
@@ -147,14 +158,19 @@ def step_reaching(
     return high
 
 
-@torch.no_grad()
 def query_loss(context: AttributionContext, unet: nn.Module, query: Query) -> float:
     """L(ẑ, θ) at 100 timesteps, with noise of its own: not that of the gradient, nor that of the metric."""
     model = context.model
     timesteps = torch.arange(0, model.config.num_timesteps, max(1, model.config.num_timesteps // 100))
     shape = (len(timesteps), *model.latent_shape)
     noise = seeds.normal(shape, "unlearning-query-loss", context.seed, query.noise_key)
-    return float(model.losses(*_query_inputs(context, query, timesteps, noise), unet=unet).mean())
+    inputs = _query_inputs(context, query, timesteps, noise)
+
+    @torch.no_grad()
+    def losses_of(rows: Tensor) -> Tensor:
+        return model.losses(*(part[rows] for part in inputs), unet=unet)
+
+    return float(torch.cat(parallel(losses_of, torch.arange(len(timesteps)).split(LOSSES_AT_ONCE))).mean())
 
 
 def query_gradient(
