@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from bench.pipeline import DEFAULT_METRICS, DESIGNS, Report, Run
 from bench.planning import plan
 from bench.publishing import line_cells, publish
 from bench.reference import Reference
-from bench.registry import load_plugin, methods, metrics, register_method, variant_of
+from bench.registry import label_of, load_plugin, methods, metrics, register_method, variant_of
 from bench.results import TABLE_HEAD, table_cells
 from bench.study import STUDIES, study
 from bench.template import write_method
@@ -425,14 +426,13 @@ def check_(names: Sequence[str], study_name: str, results: Path | None, settings
 
     def work() -> None:
         console, broken = _console(), 0
-        for method in _methods(names, study_name, settings):
-            _line(console, method.name)
-            for finding in check(method, study(study_name), results):
-                broken += finding.status == "broken"
-                _line(
-                    console,
-                    f"  {finding.status:8} {finding.check}" + (f": {finding.message}" if finding.message else ""),
-                )
+        with tempfile.TemporaryDirectory() as temporary:
+            for method in _methods(names, study_name, settings):
+                _line(console, label_of(method, study_name))
+                for finding in check(method, study(study_name), results or Path(temporary)):
+                    broken += finding.status == "broken"
+                    message = f": {finding.message}" if finding.message else ""
+                    _line(console, f"  {finding.status:8} {finding.check}{message}")
         if broken:
             raise BenchError(f"{broken} promise{'s' if broken > 1 else ''} broken.")
 

@@ -92,7 +92,8 @@ class Trial:
     def self_places(self) -> tuple[list[int], list[int]]:
         """Places that training images take when given as the query: as they are, and mirrored.
 
-        The images are drawn from the half of the data set that resembles its mirror images least.
+        Images of equal score all take the last of their places. The images are drawn from the half of the data set
+        that resembles its mirror images least.
         """
         dataset, data = self.context.dataset, self.context.data
         unlike = (dataset.pixels() - dataset.pixels(flipped=True)).flatten(1).norm(dim=1).argsort(descending=True)
@@ -100,7 +101,7 @@ class Trial:
         chosen = [int(unlike[index]) for index in drawn]
         made = [_query_of(self, index, data.latents[index, side], side) for side in (0, 1) for index in chosen]
         rows = self.scores(made)
-        places = [int((row > row[index]).sum()) + 1 for row, index in zip(rows, chosen * 2, strict=True)]
+        places = [int((row >= row[index]).sum()) for row, index in zip(rows, chosen * 2, strict=True)]
         return places[: len(chosen)], places[len(chosen) :]
 
 
@@ -202,7 +203,7 @@ def _ranks_a_training_image_first(trial: Trial) -> str | None:
     allowed = max(3, round(SELF_RANK_SHARE * total))
     within = sum(place <= allowed for place in places)
     if binomtest(within, len(places), alternative="less").pvalue < SELF_RANK_LEVEL:
-        flipped = " They are at the bottom: the sign is wrong; higher must mean more influential."
+        flipped = " They are at the bottom: the sign is wrong, or all scores are equal; higher is more influential."
         raise Broken(
             f"Training images given as the query took places {places} of {total}: {within} of {len(places)} are within "
             f"the first {allowed}, where at least half should be."

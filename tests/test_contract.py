@@ -49,6 +49,8 @@ class Spoilt(Method):
             return scores.T
         if self.how == "sign":
             return -scores
+        if self.how == "constant":
+            return torch.zeros_like(scores)
         if self.how == "not finite":
             return scores / 0
         if self.how == "raises":
@@ -83,6 +85,7 @@ def broken(method, tried_on, folder):
         ("not finite", "returns queries × images, finite", "NaN or infinite"),
         ("raises", "returns queries × images, finite", "IndexError: off by one"),
         ("sign", FLIPPED, "the sign is wrong"),
+        ("constant", FLIPPED, "all scores are equal"),
         ("batch", "scores an image wherever it stands", "with the batch that it falls into"),
         ("fixed seed", "scores an image wherever it stands", "Key noise by the image's id"),
         ("queries", "scores a query whichever others are asked", "Do not normalise over queries"),

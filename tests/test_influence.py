@@ -260,7 +260,12 @@ def as_query(context, index, sampler):
     return Query(f"t{index}", context.dataset.captions[index], 0, gaussian(*shape, seed=index), latent, sampler)
 
 
-@pytest.mark.parametrize(("cls", "worst"), [(Trak, 1), (DTrak, 1), pytest.param(Das, 4, marks=pytest.mark.slow)])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("cls", "worst"), [(Trak, 1), pytest.param(DTrak, 1, marks=SLOW), pytest.param(Das, 4, marks=SLOW)]
+)
 def test_a_training_image_ranks_itself_first_or_second_or_the_method_says_why_not(context, tiny, cls, worst):
     method = cls(projection_dim=512, num_timesteps=30, num_query_draws=60)
     indices = [0, 13, 26, 39]
