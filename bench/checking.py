@@ -95,11 +95,11 @@ class Trial:
         Images of equal score all take the last of their places. The images are drawn from the half of the data set
         that resembles its mirror images least.
         """
-        dataset, data = self.context.dataset, self.context.data
+        dataset = self.context.dataset
         unlike = (dataset.pixels() - dataset.pixels(flipped=True)).flatten(1).norm(dim=1).argsort(descending=True)
         drawn = np.random.default_rng(1).permutation(max(1, len(dataset) // 2))[:NUM_SELF_QUERIES]
         chosen = [int(unlike[index]) for index in drawn]
-        made = [_query_of(self, index, data.latents[index, side], side) for side in (0, 1) for index in chosen]
+        made = [_query_of(self, index, side) for side in (0, 1) for index in chosen]
         rows = self.scores(made)
         places = [int((row >= row[index]).sum()) for row, index in zip(rows, chosen * 2, strict=True)]
         return places[: len(chosen)], places[len(chosen) :]
@@ -251,9 +251,9 @@ PROMISES: dict[str, Callable[[Trial], str | None]] = {
 }
 
 
-def _query_of(trial: Trial, index: int, latent: Tensor, side: int) -> Query:
+def _query_of(trial: Trial, index: int, side: int) -> Query:
     """A query whose picture is a training image, mirrored where ``side`` is 1."""
-    like, dataset = trial.queries[0], trial.context.dataset
+    like, dataset, latent = trial.queries[0], trial.context.dataset, trial.context.data.latents[index, side]
     noise = seeds.normal(trial.context.model.latent_shape, "check-noise", dataset.ids[index])
     name = f"self-{dataset.ids[index]}-{side}"
     return replace(like, id=name, prompt=dataset.captions[index], noise=noise, latent=latent)
