@@ -230,7 +230,11 @@ def plan_(effect: float | None, **given: Any) -> None:
 @click.option("--k", type=int, help="Images removed.")
 @click.option("--device", default="cpu", show_default=True, help="Where to compute: cpu, cuda, cuda:1, …")
 @click.option(
-    "--tolerance", default=TOLERANCE, show_default=True, help="Relative, where the published machine is another."
+    "--tolerance",
+    type=click.FloatRange(0.0),
+    default=TOLERANCE,
+    show_default=True,
+    help="Where the published machine is another: share of the mean absolute figure at that K.",
 )
 def verify_(
     results: Path, row: int | None, method: str | None, query: str | None, k: int | None, device: str, tolerance: float
