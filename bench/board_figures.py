@@ -14,7 +14,7 @@ from torch import Tensor
 from bench import figures
 from bench.gallery import Gallery
 from bench.leaderboard import RANKED_BY, Board, Line
-from bench.registry import base_of, is_variant
+from bench.registry import base_of, without_variants
 from bench.results import BASELINE, NOTHING_REMOVED
 from bench.statistics import mean_and_error
 
@@ -51,7 +51,10 @@ def pdf(figure: Figure) -> bytes:
 
 
 def curves(board: Board, metric: str) -> Figure:
-    """A metric against K, mean ± 1 standard error, with the random reference and the noise floor (figure 3)."""
+    """A metric against K, mean ± 1 standard error, with the random reference and the noise floor (figure 3).
+
+    Variants stand beside their method in ``ablations``.
+    """
     figure = Figure(figsize=(5.8, 3.8))
     axes = figure.add_subplot()
     _floor(axes, board, metric)
@@ -63,7 +66,7 @@ def curves(board: Board, metric: str) -> Figure:
         axes.fill_between(reference.index, mean - np.nan_to_num(error), mean + np.nan_to_num(error), color="#dddddd")
         axes.plot(reference.index, mean, color=GREY, linewidth=2, label="random reference")
         ks |= {int(k) for k in reference.index}
-    names = sorted({line.method for line in board.lines})
+    names = sorted(without_variants(line.method for line in board.lines))
     for index, name in enumerate(names):
         own = [line for line in board.lines if line.method == name and metric in line.cells]
         own = [line for line in own if np.isfinite(line.cells[metric].mean)]
@@ -73,7 +76,7 @@ def curves(board: Board, metric: str) -> Figure:
                 figures.dodged([line.k for line in own], index, len(names)),
                 [line.cells[metric].mean for line in own],
                 errors,
-                marker="o", markersize=4, capsize=2, linewidth=1.4, label=figures.wrapped(name),
+                marker=figures.mark_of(index), markersize=4, capsize=2, linewidth=1.4, label=figures.wrapped(name),
                 color=GREY if name == BASELINE else figures.colour_of(index),
                 linestyle="--" if name == BASELINE else "-",
             )  # fmt: skip
@@ -108,11 +111,13 @@ def equivalent_random(board: Board, k: int) -> Figure:
 
 
 def cost(board: Board, k: int) -> Figure:
-    """Loss change at ``k`` against seconds to score one query, on a log axis."""
+    """Loss change at ``k`` against seconds to score one query, on a log axis; variants are left to ``ablations``."""
     figure = Figure(figsize=(5.2, 3.6))
     axes = figure.add_subplot()
     _floor(axes, board, RANKED_BY)
     lines = sorted((line for line in board.lines if line.k == k and _finite(line)), key=_mean)
+    shown = without_variants(line.method for line in lines)
+    lines = [line for line in lines if line.method in shown]
     times = [max(line.score_seconds, 0.01) for line in lines]
     decades = [round(np.log10(seconds)) for seconds in times]
     right = {decade: seconds for seconds, decade in sorted(zip(times, decades, strict=True))}
@@ -183,10 +188,9 @@ def ablations(board: Board, base: str, k: int) -> Figure:
 
 
 def _pictures(board: Board, pictures: Gallery, shown_queries: Sequence[str]) -> dict[str, Figure]:
-    """Top images of the leading methods, variants apart, and what is made without them, a figure for each K."""
+    """Top images of the leading methods, and what is made without them, a figure for each K."""
     queries = [query for query in pictures.queries if query.id in shown_queries]
-    names = [line.method for line in board.lines if line.k == board.main_k]
-    leading = ([name for name in names if not is_variant(name)] or names)[:SHOWN_METHODS]
+    leading = without_variants(line.method for line in board.lines if line.k == board.main_k)[:SHOWN_METHODS]
     originals = [query.image for query in queries if query.image is not None]
     shown = {(query.id, method.method): method for query in queries for method in query.shown}
     few = queries[: max(1, 40 // max(1, len(leading)))]

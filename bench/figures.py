@@ -38,6 +38,7 @@ COLOURS = (
     "#fb5607",
     "#00a5cf",
 )
+MARKS = "os^D"
 
 
 def png(figure: Figure) -> bytes:
@@ -159,7 +160,15 @@ def loss_change(frame: pd.DataFrame, metric: str, label: str, num_images: int) -
         style = {"color": "#555555", "linestyle": "--"} if method == BASELINE else {"color": colour_of(index)}
         errors = [0.0 if np.isnan(stat.standard_error) else stat.standard_error for stat in stats]
         places = dodged(ks, index, len(names)) if len(curve) else _shifted(ks, budgets, index, len(names))
-        axes.errorbar(places, [stat.mean for stat in stats], errors, marker="o", capsize=3, label=method, **style)  # type: ignore[arg-type]
+        axes.errorbar(
+            places,
+            [stat.mean for stat in stats],
+            errors,
+            marker=mark_of(index),
+            capsize=3,
+            label=wrapped(method),
+            **style,  # type: ignore[arg-type]
+        )
     axes.set(xlabel="K, images removed", ylabel=label)
     if len(curve):
         logit_axis(axes, sorted({*budgets, *curve.index}), num_images)
@@ -170,8 +179,7 @@ def loss_change(frame: pd.DataFrame, metric: str, label: str, num_images: int) -
     axes.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
     axes.spines[["top", "right"]].set_visible(False)
     if budgets or len(curve):
-        axes.legend(frameon=False, fontsize=8)
-    figure.tight_layout()
+        axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
 
 
@@ -214,6 +222,11 @@ def _draw_reference(axes: Axes, curve: pd.DataFrame) -> None:
 def colour_of(index: int) -> str:
     """Of the method that is drawn as number ``index``."""
     return COLOURS[index % len(COLOURS)]
+
+
+def mark_of(index: int) -> str:
+    """Tells methods of one colour apart."""
+    return MARKS[index // len(COLOURS) % len(MARKS)]
 
 
 def logit_axis(axes: Axes, ks: Sequence[int], num_images: int) -> None:

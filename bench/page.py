@@ -22,6 +22,7 @@ from torch import Tensor
 
 from bench.gallery import Gallery
 from bench.leaderboard import RANKED_BY, Board, Cell, Line
+from bench.registry import without_variants
 from bench.results import BASELINE
 from bench.statistics import MIN_QUERIES, Verdict, mean_and_error
 
@@ -70,6 +71,7 @@ def payload(board: Board, pictures: Gallery, facts: Mapping[str, Any]) -> dict[s
         "images": board.num_images,
         "mainK": board.main_k,
         "methods": list(board.methods),
+        "charted": without_variants(board.methods),
         "metrics": [
             {
                 "name": metric.name,

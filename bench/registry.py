@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from importlib.metadata import entry_points
 from importlib.util import module_from_spec, spec_from_file_location
@@ -131,6 +131,12 @@ def base_of(label: str) -> str:
 def is_variant(label: str) -> bool:
     """Whether ``label`` names a variant, or settings other than those tuned for the study."""
     return ":" in label or "[" in label
+
+
+def without_variants(labels: Iterable[str]) -> list[str]:
+    """``labels``, each once, without the variants of a method that is among them: for charts that these would crowd."""
+    names = list(dict.fromkeys(labels))
+    return [name for name in names if not (is_variant(name) and base_of(name) in names)]
 
 
 def tuned(cls: type[Any], study: str, variant: str = "") -> dict[str, Any]:

@@ -14,6 +14,9 @@ const metric = document.getElementById("metric"); metric.value = "regeneration_m
 seen.metric = document.querySelector('th[data-key="mean"]').textContent; seen.about = document.getElementById("about-metric").textContent;
 click("#pairs td button"); seen.pair = document.getElementById("pair").textContent;
 click("#curve-legend button"); seen.lit = document.querySelector("#curve-legend button").getAttribute("aria-pressed");
+const charted = () => [...document.querySelectorAll("#curve-legend button")].map((button) => button.textContent);
+seen.legend = charted(); document.querySelector('#curve-legend button[data-key="variants"]')?.click(); seen.extended = charted();
+seen.active = document.activeElement.dataset.key;
 click("#queries button:nth-child(3)"); seen.query = document.querySelector("#gallery .query p").textContent;
 seen.pictures = document.querySelectorAll("#gallery img").length;
 seen.silent = [...document.querySelectorAll("#gallery img, .chart svg")].filter((one) => !(one.alt || one.getAttribute("aria-label"))).length;

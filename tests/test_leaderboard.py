@@ -16,13 +16,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from bench.board_figures import ablations, families
+from bench.board_figures import ablations, cost, curves, families
 from bench.digests import digest_of
 from bench.leaderboard import leaderboard
 from bench.merging import merge_folders, open_folder
 from bench.page import escaped
 from bench.publishing import publish
 from bench.queries import Query, save_queries
+from bench.registry import without_variants
 from bench.results import NOTHING_REMOVED, REFERENCE, Row, frame_of
 from bench.store import Store, read_tensors, write_json, write_tensors
 from bench.study import Study, study
@@ -289,6 +290,15 @@ def test_a_method_stands_beside_its_variants_and_random(tmp_path):
     assert len(loss.containers) == len(regeneration.containers) == 3
 
 
+def test_variants_leave_the_other_figures_to_their_method(tmp_path):
+    board = board_of(Folder(tmp_path / "run", ordinary() | {("ours:sgd-1", 20): noisy(0.003)}))
+    legend = [text.get_text() for text in curves(board, "loss_change").axes[0].get_legend().get_texts()]
+    names = [text.get_text() for text in cost(board, 20).axes[0].texts]
+    for shown in (legend, names):
+        assert ("ours" in shown, "ours:sgd-1" in shown) == (True, False)
+    assert without_variants(["ours:all", "random", "ours:sgd-1"]) == ["ours:all", "random", "ours:sgd-1"]
+
+
 def test_variants_leave_the_verdicts_between_methods_as_they_were(tmp_path):
     values = ordinary()
     variants = {(f"ours:sgd-{steps}", 20): noisy(0.003) for steps in range(1, 9)}
@@ -545,6 +555,7 @@ def test_the_page_works_in_a_browser(published, tmp_path, width):
     assert "squared pixel value" in seen["about"]
     assert "ours" in seen["pair"]
     assert seen["lit"] == "true"
+    assert seen["legend"] == seen["extended"]  # no variants, no button
     assert "a photo of a bag 2" in seen["query"]
     assert seen["pictures"] > 8
     assert (seen["silent"], seen["charts"], seen["injected"]) == (0, 3, 0)
@@ -556,10 +567,14 @@ def test_the_page_works_in_a_browser(published, tmp_path, width):
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
 def test_hard_rows_do_not_break_the_page(tmp_path, tiny_study):
     values = ordinary(3) | {(HOSTILE, 20): noisy(0.1, 3), ("lost", 20): [float("nan")] * 3}
+    values |= {("ours:sgd-1", 20): noisy(0.003, 3)}
     folder = Folder(tmp_path / "run", values, queries=3, failed={("random", 20, "q01")})
     publish(tiny_study, [], folder.root)
     seen = browsed(folder.root / "leaderboard.html", 390, tmp_path)
     assert f"{HOSTILE} 20" in seen["ranked"]
     assert "lost 20" in seen["ranked"]
+    assert "ours:sgd-1 20" in seen["ranked"]
+    assert set(seen["extended"]) - set(seen["legend"]) == {"ours:sgd-1"}
+    assert (seen["legend"][-1], seen["active"]) == ("show 1 variant", "variants")
     assert seen["injected"] == 0
     assert seen["overflow"] <= 0

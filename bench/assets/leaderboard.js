@@ -2,7 +2,7 @@
 (() => {
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
-const state = { k: data.mainK, metric: data.metrics[0].name, text: "", sort: "rank", down: false, lit: new Set(), query: 0 };
+const state = { k: data.mainK, metric: data.metrics[0].name, text: "", sort: "rank", down: false, lit: new Set(), variants: false, query: 0 };
 const SVG = "http://www.w3.org/2000/svg";
 const MINUS = "\u2212";
 
@@ -52,8 +52,9 @@ function equivalentText(equivalent) {
 
 /* ---- colours: the leading methods of the main K each have one, the rest are grey ---- */
 const colour = { [data.baseline]: "var(--grey)" };
-data.methods.filter((name) => name !== data.baseline).forEach((name, index) => { colour[name] = index < 8 ? `var(--c${index})` : "var(--grey)"; });
+[...new Set([...data.charted, ...data.methods])].filter((name) => name !== data.baseline).forEach((name, index) => { colour[name] = index < 8 ? `var(--c${index})` : "var(--grey)"; });
 const chartK = () => (state.k === null ? data.mainK : state.k);
+const charted = (line) => state.variants || data.charted.includes(line.method); // variants only where they are asked for
 const at = (k) => data.lines.filter((line) => line.k === k);
 const cellOf = (line) => line.cells[state.metric];
 
@@ -171,7 +172,7 @@ function apart(labels, gap, low, high) {
 }
 const shortened = (name, limit = 26) => (name.length > limit ? name.slice(0, limit - 1) + "\u2026" : name);
 const dimmed = (name) => (state.lit.size && !state.lit.has(name) ? "dim" : "");
-const spoken = (k, pick, show) => at(k).filter((line) => known(pick(line))).map((line) => `${line.method} ${show(pick(line))}`).join(", ");
+const spoken = (k, pick, show) => at(k).filter((line) => charted(line) && known(pick(line))).map((line) => `${line.method} ${show(pick(line))}`).join(", ");
 
 function yAxis(svg, y, low, high, left, right, metric) {
   const ticks = nice(low, high).map((tick) => tick / 10 ** metric.power), digits = Math.max(...ticks.map((tick) => String(+tick.toFixed(6)).split(".")[1]?.length ?? 0));
@@ -183,7 +184,7 @@ function yAxis(svg, y, low, high, left, right, metric) {
 }
 function curve() {
   const metric = metricOf(state.metric), reference = data.reference[state.metric] ?? [], floor = data.floors[state.metric];
-  const lines = data.lines.filter((line) => known(cellOf(line)?.mean));
+  const lines = data.lines.filter((line) => charted(line) && known(cellOf(line)?.mean));
   const ks = [...new Set([...lines.map((line) => line.k), ...reference.map((point) => point.k)])].sort((a, b) => a - b), largest = ks[ks.length - 1];
   const values = [...(known(floor) ? [floor] : []), ...[...lines.map(cellOf), ...reference].flatMap((one) => [one.mean - (one.se ?? 0), one.mean + (one.se ?? 0)])];
   const [low, high] = range(values);
@@ -247,16 +248,20 @@ function curve() {
 function range(values) { const low = Math.min(0, ...values), high = Math.max(0, ...values), air = 0.04 * (high - low || 1); return [low < 0 ? low - air : 0, high > 0 ? high + air : 0]; }
 const width_of = (id) => byId(id).clientWidth;
 function legend(named) {
-  fill(byId("curve-legend"), ...named.map((name) => {
-    const mark = el("i"); mark.style.background = colour[name];
-    const button = el("button", { type: "button", "aria-pressed": String(state.lit.has(name)), "data-method": name }, mark, name);
+  const press = (text, pressed, key, act, ...before) => {
+    const button = el("button", { type: "button", "aria-pressed": String(pressed), "data-key": key }, ...before, text);
     button.addEventListener("click", () => {
-      if (!state.lit.delete(name)) state.lit.add(name);
+      act();
       charts();
-      [...byId("curve-legend").children].find((one) => one.dataset.method === name)?.focus({ preventScroll: true });
+      [...byId("curve-legend").children].find((one) => one.dataset.key === key)?.focus({ preventScroll: true });
     });
     return button;
-  }));
+  };
+  const variants = data.methods.length - data.charted.length;
+  fill(byId("curve-legend"), ...named.map((name) => {
+    const mark = el("i"); mark.style.background = colour[name];
+    return press(name, state.lit.has(name), `method ${name}`, () => { if (!state.lit.delete(name)) state.lit.add(name); }, mark);
+  }), variants ? press(`show ${variants} variant${variants === 1 ? "" : "s"}`, state.variants, "variants", () => { state.variants = !state.variants; }) : null);
 }
 function equivalent() {
   const k = chartK(), lines = at(k).filter((line) => line.equivalent), caption = byId("equivalent-caption"), curveOf = data.reference[data.rankedBy] ?? [];
@@ -288,7 +293,7 @@ function equivalent() {
 }
 function cost() {
   const metric = metricOf(state.metric), k = chartK();
-  const lines = at(k).filter((line) => known(cellOf(line)?.mean) && known(line.seconds));
+  const lines = at(k).filter((line) => charted(line) && known(cellOf(line)?.mean) && known(line.seconds));
   const alt = `${words(metric.name)} at K = ${k} against scoring seconds a query: ${lines.map((line) => `${line.method} ${scaled(cellOf(line).mean, metric)} at ${seconds(line.seconds)} s`).join(", ")}.`;
   const [svg, width] = canvas("cost", 340, alt);
   const left = 46, right = width - 18, top = 12, bottom = 296, least = .01;
