@@ -139,17 +139,17 @@ def verify(
         _fulfil(workspace, requests_of([comparison]))
         found = evaluate(workspace.ledger, [comparison], chosen, {})
         same = first["machine"] == machine_kind(workspace.device)
+    published = results.load(Store(folder))
     return [
-        Verified(record, row.value, 0.0 if same else tolerance * _usual_size(folder, record), same)
+        Verified(record, row.value, 0.0 if same else tolerance * _usual_size(published, record), same)
         for record, row in zip(records, found, strict=True)
     ]
 
 
-def _usual_size(folder: Path, row: dict[str, Any]) -> float:
-    """Mean absolute value of the figures that are published beside ``row``, itself among them."""
-    figures = results.load(Store(folder))
-    alike = (figures[["metric", "design", "k"]] == [row["metric"], row["design"], row["k"]]).all(axis=1)
-    return float(figures.loc[alike, "value"].abs().mean())
+def _usual_size(published: pd.DataFrame, row: dict[str, Any]) -> float:
+    """Mean absolute value of the ``published`` figures of the row's metric, design and K, itself among them."""
+    alike = (published[["metric", "design", "k"]] == [row["metric"], row["design"], row["k"]]).all(axis=1)
+    return float(published.loc[alike, "value"].abs().mean())
 
 
 def _fulfil(workspace: Workspace, requests: Sequence[Request]) -> None:
