@@ -16,28 +16,28 @@ from rich.markup import escape
 from rich.table import Table
 
 import bench  # noqa: F401 - sets the thread environment before torch is imported
-from bench import weights
-from bench.attribution import attribute
-from bench.checking import check
-from bench.console import progress_on
+from bench.authoring.checking import check
+from bench.authoring.external import imported
+from bench.authoring.template import write_method
 from bench.contracts import Method
-from bench.datamodels import DatamodelTest
-from bench.datamodels import table_cells as table_cells_of_lds
-from bench.encoders import WEIGHTS
 from bench.errors import BenchError, InvalidInput
-from bench.external import imported
-from bench.leaderboard import RANKED_BY
-from bench.pipeline import DEFAULT_METRICS, DESIGNS, Report, Run
-from bench.planning import plan
-from bench.publishing import line_cells, publish
-from bench.reference import Reference
+from bench.experiments.datamodels import DatamodelTest
+from bench.experiments.datamodels import table_cells as table_cells_of_lds
+from bench.experiments.leave_k_out import DEFAULT_METRICS, DESIGNS, Report, Run
+from bench.experiments.one_prompt import attribute
+from bench.experiments.planning import plan
+from bench.experiments.reference import Reference
+from bench.experiments.tuning import tune, variants
+from bench.experiments.verification import TOLERANCE, rows_to_verify, verify
+from bench.experiments.workspace import Workspace
+from bench.foundation.console import progress_on
+from bench.pretrained import weights
+from bench.pretrained.encoders import WEIGHTS
 from bench.registry import label_of, load_plugin, methods, metrics, register_method, variant_of
-from bench.results import TABLE_HEAD, table_cells
-from bench.study import STUDIES, study
-from bench.template import write_method
-from bench.tuning import tune, variants
-from bench.verification import TOLERANCE, rows_to_verify, verify
-from bench.workspace import Workspace
+from bench.report.board import RANKED_BY
+from bench.report.publishing import line_cells, publish
+from bench.report.summary import TABLE_HEAD, table_cells
+from bench.studies import STUDIES, study
 
 INTERRUPTED = 130
 Command = Callable[..., Any]

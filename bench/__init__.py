@@ -1,26 +1,33 @@
-"""The gold-standard test of data attribution for text-to-image models.
+"""The gold-standard test of data attribution for text-to-image models: remove, retrain, measure.
 
-The stages, in the order of the experiment, are the modules
+What a plugin may import lies here: ``bench`` (the names below), ``bench.contracts``, ``bench.registry``,
+``bench.studies`` and ``bench.errors``, and the tools of ``bench.foundation.seeds``, ``bench.attribution`` and
+``bench.pretrained``. The rest are the rooms of the harness; each may import those above it in this list, never one
+below:
 
-    dataset → model, training → queries → scoring → selection → retraining → evaluation → results, figures
+    foundation → records → data → diffusion → pretrained → attribution → retraining → report → experiments → authoring
 
-and ``pipeline`` puts them together. ``from bench import …`` gives the names below; the rest is internal.
+A name is loaded when it is first used, so that ``import bench`` costs nothing.
 """
 
+import importlib
 import os
+from typing import TYPE_CHECKING
 
 # Before torch is imported: a spinning OpenMP thread beside another busy one slows torch up to a hundredfold.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
-from bench.contracts import AttributionContext, Method, Metric, Observation
-from bench.errors import BenchError
-from bench.pipeline import Report, Run
-from bench.progress import Progress
-from bench.queries import Query
-from bench.reference import Reference
-from bench.registry import methods, metrics, register_method, register_metric
-from bench.study import Study, study
+if TYPE_CHECKING:
+    from bench.contracts import AttributionContext, Method, Metric
+    from bench.diffusion.observations import Observation
+    from bench.diffusion.queries import Query
+    from bench.errors import BenchError
+    from bench.experiments.leave_k_out import Report, Run
+    from bench.experiments.reference import Reference
+    from bench.foundation.progress import Progress
+    from bench.registry import methods, metrics, register_method, register_metric
+    from bench.studies import Study, study
 
 __all__ = [
     "AttributionContext",
@@ -40,3 +47,27 @@ __all__ = [
     "register_metric",
     "study",
 ]
+
+_HOMES = {
+    "bench.contracts": ("AttributionContext", "Method", "Metric"),
+    "bench.diffusion.observations": ("Observation",),
+    "bench.diffusion.queries": ("Query",),
+    "bench.errors": ("BenchError",),
+    "bench.experiments.leave_k_out": ("Report", "Run"),
+    "bench.experiments.reference": ("Reference",),
+    "bench.foundation.progress": ("Progress",),
+    "bench.registry": ("methods", "metrics", "register_method", "register_metric"),
+    "bench.studies": ("Study", "study"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """A public name, from the module that defines it."""
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module 'bench' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -16,12 +16,13 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from bench.dataset import Dataset
-from bench.digests import digest_of
+from bench.data.dataset import Dataset
+from bench.diffusion.model import DiffusionModel
+from bench.diffusion.observations import Observation
+from bench.diffusion.queries import Query
+from bench.diffusion.training import TrainingData
 from bench.errors import Unavailable
-from bench.model import DiffusionModel
-from bench.queries import Query
-from bench.training import TrainingData
+from bench.foundation.digests import digest_of
 
 Build = Callable[[], Mapping[str, Tensor]]
 
@@ -108,17 +109,6 @@ class Method(ABC):
         return digest_of([self.name, self.version, self.settings(), self.sources()])
 
 
-class Observation(ABC):
-    """What is measured on one model alone, for one query; kept under the model's key so that the model may go."""
-
-    name: str
-    """With its settings, such as "query_loss@5": observations of different names are never compared."""
-
-    @abstractmethod
-    def observe(self, model: DiffusionModel, queries: Sequence[Query], seed: int) -> list[Tensor]:
-        """One tensor for each query."""
-
-
 class Metric(ABC):
     """How much of its capability to make a query a retrained model lost.
 
@@ -130,7 +120,7 @@ class Metric(ABC):
         observation: what it compares.
         version: raise it when the same observations give other figures; rows of different versions are never mixed.
         relative_to_controls: the figure is the value on the query minus the mean value on control queries, whose
-            prompts have nothing to do with the query's (``bench.queries.control_specs``).
+            prompts have nothing to do with the query's (``Study.controls``).
     """
 
     name: ClassVar[str]

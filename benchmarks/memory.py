@@ -16,12 +16,12 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 
 import bench  # noqa: F401 - sets the thread environment before torch is imported
-from bench.gradients import select_weights
-from bench.influence import Rows, keyed_rows, projected_gradients
-from bench.machine import available_threads, compute_threads, describe, peak_memory_mib
-from bench.model import DiffusionModel, ModelConfig
-from bench.projection import Projection
-from bench.seeds import normal
+from bench.attribution.gradients import select_weights
+from bench.attribution.influence import Rows, keyed_rows, projected_gradients
+from bench.attribution.projection import Projection
+from bench.diffusion.model import DiffusionModel, ModelConfig
+from bench.foundation.machine import available_threads, compute_threads, describe, peak_memory_mib
+from bench.foundation.seeds import normal
 
 TOKENS, TEXT_DIM = 77, 1024
 

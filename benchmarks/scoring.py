@@ -17,11 +17,11 @@ import torch
 import bench  # noqa: F401 - sets the thread environment before torch is imported
 from bench import methods
 from bench.contracts import AttributionContext
-from bench.machine import available_threads, compute_threads, describe, peak_memory_mib
-from bench.model import DiffusionModel
-from bench.queries import Query, QuerySpec, synthesize
-from bench.study import study
-from bench.training import TrainingData
+from bench.diffusion.model import DiffusionModel
+from bench.diffusion.queries import Query, QuerySpec, synthesize
+from bench.diffusion.training import TrainingData
+from bench.foundation.machine import available_threads, compute_threads, describe, peak_memory_mib
+from bench.studies import study
 
 SMALL_RISE = 0.001
 """An untrained model has little to lose; the search for the step costs the same as for any rise."""

@@ -19,10 +19,10 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
 
 import bench  # noqa: F401 - sets the thread environment before torch is imported
-from bench.machine import available_threads, compute_threads, describe, peak_memory_mib
-from bench.model import DiffusionModel
-from bench.study import Study, study
-from bench.training import TrainingData, TrainingJob, TrainingRun
+from bench.diffusion.model import DiffusionModel
+from bench.diffusion.training import TrainingData, TrainingJob, TrainingRun
+from bench.foundation.machine import available_threads, compute_threads, describe, peak_memory_mib
+from bench.studies import Study, study
 
 JOB = TrainingJob((), 0)
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bench.influence import InfluenceMethod
+from bench.attribution.influence import InfluenceMethod
 from bench.registry import register_method
 
 

@@ -8,7 +8,8 @@
 and the larger of both sides of an image, averaged over models. Reference: Lin et al., arXiv 2410.18639 (ICLR 2025),
 section 4: the predictor is linearised in θ, θ∖i comes from one Newton step on the squared error, the Sherman-Morrison
 formula takes image i out of the kernel, gradients and residuals are averaged over timesteps before they are multiplied.
-h_i is the leverage of one side of an image; a side has weight ½ in K (``bench.influence``), so h_i is below 1.
+h_i is the leverage of one side of an image; a side has weight ½ in K (``bench.attribution.influence``), so h_i is
+below 1.
 
 What the paper leaves open: ε_θ and its residual have many elements. As in the released code, the output is the mean
 of the elements and the residual a root loss. Unlike that code, gradients are not normalised at each timestep and
@@ -26,12 +27,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bench.attribution.influence import InfluenceMethod, Kernel
+from bench.attribution.kept_losses import kept_losses
 from bench.contracts import AttributionContext
+from bench.diffusion.losses import strided_timesteps
+from bench.diffusion.model import DiffusionModel
+from bench.diffusion.queries import Query
 from bench.errors import InvalidInput
-from bench.influence import InfluenceMethod, Kernel
-from bench.losses import kept_losses, strided_timesteps
-from bench.model import DiffusionModel
-from bench.queries import Query
 from bench.registry import register_method
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bench.encoders import ENCODERS
-from bench.features import ImageSimilarity
+from bench.attribution.features import ImageSimilarity
+from bench.pretrained.encoders import ENCODERS
 from bench.registry import register_method
 
 

@@ -3,7 +3,7 @@
     τ(ẑ, z_i) = max over flips f of cos( φ(x̂), φ(f(x_i)) ),   φ = class token of DINOv2 ViT-L/14 with registers
 
 Reference: arXiv 2406.09408, section 5.1; φ: Oquab et al., 2023 (arXiv 2304.07193), Darcet et al., 2023
-(arXiv 2309.16588). Images enter at 224 pixels, see ``bench.encoders``.
+(arXiv 2309.16588). Images enter at 224 pixels, see ``bench.pretrained.encoders``.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bench.encoders import ENCODERS
-from bench.features import ImageSimilarity
+from bench.attribution.features import ImageSimilarity
+from bench.pretrained.encoders import ENCODERS
 from bench.registry import register_method
 
 

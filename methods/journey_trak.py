@@ -16,10 +16,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from bench.attribution.influence import InfluenceMethod, Rows, keyed_rows
 from bench.contracts import AttributionContext
+from bench.diffusion.queries import Query
 from bench.errors import InvalidInput
-from bench.influence import InfluenceMethod, Rows, keyed_rows
-from bench.queries import Query
 from bench.registry import register_method
 
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bench.encoders import ENCODERS
-from bench.features import SAME_CAPTION, TextSimilarity
+from bench.attribution.features import SAME_CAPTION, TextSimilarity
+from bench.pretrained.encoders import ENCODERS
 from bench.registry import register_method
 
 

@@ -32,11 +32,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from bench import seeds
 from bench.contracts import AttributionContext, Method
+from bench.diffusion.queries import Query
 from bench.errors import InvalidInput
-from bench.machine import parallel
-from bench.queries import Query
+from bench.foundation import seeds
+from bench.foundation.machine import parallel
 from bench.registry import register_method
 
 LOGITS_AT_ONCE = 160_000

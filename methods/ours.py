@@ -25,13 +25,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+from bench.attribution.fisher import diagonal_fisher, newton_direction
+from bench.attribution.gradients import Gradients
+from bench.attribution.unlearning import Ascent, Unlearning
 from bench.contracts import AttributionContext
-from bench.digests import digest_of
 from bench.errors import InvalidInput
-from bench.fisher import diagonal_fisher, newton_direction
-from bench.gradients import Gradients
+from bench.foundation.digests import digest_of
 from bench.registry import register_method
-from bench.unlearning import Ascent, Unlearning
 
 RISE = 0.05
 

@@ -26,12 +26,12 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from bench.attribution.fisher import Losses, mean_over_draws, newton_direction
+from bench.attribution.gradients import Gradients, kronecker_sums, per_sample_gradients
+from bench.attribution.unlearning import Ascent, Unlearning
 from bench.contracts import AttributionContext
-from bench.digests import digest_of
-from bench.fisher import Losses, mean_over_draws, newton_direction
-from bench.gradients import Gradients, kronecker_sums, per_sample_gradients
+from bench.foundation.digests import digest_of
 from bench.registry import register_method
-from bench.unlearning import Ascent, Unlearning
 
 
 @register_method

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench.contracts import AttributionContext, Method
-from bench.queries import Query
+from bench.diffusion.queries import Query
 from bench.registry import register_method
 
 

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bench import seeds
 from bench.contracts import AttributionContext, Method
-from bench.queries import Query
+from bench.diffusion.queries import Query
+from bench.foundation import seeds
 from bench.registry import register_method
 
 

@@ -8,7 +8,7 @@ B): the output function is the DDPM loss itself, so that the diagonal Q of the o
 the output, is the identity.
 
 Deviations: one model instead of 20 by default (``num_models``), a projection of 1,024 instead of 4,096, λ relative to
-the kernel's mean eigenvalue, stratified timesteps (``bench.influence``).
+the kernel's mean eigenvalue, stratified timesteps (``bench.attribution.influence``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bench.influence import InfluenceMethod
+from bench.attribution.influence import InfluenceMethod
 from bench.registry import register_method
 
 

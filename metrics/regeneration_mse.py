@@ -11,9 +11,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from bench.contracts import Metric, Observation
-from bench.observations import Regeneration
-from bench.queries import Query
+from bench.contracts import Metric
+from bench.diffusion.observations import Observation, Regeneration
+from bench.diffusion.queries import Query
 from bench.registry import register_metric
 
 

@@ -2,8 +2,8 @@
 
     S = cos( φ(G_θ0(ε, c)), φ(G_θ^−K(ε, c)) ),   the same noise and prompt
 
-One metric for each image encoder of ``bench.encoders``, as figures under different encoders say different things. The
-paper uses CLIP ViT-B/32. Encoders see natural images; small grey ones are far from those.
+One metric for each image encoder of ``bench.pretrained.encoders``, as figures under different encoders say different
+things. The paper uses CLIP ViT-B/32. Encoders see natural images; small grey ones are far from those.
 
 Reference: arXiv 2406.09408, equation 3 with d = CLIP similarity. Lower is better: the image is lost.
 """
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bench.contracts import Metric, Observation
-from bench.digests import tensors_digest
-from bench.encoders import ENCODERS, encoder
-from bench.observations import Regeneration
-from bench.queries import Query
+from bench.contracts import Metric
+from bench.diffusion.observations import Observation, Regeneration
+from bench.diffusion.queries import Query
+from bench.foundation.digests import tensors_digest
+from bench.pretrained.encoders import ENCODERS, encoder
 from bench.registry import register_metric
 
 
@@ -28,7 +28,7 @@ class RegenerationSimilarity(Metric):
     """Cosine of the features of both models' images.
 
     Attributes:
-        encoder: its name in ``bench.encoders``.
+        encoder: its name in ``bench.pretrained.encoders``.
     """
 
     unit: ClassVar[str] = "cosine, from -1 to 1"

@@ -4,7 +4,7 @@
 
 Removing images may damage a model altogether; then every query's loss rises, and ``loss_change`` calls that
 attribution. Specificity is near zero for general damage and equals the loss change where the query alone is forgotten.
-Control queries have other prompts (``bench.queries.control_specs``); L is that of ``loss_change``.
+Control queries have other prompts (``Study.controls``); L is that of ``loss_change``.
 
 OURS: the paper (arXiv 2406.09408) measures the query alone. Higher is better.
 """
@@ -15,9 +15,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from bench.contracts import Metric, Observation
-from bench.observations import QueryLoss
-from bench.queries import Query
+from bench.contracts import Metric
+from bench.diffusion.observations import Observation, QueryLoss
+from bench.diffusion.queries import Query
 from bench.registry import register_metric
 
 

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from bench.contracts import AttributionContext
-from bench.machine import compute_threads
-from bench.model import DiffusionModel
-from bench.queries import QuerySpec, synthesize
-from bench.study import study
-from bench.training import TrainingData, TrainingJob, TrainingRun, train_together
+from bench.diffusion.model import DiffusionModel
+from bench.diffusion.queries import QuerySpec, synthesize
+from bench.diffusion.training import TrainingData, TrainingJob, TrainingRun, train_together
+from bench.foundation.machine import compute_threads
+from bench.studies import study
 
 CPU = torch.device("cpu")
 

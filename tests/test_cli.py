@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from bench.diffusion.text import embedded_encoder
 from bench.errors import InvalidInput, UnknownName, UnknownWord
 from bench.registry import Registry, methods
-from bench.study import study
-from bench.text import embedded_encoder
+from bench.studies import study
 from cli import main
 
 RUN = ["run", "--study", "tiny", "--method", "pixel"]
@@ -137,11 +137,10 @@ def test_tuning_uses_held_out_queries_and_keeps_them_apart(tmp_path):
 
 
 def test_held_out_queries_are_none_of_the_reported():
-    from bench.queries import held_out_specs, reported_specs
 
     whole = study("fashion")
-    reported = {(spec.prompt, spec.seed) for spec in reported_specs(whole, len(whole.prompts))}
-    held_out = {(spec.prompt, spec.seed) for spec in held_out_specs(whole, len(whole.held_out_prompts))}
+    reported = {(spec.prompt, spec.seed) for spec in whole.queries(len(whole.prompts))}
+    held_out = {(spec.prompt, spec.seed) for spec in whole.held_out_queries(len(whole.held_out_prompts))}
     assert not reported & held_out
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from bench.checking import GLOBAL_STATES, check
+from bench.authoring.checking import GLOBAL_STATES, check
 from bench.contracts import Method
 from bench.registry import methods
-from bench.study import study
+from bench.studies import study
 from methods.pixel import Pixel
 
 FLIPPED = "ranks a training image given as the query first"

@@ -17,8 +17,8 @@ from diffusers import AutoencoderKL
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from bench.dataset import load_embedded
-from bench.text import WORD
+from bench.data.dataset import load_embedded
+from bench.diffusion.text import WORD
 
 DATA = Path(str(resources.files("bench.data")))
 STUDIES = {"fashion": (14, 14, 1), "emoji": (32, 32, 3)}

@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from scipy import stats
 
 from bench import metrics
-from bench.datamodels import FILE, DatamodelTest, spearman, subset, subset_interval
 from bench.errors import InvalidInput
+from bench.experiments.datamodels import FILE, DatamodelTest, spearman, subset, subset_interval
 from bench.registry import methods
-from bench.study import study
+from bench.studies import study
 from cli import main
 
 
@@ -73,7 +73,7 @@ def test_the_score_of_trained_subsets(tiny, tmp_path, monkeypatch):
     [record] = [json.loads(path.read_text()) for path in (tmp_path / "subsets").iterdir()]
     assert len(set(record["subsets"])) == 4
     assert len(list((tmp_path / "models").iterdir())) == 1 + 4 * 2  # the original, for the queries
-    monkeypatch.setattr("bench.retraining.Ledger._train", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr("bench.retraining.ledger.Ledger._train", lambda *args: pytest.fail("trained again"))
     pd.testing.assert_frame_equal(test.measure().frame, found.frame)
     fewer = replace(test, subsets=3).measure()
     assert len(fewer.frame) == 8

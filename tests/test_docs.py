@@ -14,8 +14,8 @@ from click.testing import CliRunner
 
 import bench
 from bench import methods, metrics
-from bench.checking import GLOBAL_STATES
-from bench.template import write_method
+from bench.authoring.checking import GLOBAL_STATES
+from bench.authoring.template import write_method
 from cli import main
 
 ROOT = Path(__file__).parents[1]

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from bench import methods, metrics, seeds, study
-from bench.queries import Query
-from bench.selection import top_k
-from bench.workspace import Workspace
+from bench import methods, metrics, study
+from bench.diffusion.queries import Query
+from bench.experiments.selection import top_k
+from bench.experiments.workspace import Workspace
+from bench.foundation import seeds
 
 pytestmark = pytest.mark.slow
 RIGHT_CLASS_SHARE = 0.5

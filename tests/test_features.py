@@ -12,16 +12,16 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-import bench.encoders
-import bench.weights
-from bench import features
-from bench.encoders import ENCODERS, HEADS, WEIGHTS, Encoder, Preprocessing, encoder
+import bench.pretrained.encoders
+import bench.pretrained.weights
+from bench.diffusion.queries import Query
 from bench.errors import InvalidInput, Unavailable, UnknownName
-from bench.pipeline import Run
-from bench.planning import plan
-from bench.queries import Query
+from bench.experiments.leave_k_out import Run
+from bench.experiments.one_prompt import features
+from bench.experiments.planning import plan
+from bench.pretrained.encoders import ENCODERS, HEADS, WEIGHTS, Encoder, Preprocessing, encoder
+from bench.pretrained.weights import CONVERSION, RANDOM, Hub, Nowhere, Weights, chosen, read_safetensors
 from bench.registry import label_of, methods
-from bench.weights import CONVERSION, RANDOM, Hub, Nowhere, Weights, chosen, read_safetensors
 from tests.test_cli import bench as command
 
 IMAGE_METHODS = {"clip": "clip", "dino": "dino", "dinov2": "dinov2", "efficientnet": "efficientnet"}
@@ -35,11 +35,11 @@ IMPORTS = {"clip": "open_clip", "dino": "timm", "dinov2": "timm", "efficientnet"
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch):
     """No weights of the user's, no connection, nothing left in memory."""
-    for name in [name for name in os.environ if name.startswith(bench.weights.VARIABLE)]:
+    for name in [name for name in os.environ if name.startswith(bench.pretrained.weights.VARIABLE)]:
         monkeypatch.delenv(name)
     monkeypatch.setattr(Hub, "here", lambda self: None)
     yield
-    bench.encoders._loaded.cache_clear()
+    bench.pretrained.encoders._loaded.cache_clear()
 
 
 class Linear(nn.Module):
@@ -301,7 +301,7 @@ def test_random_weights_are_declared_everywhere(context, queries, linear):
     assert label_of(method, "tiny") == "dino[random weights of dino]"
     before = torch.get_rng_state()
     first = method.scores(context, queries)
-    bench.encoders._loaded.cache_clear()
+    bench.pretrained.encoders._loaded.cache_clear()
     assert torch.equal(first, method.scores(context, queries))
     assert torch.equal(before, torch.get_rng_state())
 
@@ -328,7 +328,7 @@ def test_a_run_with_random_weights_says_so_and_skips_what_is_missing(tiny, linea
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setattr(bench.encoders, "find_spec", lambda name: None)
+    monkeypatch.setattr(bench.pretrained.encoders, "find_spec", lambda name: None)
     for name, of in ALL.items():
         why = methods.create(name).unavailable()
         assert "not installed" in why
@@ -343,10 +343,10 @@ def test_weights_of_the_hub_count_when_they_are_cached_or_can_be_downloaded(monk
     assert "HF_HUB_OFFLINE" in weights.unavailable()
     assert weights.identity() == "not downloaded yet"
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(bench.weights, "reachable", lambda address: False)
+    monkeypatch.setattr(bench.pretrained.weights, "reachable", lambda address: False)
     assert "cannot be reached" in weights.unavailable()
     assert "--weights dino=" in weights.unavailable()
-    monkeypatch.setattr(bench.weights, "reachable", lambda address: True)
+    monkeypatch.setattr(bench.pretrained.weights, "reachable", lambda address: True)
     assert weights.unavailable() == ""
 
     def refuse(*arguments):
@@ -362,13 +362,13 @@ def test_weights_of_the_hub_count_when_they_are_cached_or_can_be_downloaded(monk
 
 def test_a_host_without_an_answer_is_not_reachable(monkeypatch):
     monkeypatch.setattr("urllib.request.getproxies", dict)
-    bench.weights.reachable.cache_clear()
+    bench.pretrained.weights.reachable.cache_clear()
     try:
-        assert not bench.weights.reachable("https://127.0.0.1:9")
+        assert not bench.pretrained.weights.reachable("https://127.0.0.1:9")
         monkeypatch.setattr("urllib.request.getproxies", lambda: {"https": "http://proxy"})
-        assert bench.weights.reachable("https://elsewhere.invalid")
+        assert bench.pretrained.weights.reachable("https://elsewhere.invalid")
     finally:
-        bench.weights.reachable.cache_clear()
+        bench.pretrained.weights.reachable.cache_clear()
 
 
 def test_heads_have_no_origin_but_the_user():
@@ -396,7 +396,7 @@ def test_the_command_checks_its_weights(tmp_path):
     assert result.exit_code == 2
     assert "only safetensors files are read" in result.output
     assert "python -c" in result.output
-    assert not any(name.startswith(bench.weights.VARIABLE) for name in os.environ)
+    assert not any(name.startswith(bench.pretrained.weights.VARIABLE) for name in os.environ)
 
 
 def test_attribution_with_a_method_that_cannot_run_is_one_clear_line(tmp_path):
@@ -454,7 +454,7 @@ def test_saved_weights_of_the_published_architectures_load_from_safetensors(name
 def test_clip_uses_the_quick_gelu_of_its_weights():
     open_clip = pytest.importorskip("open_clip")
     assert open_clip.get_pretrained_cfg("ViT-B-32", "openai")["quick_gelu"]
-    assert open_clip.get_model_config(bench.encoders.CLIP_ARCHITECTURE)["quick_gelu"]
+    assert open_clip.get_model_config(bench.pretrained.encoders.CLIP_ARCHITECTURE)["quick_gelu"]
     assert open_clip.get_pretrained_cfg("ViT-B-32", "openai")["hf_hub"].strip("/") == WEIGHTS["clip"].origin.repository
 
 

@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-import bench.fisher
-import bench.unlearning
+import bench.attribution.fisher
+import bench.attribution.unlearning
+from bench.attribution.fisher import diagonal_fisher, newton_direction
+from bench.attribution.gradients import differentiable_copy, kronecker_sums, per_sample_gradients, select_weights
+from bench.attribution.unlearning import moved, query_gradient, query_loss
+from bench.diffusion.losses import image_noise, query_losses
+from bench.diffusion.queries import Query
+from bench.diffusion.sampling import Sampler
 from bench.errors import InvalidInput, MethodFailed
-from bench.fisher import diagonal_fisher, newton_direction
-from bench.gradients import differentiable_copy, kronecker_sums, per_sample_gradients, select_weights
-from bench.losses import image_noise, query_losses
-from bench.queries import Query
 from bench.registry import methods
-from bench.sampling import Sampler
-from bench.unlearning import moved, query_gradient, query_loss
 from methods.ours import Ours
 from methods.ours_ekfac import OursEkfac, eigenbases, ekfac_direction, to_eigenbasis
 
@@ -23,16 +23,16 @@ FEW = {"num_fisher_draws": 256, "num_gradient_draws": 256, "timestep_stride": 25
 
 
 def test_fisher_is_the_mean_of_squared_per_sample_gradients_not_the_square_of_the_mean(context, monkeypatch):
-    monkeypatch.setattr(bench.fisher, "DRAWS_AT_ONCE", 4)
+    monkeypatch.setattr(bench.attribution.fisher, "DRAWS_AT_ONCE", 4)
     seen = []
-    original = bench.fisher.per_sample_gradients
+    original = bench.attribution.fisher.per_sample_gradients
 
     def spy(unet, losses):
         gradients = original(unet, losses)
         seen.append(gradients)
         return gradients
 
-    monkeypatch.setattr(bench.fisher, "per_sample_gradients", spy)
+    monkeypatch.setattr(bench.attribution.fisher, "per_sample_gradients", spy)
     fisher = diagonal_fisher(context, "cross-attn-kv", 8)
     for name, diagonal in fisher.items():
         every = torch.cat([gradients[name] for gradients in seen]).double()
@@ -247,7 +247,7 @@ def test_newton_steps_on_a_quadratic_follow_the_closed_form(context, queries, mo
     def slope(_context, unet, *_):
         return {name: curvature * (dict(unet.named_parameters())[name].detach().double() - centre)}
 
-    monkeypatch.setattr(bench.unlearning, "query_gradient", slope)
+    monkeypatch.setattr(bench.attribution.unlearning, "query_gradient", slope)
     method = Ours(step_size=0.2 * images, num_steps=count, damping=0.0)
     monkeypatch.setattr(Ours, "fisher_of", lambda *_: {name: curvature})
     unlearned = dict(method.unlearn(context, queries[0], method.ascent(context)).named_parameters())

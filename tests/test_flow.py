@@ -14,13 +14,13 @@ import pandas as pd
 import pytest
 import torch
 
-from bench import Run, methods, results
-from bench.planning import plan
-from bench.progress import Progress
-from bench.queries import reported_specs
-from bench.sampling import Sampler
-from bench.store import read_tensors
-from bench.study import Study, study
+from bench import Run, methods
+from bench.diffusion.sampling import Sampler
+from bench.experiments.planning import plan
+from bench.foundation.progress import Progress
+from bench.records import rows as results
+from bench.records.store import read_tensors
+from bench.studies import Study, study
 
 QUICK = {"num_fisher_draws": 128, "num_gradient_draws": 128, "timestep_stride": 250}
 
@@ -81,7 +81,7 @@ def test_nothing_removed_with_the_same_seed_changes_nothing(finished, tiny):
 
 def test_a_rerun_trains_nothing_and_gives_the_same_figures(finished, monkeypatch):
     run, report = finished
-    monkeypatch.setattr("bench.retraining.Ledger._train", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr("bench.retraining.ledger.Ledger._train", lambda *args: pytest.fail("trained again"))
     pd.testing.assert_frame_equal(run.execute().frame, report.frame)
 
 
@@ -90,7 +90,7 @@ def test_a_run_goes_on_from_its_records_alone(finished, monkeypatch, tmp_path):
     kept = ["study.json", "queries.safetensors", "selections", "observations", "results.parquet"]
     for name in kept:
         subprocess.run(["cp", "-r", str(run.folder / name), str(tmp_path)], check=True)
-    monkeypatch.setattr("bench.retraining.Ledger._train", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr("bench.retraining.ledger.Ledger._train", lambda *args: pytest.fail("trained again"))
     elsewhere = replace(run, results=tmp_path)
     pd.testing.assert_frame_equal(elsewhere.execute().frame, report.frame)
 
@@ -115,7 +115,7 @@ def test_progress_tells_models_to_observe_from_models_to_train(finished, tmp_pat
 
 def test_two_workers_give_the_same_figures(finished, tiny, tmp_path, monkeypatch):
     run, report = finished
-    monkeypatch.setattr("bench.retraining.Ledger._train", lambda *args: pytest.fail("a worker did not train it"))
+    monkeypatch.setattr("bench.retraining.ledger.Ledger._train", lambda *args: pytest.fail("a worker did not train it"))
     other = quick_run(tiny, tmp_path, workers=2).execute()
     columns = ["train_seconds", "score_seconds"]
     pd.testing.assert_frame_equal(other.frame.drop(columns=columns), report.frame.drop(columns=columns), rtol=1e-4)
@@ -172,7 +172,7 @@ def test_a_failing_method_is_recorded_and_does_not_stop_the_others(tiny, tmp_pat
 
 
 def test_a_diverging_training_is_reported_with_its_reason(tiny, tmp_path, monkeypatch):
-    from bench import training
+    from bench.diffusion import training
 
     original = training.TrainingRun.advance
 
@@ -259,5 +259,5 @@ def test_the_emoji_study_runs_through_its_autoencoder_in_colour(tmp_path):
     ).execute()  # fmt: skip
     assert (report.frame["status"] == "done").all()
     workspace = Run(study=hasty, methods=[], num_queries=1, results=tmp_path).open()
-    [image] = workspace.images(workspace.queries(reported_specs(hasty, 1)))
+    [image] = workspace.images(workspace.queries(hasty.queries(1)))
     assert image.shape == (3, 32, 32)

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-import bench.influence
+import bench.attribution.influence
 from bench import methods as registry
+from bench.attribution.gradients import differentiable_copy, per_sample_gradients, select_weights
+from bench.attribution.influence import OUTPUTS, Kernel, gram_matrix, keyed_rows, projected_gradients
+from bench.attribution.projection import Projection
 from bench.contracts import AttributionContext
-from bench.dataset import Dataset
+from bench.data.dataset import Dataset
+from bench.diffusion.model import DiffusionModel
+from bench.diffusion.queries import Query
+from bench.diffusion.training import TrainingData
 from bench.errors import InvalidInput, MethodFailed, UnknownName
-from bench.gradients import differentiable_copy, per_sample_gradients, select_weights
-from bench.influence import OUTPUTS, Kernel, gram_matrix, keyed_rows, projected_gradients
-from bench.model import DiffusionModel
-from bench.projection import Projection
-from bench.queries import Query
-from bench.training import TrainingData
 from methods.d_trak import DTrak
 from methods.das import Das, output_change
 from methods.journey_trak import JourneyTrak
@@ -62,7 +62,7 @@ def test_projections_keep_inner_products_to_the_error_of_johnson_and_lindenstrau
 def test_projections_depend_neither_on_what_is_kept_nor_on_the_batch(kind, monkeypatch):
     gradients = {"a": gaussian(5, 30, 7), "b": gaussian(5, 13, seed=1)}
     sizes = {"a": 210, "b": 13}
-    monkeypatch.setattr("bench.projection.CHUNK_ENTRIES", 1000)
+    monkeypatch.setattr("bench.attribution.projection.CHUNK_ENTRIES", 1000)
     kept = Projection(sizes, 11, 3, kind=kind)
     drawn = Projection(sizes, 11, 3, kind=kind, kept_bytes=0)
     assert len(kept._chunks) == 4
@@ -107,7 +107,7 @@ def test_settings_out_of_range_are_refused():
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_grouped_gradients_equal_a_loop_of_backward_passes(model, data, output):
     rows = [rows_of_image(model, data, index) for index in (0, 7, 31)]
-    joined = bench.influence._joined(rows, model.device)
+    joined = bench.attribution.influence._joined(rows, model.device)
     unet = differentiable_copy(model.unet, "all")
     grouped = per_sample_gradients(unet, lambda: OUTPUTS[output](model, unet, joined), group=3)
     for index, part in enumerate(rows):
@@ -242,8 +242,8 @@ def test_scores_depend_neither_on_batches_nor_on_the_order_of_images(context, qu
         old.name, *(tuple(column[i] for i in order) for column in (old.ids, old.captions, old.concepts, old.styles)),
         old.images[order],
     )  # fmt: skip
-    monkeypatch.setattr("bench.influence.POSITIONS_AT_ONCE", 14 * 14 * 30)
-    monkeypatch.setattr("bench.influence.GRADIENT_BYTES", 2**22)
+    monkeypatch.setattr("bench.attribution.influence.POSITIONS_AT_ONCE", 14 * 14 * 30)
+    monkeypatch.setattr("bench.attribution.influence.GRADIENT_BYTES", 2**22)
     other = AttributionContext(
         dataset=shuffled, data=TrainingData.of(shuffled, context.model), model=context.model, seed=context.seed,
         cached=lambda key, build: build(), ensemble=context.ensemble, progress=context.progress,

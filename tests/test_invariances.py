@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-import bench.losses
-from bench.dataset import Dataset
-from bench.losses import query_losses
-from bench.machine import compute_threads
-from bench.model import DiffusionModel
-from bench.queries import reported_specs, synthesize
-from bench.training import DrawStream, TrainingData, TrainingJob, TrainingRun, train_together
+import bench.diffusion.losses
+from bench.data.dataset import Dataset
+from bench.diffusion.losses import query_losses
+from bench.diffusion.model import DiffusionModel
+from bench.diffusion.queries import synthesize
+from bench.diffusion.training import DrawStream, TrainingData, TrainingJob, TrainingRun, train_together
+from bench.foundation.machine import compute_threads
 from methods.nda import Nda
 from methods.ours import Ours
 from methods.ours_ekfac import OursEkfac
@@ -40,12 +40,12 @@ def assert_equal_states(one, other):
 def test_scores_do_not_depend_on_the_batch_size(context, queries, batch_size, monkeypatch):
     method = METHODS[0]
     reference = method.scores(context, queries)
-    original = bench.losses.training_set_losses
+    original = bench.diffusion.losses.training_set_losses
 
     def other_batches(*args, **kwargs):
         return original(*args, **kwargs, batch_size=batch_size)
 
-    monkeypatch.setattr("bench.unlearning.training_set_losses", other_batches)
+    monkeypatch.setattr("bench.attribution.unlearning.training_set_losses", other_batches)
     torch.testing.assert_close(method.scores(context, queries), reference, rtol=1e-3, atol=1e-6)
 
 
@@ -57,7 +57,7 @@ def test_scores_do_not_depend_on_which_queries_are_asked_together(context, queri
 
 
 def test_a_query_does_not_depend_on_which_are_asked_together(tiny, model):
-    specs = reported_specs(tiny, 3)
+    specs = tiny.queries(3)
     with compute_threads(2):
         together = synthesize(model, tiny.sampler, specs)
         alone = [synthesize(model, tiny.sampler, [spec])[0] for spec in specs]
@@ -87,8 +87,8 @@ def test_pixel_scores_follow_the_images_when_they_are_reordered(context, queries
     method = Pixel()
     torch.testing.assert_close(method.scores(other, queries), method.scores(context, queries)[:, order])
     timesteps, unets = [100, 600], [context.model.unet]
-    one = bench.losses.training_set_losses(context.model, unets, context.data, old.ids, timesteps, seed=0)
-    two = bench.losses.training_set_losses(context.model, unets, other.data, shuffled.ids, timesteps, seed=0)
+    one = bench.diffusion.losses.training_set_losses(context.model, unets, context.data, old.ids, timesteps, seed=0)
+    two = bench.diffusion.losses.training_set_losses(context.model, unets, other.data, shuffled.ids, timesteps, seed=0)
     torch.testing.assert_close(two, one[:, order], rtol=1e-4, atol=1e-6)
 
 

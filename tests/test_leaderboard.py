@@ -16,17 +16,17 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from bench.board_figures import ablations, cost, curves, families
-from bench.digests import digest_of
-from bench.leaderboard import leaderboard
-from bench.merging import merge_folders, open_folder
-from bench.page import escaped
-from bench.publishing import publish
-from bench.queries import Query, save_queries
+from bench.diffusion.queries import Query, save_queries
+from bench.foundation.digests import digest_of
+from bench.records.rows import NOTHING_REMOVED, REFERENCE, Row, frame_of
+from bench.records.store import Store, read_tensors, write_json, write_tensors
 from bench.registry import without_variants
-from bench.results import NOTHING_REMOVED, REFERENCE, Row, frame_of
-from bench.store import Store, read_tensors, write_json, write_tensors
-from bench.study import Study, study
+from bench.report.board import leaderboard
+from bench.report.board_figures import ablations, cost, curves, families
+from bench.report.merging import merge_folders, open_folder
+from bench.report.page import escaped
+from bench.report.publishing import publish
+from bench.studies import Study, study
 from cli import main
 
 METRICS = {
@@ -52,7 +52,7 @@ def tiny_study():
 @pytest.fixture(autouse=True)
 def few_figures(monkeypatch):
     """Figures are drawn once, for ``published``, which is made before this."""
-    monkeypatch.setattr("bench.publishing.drawn", lambda board, pictures: {})
+    monkeypatch.setattr("bench.report.publishing.drawn", lambda board, pictures: {})
 
 
 def image(*key: object) -> torch.Tensor:

@@ -7,16 +7,17 @@ import pytest
 import torch
 from test_flow import quick_run
 
-from bench import metrics, results
-from bench.encoders import encoder
+from bench import metrics
+from bench.diffusion.queries import MAX_CONTROLS, Query, QuerySpec, control_specs, held_out_specs, reported_specs
+from bench.diffusion.sampling import Sampler
 from bench.errors import InvalidInput, ResultsFolderError, Unavailable
-from bench.evaluation import figure
-from bench.pipeline import Run
-from bench.progress import Progress
-from bench.queries import MAX_CONTROLS, Query, QuerySpec, control_specs, held_out_specs, reported_specs
-from bench.retrieval import average_precision, recall_at_k
-from bench.sampling import Sampler
-from bench.study import study
+from bench.experiments.evaluation import figure
+from bench.experiments.leave_k_out import Run
+from bench.experiments.retrieval import average_precision, recall_at_k
+from bench.foundation.progress import Progress
+from bench.pretrained.encoders import encoder
+from bench.records import rows as results
+from bench.studies import study
 
 SIMILARITY = "regeneration_similarity@efficientnet"
 WITH_CONTROLS = ("loss_change", "specificity")

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import methods.nda
+from bench.diffusion.model import DiffusionModel
+from bench.diffusion.queries import Query
+from bench.diffusion.sampling import Sampler
+from bench.diffusion.training import TrainingData
 from bench.errors import InvalidInput
-from bench.model import DiffusionModel
-from bench.queries import Query
-from bench.sampling import Sampler
-from bench.training import TrainingData
 from methods.nda import Nda, patches
 
 SMALL = {"timesteps": (100, 400), "patch_size": 3, "coarse_size": 2, "coarse_share": 0.25}

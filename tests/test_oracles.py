@@ -7,9 +7,9 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from bench.gradients import WEIGHT_SELECTIONS, differentiable_copy, per_sample_gradients, select_weights
-from bench.model import DiffusionModel
-from bench.selection import top_k
+from bench.attribution.gradients import WEIGHT_SELECTIONS, differentiable_copy, per_sample_gradients, select_weights
+from bench.diffusion.model import DiffusionModel
+from bench.experiments.selection import top_k
 
 
 def batch_of(model, data, size=5):

@@ -10,13 +10,14 @@ import pytest
 from click.testing import CliRunner
 from test_flow import quick_run
 
-from bench import metrics, results
+from bench import metrics
 from bench.errors import InvalidInput
-from bench.planning import plan
-from bench.reference import Reference
-from bench.store import Store
-from bench.throughput import Throughput, here, measured, recorded
-from bench.verification import rows_to_verify, verify
+from bench.experiments.planning import plan
+from bench.experiments.reference import Reference
+from bench.experiments.throughput import Throughput, here, measured, recorded
+from bench.experiments.verification import rows_to_verify, verify
+from bench.records import rows as results
+from bench.records.store import Store
 from cli import main
 
 
@@ -81,7 +82,7 @@ def test_a_layout_of_workers_is_measured_with_that_many_processes(finished):
 
 
 def test_rounds_and_shares_make_the_time(finished):
-    from bench.planning import _seconds
+    from bench.experiments.planning import _seconds
 
     speed = Throughput(
         machine="",

@@ -5,12 +5,12 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from bench.checking import GLOBAL_STATES, check
+from bench.authoring.checking import GLOBAL_STATES, check
+from bench.authoring.external import imported
+from bench.authoring.template import write_method
 from bench.errors import InvalidInput
-from bench.external import imported
 from bench.registry import Registry, load_plugin, methods
-from bench.study import study
-from bench.template import write_method
+from bench.studies import study
 from cli import main
 
 

@@ -9,12 +9,13 @@ import pytest
 from click.testing import CliRunner
 from test_flow import quick_run
 
-from bench import results
 from bench.errors import InvalidInput
-from bench.figures import loss_change
-from bench.reference import Reference, random_removal, sweep
-from bench.results import REFERENCE, equivalent, labels, reference_curve, summarize, table_cells
-from bench.study import study
+from bench.experiments.reference import Reference, random_removal, sweep
+from bench.records import rows as results
+from bench.records.rows import REFERENCE
+from bench.report.figures import loss_change
+from bench.report.summary import equivalent, labels, reference_curve, summarize, table_cells
+from bench.studies import study
 from cli import main
 
 
@@ -46,7 +47,7 @@ def test_more_draws_come_beside_the_earlier_ones(measured, monkeypatch):
     run, first = measured
     more = replace(run, models=3, budgets=[8]).execute()
     assert len(more.merged) == len(first.frame) + 2 * 2
-    monkeypatch.setattr("bench.retraining.Ledger._train", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr("bench.retraining.ledger.Ledger._train", lambda *args: pytest.fail("trained again"))
     pd.testing.assert_frame_equal(run.execute().frame, first.frame)
 
 

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 
 from bench.contracts import Method
-from bench.scoring import score
-from bench.store import Artifacts, Store
+from bench.experiments.scoring import score
+from bench.records.store import Artifacts, Store
 
 SECONDS = 0.4
 

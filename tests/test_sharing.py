@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from bench.gradients import WEIGHT_SELECTIONS, select_weights
-from bench.losses import training_set_losses
-from bench.sharing import common_modules, shared_beginning
+from bench.attribution.gradients import WEIGHT_SELECTIONS, select_weights
+from bench.diffusion.losses import training_set_losses
+from bench.diffusion.sharing import common_modules, shared_beginning
 
 
 def changed(unet, selection):

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.results import COLUMNS
-from bench.statistics import mean_and_error, paired_interval
+from bench.records.rows import COLUMNS
+from bench.report.statistics import mean_and_error, paired_interval
 
 
 def test_standard_error_is_the_sample_deviation_over_root_n():

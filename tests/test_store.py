@@ -6,11 +6,11 @@ import time
 import pytest
 import torch
 
-from bench.digests import digest_of
 from bench.errors import DamagedArtifact, ResultsFolderError
+from bench.experiments.workspace import Workspace
+from bench.foundation.digests import digest_of
+from bench.records.store import Artifacts, Store, read_tensors, write_tensors, write_whole
 from bench.registry import metrics
-from bench.store import Artifacts, Store, read_tensors, write_tensors, write_whole
-from bench.workspace import Workspace
 
 LOSS = [metrics.create("loss_change")]
 
@@ -54,7 +54,7 @@ def test_what_others_built_is_counted_once_and_what_one_builds_oneself_is_not(tm
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     write_whole(tmp_path / "a", b"old")
-    monkeypatch.setattr("bench.store.os.fsync", lambda handle: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("bench.records.store.os.fsync", lambda handle: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         write_whole(tmp_path / "a", b"new")
     assert (tmp_path / "a").read_bytes() == b"old"
@@ -65,7 +65,7 @@ def test_a_full_disk_is_said_in_words(tmp_path, monkeypatch):
     def full(handle):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("bench.store.os.fsync", full)
+    monkeypatch.setattr("bench.records.store.os.fsync", full)
     with pytest.raises(ResultsFolderError, match="disk is full"):
         write_whole(tmp_path / "a", b"x")
 

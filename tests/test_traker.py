@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from bench.influence import keyed_rows
+from bench.attribution.influence import keyed_rows
 from methods.trak import Trak
 
 trak = pytest.importorskip("trak")

@@ -7,7 +7,7 @@ import pytest
 from test_flow import quick_run
 
 from bench import methods
-from bench.tuning import tune, variants
+from bench.experiments.tuning import tune, variants
 
 
 @pytest.fixture

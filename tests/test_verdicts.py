@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from bench.statistics import bootstrap_interval, equivalent_random, queries_needed, verdicts
+from bench.report.statistics import bootstrap_interval, equivalent_random, queries_needed, verdicts
 
 
 def simulated(rng, shifts, queries=20):

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bench.data.build.tensors import write_safetensors
-from bench.dataset import load_embedded
+from bench.data.dataset import load_embedded
 
 NUM_STEPS = 1800
 BATCH = 16

@@ -24,7 +24,7 @@ from transformers import BertModel
 from bench.data.build.emoji import CAPTIONS_PACKAGE
 from bench.data.build.packages import read_checked, read_npm
 from bench.data.build.tensors import write_safetensors
-from bench.text import WORD
+from bench.data.captions import WORD
 
 MODEL_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 STUDIES = ["fashion", "emoji"]

@@ -1,0 +1,108 @@
+"""DDPM losses with keyed noise (law 2): of the whole training set at strided timesteps, and of one query.
+
+The noise of an image's loss is keyed by (purpose, study seed, image id, mirrored, timestep), so that a loss does not
+depend on batch size, order, shard or device, and the models that are compared see the same noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bench.diffusion.model import DiffusionModel
+from bench.diffusion.queries import Query
+from bench.diffusion.sharing import shared_beginning
+from bench.diffusion.training import TrainingData
+from bench.foundation import seeds
+from bench.foundation.machine import parallel
+
+FORWARD_BATCH = 160
+
+
+def strided_timesteps(model: DiffusionModel, stride: int) -> range:
+    """Every ``stride``-th timestep of the schedule, from half a stride on."""
+    return range(stride // 2, model.config.num_timesteps, stride)
+
+
+@torch.inference_mode()
+def training_set_losses(
+    model: DiffusionModel,
+    unets: Sequence[nn.Module],
+    data: TrainingData,
+    ids: Sequence[str],
+    timesteps: Sequence[int],
+    *,
+    seed: int,
+    batch_size: int = FORWARD_BATCH,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Float[Tensor, "unets images 2 timesteps"]:
+    """L_t(z, θ) of every image as it is and mirrored, under each of several sets of weights.
+
+    Args:
+        model: whose noise schedule and device serve.
+        unets: U-Nets to compare; they see the same noise, and what they have in common is computed once.
+        data: the training set, ids: of its images.
+        timesteps: of the loss.
+        seed: of the study.
+        batch_size: examples a forward pass; it changes the speed alone.
+        progress: called with the number of images done and in all.
+    """
+    per_image = 2 * len(timesteps)
+    chunks = torch.arange(len(ids)).split(max(1, batch_size // per_image))
+    result = torch.empty(len(unets), len(ids), 2, len(timesteps))
+    times = torch.tensor(timesteps)
+    done = 0
+
+    def work(chunk: Tensor) -> None:
+        nonlocal done
+        with torch.inference_mode():
+            noise = torch.stack([image_noise(model, ids[i], timesteps, seed) for i in chunk.tolist()])
+            latents = data.latents[chunk].unsqueeze(2).expand_as(noise)
+            states = data.states_of(chunk).repeat_interleave(per_image, 0)
+            inputs = (
+                latents.flatten(0, 2).to(model.device),
+                states.to(model.device),
+                times.repeat(2 * len(chunk)).to(model.device),
+                noise.flatten(0, 2).to(model.device),
+            )
+            for row, unet in enumerate(unets):
+                losses = model.losses(*inputs, unet=unet)
+                result[row, chunk] = losses.view(len(chunk), 2, len(timesteps)).cpu()
+        done += len(chunk)
+        progress(done, len(ids))
+
+    def probe(unet: nn.Module) -> None:
+        nothing = torch.zeros(1, *model.latent_shape, device=model.device)
+        model.losses(nothing, data.states[:1].to(model.device), times[:1].to(model.device), nothing, unet=unet)
+
+    with shared_beginning(unets, probe):
+        parallel(work, chunks)
+    return result.clone()
+
+
+def image_noise(
+    model: DiffusionModel, image_id: str, timesteps: Sequence[int], seed: int
+) -> Float[Tensor, "2 timesteps channels rows columns"]:
+    """The noise of an image's losses, as it is and mirrored, at each timestep."""
+    keys = [(mirrored, timestep) for mirrored in (False, True) for timestep in timesteps]
+    noise = [seeds.normal(model.latent_shape, "image-loss", seed, image_id, *key) for key in keys]
+    return torch.stack(noise).view(2, len(timesteps), *model.latent_shape)
+
+
+@torch.no_grad()
+def query_losses(
+    model: DiffusionModel, query: Query, timesteps: Sequence[int], *, seed: int
+) -> Float[Tensor, " timesteps"]:
+    """L_t(ẑ, θ) of one query at each of ``timesteps``, with noise keyed by (seed, query, timestep)."""
+    noise = torch.stack([seeds.normal(model.latent_shape, "query-loss", seed, query.noise_key, t) for t in timesteps])
+    state = model.text_encoder.encode([query.prompt]).to(model.device)
+    losses = []
+    for part in torch.arange(len(timesteps)).split(FORWARD_BATCH):
+        latents = query.latent.to(model.device).expand(len(part), -1, -1, -1)
+        times = torch.tensor(timesteps)[part].to(model.device)
+        states = state.expand(len(part), -1, -1)
+        losses.append(model.losses(latents, states, times, noise[part].to(model.device)))
+    return torch.cat(losses).cpu()

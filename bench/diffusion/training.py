@@ -1,0 +1,302 @@
+"""Stage 2, its training: θ0 = A(D), and θ^-K = A(D \\ D^K) by the same code.
+
+Paired and step-matched (law 4). Every random number of step s is keyed by (seed, s) alone: which images, timesteps,
+noises, flips and caption dropouts. A draw of a removed image goes to a kept one by a second keyed stream, drawn again
+until it hits a kept image, so that two removal sets share every draw that neither removed. The removal is the only
+difference between two models of one seed.
+
+Fast on few cores: all weights are views of one flat vector, so that clipping, AdamW and the running average are a
+handful of operations; the batch is cut into fixed shards, each run by its own thread on its own replica (which
+shares the weights and owns its gradient), and the shards' gradients are added in order. The bits of a model
+therefore do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from bench.data.dataset import Dataset
+from bench.diffusion.model import DiffusionModel, ModelConfig
+from bench.errors import InvalidInput, TrainingFailed
+from bench.foundation import seeds
+from bench.foundation.machine import parallel
+
+ENCODING_BATCH = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a model is trained; part of the study digest.
+
+    Attributes:
+        num_steps: optimizer steps, the same for every removal set (step-matched).
+        batch_size: examples a step.
+        learning_rate: peak of the schedule: linear warm-up, then a cosine to zero.
+        warmup: share of the steps that warm up.
+        betas, weight_decay: of AdamW.
+        gradient_clip: largest 2-norm of a gradient.
+        ema_decay: of the running average of the weights, which is the trained model.
+        caption_dropout: share of the examples trained with the empty prompt, for guidance.
+        weight_power: p of the weights ᾱ_t^−p of the training loss; 0 for the plain DDPM loss. The losses that are
+            reported or attributed are never weighted.
+        num_shards: parts of a batch whose gradients are computed side by side.
+    """
+
+    num_steps: int
+    batch_size: int
+    learning_rate: float
+    warmup: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    gradient_clip: float = 1.0
+    ema_decay: float = 0.99
+    caption_dropout: float = 0.1
+    weight_power: float = 0.0
+    num_shards: int = 2
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1 or self.batch_size < 1 or self.batch_size % self.num_shards:
+            raise InvalidInput(f"{self}: num_steps ≥ 1 and a batch_size divisible by num_shards are expected.")
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of optimizer step ``step`` (from 0)."""
+        done = (step + 1) / self.num_steps
+        if done < self.warmup:
+            return self.learning_rate * done / self.warmup
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - self.warmup) / (1 - self.warmup)))
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """A data set as a model sees it, computed once: latents of every image and its mirror image, text states.
+
+    Attributes:
+        latents: images × 2 (as it is, mirrored) × channels × rows × columns.
+        states: one text state for each different caption, then the empty prompt's.
+        caption_of: row of ``states`` for each image.
+    """
+
+    latents: Float[Tensor, "images 2 channels rows columns"]
+    states: Float[Tensor, "captions tokens dim"]
+    caption_of: Int[Tensor, " images"]
+
+    @classmethod
+    def of(cls, dataset: Dataset, model: DiffusionModel) -> TrainingData:
+        """Encode ``dataset`` with the autoencoder and the text encoder of ``model``."""
+        sides = []
+        for flipped in (False, True):
+            batches = torch.arange(len(dataset)).split(ENCODING_BATCH)
+            pixels = (dataset.pixels(batch.tolist(), flipped=flipped) for batch in batches)
+            sides.append(torch.cat([model.autoencoder.encode(batch) for batch in pixels]))
+        captions = sorted(set(dataset.captions))
+        row = {caption: index for index, caption in enumerate(captions)}
+        return cls(
+            latents=torch.stack(sides, 1),
+            states=model.text_encoder.encode([*captions, ""]),
+            caption_of=torch.tensor([row[caption] for caption in dataset.captions]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.caption_of)
+
+    @property
+    def empty_state(self) -> int:
+        """The row of the empty prompt."""
+        return len(self.states) - 1
+
+    def states_of(self, indices: Int[Tensor, " batch"]) -> Float[Tensor, "batch tokens dim"]:
+        """Text states of images."""
+        return self.states[self.caption_of[indices]]
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One model to train: which images are left out, and the seed of its initial weights and draws."""
+
+    removed: tuple[int, ...]
+    seed: int
+
+
+class Draws(NamedTuple):
+    """The random numbers of one step."""
+
+    images: Int[Tensor, " batch"]
+    timesteps: Int[Tensor, " batch"]
+    mirrored: Int[Tensor, " batch"]
+    captionless: Bool[Tensor, " batch"]
+    noise: Float[Tensor, "batch channels rows columns"]
+
+
+class DrawStream:
+    """What is drawn at each step, as a function of (seed, step) and of the removed images."""
+
+    def __init__(self, job: TrainingJob, num_images: int, model: DiffusionModel, recipe: Recipe) -> None:
+        self.seed, self.num_images, self.recipe = job.seed, num_images, recipe
+        self.shape = (recipe.batch_size, *model.latent_shape)
+        self.num_timesteps = model.config.num_timesteps
+        self.is_removed = np.zeros(num_images, bool)
+        self.is_removed[list(job.removed)] = True
+        if self.is_removed.all():
+            raise InvalidInput(f"All {num_images} images are removed; leave at least one to train on.")
+
+    def at(self, step: int) -> Draws:
+        """The draws of optimizer step ``step``."""
+        stream = seeds.generator("training", self.seed, step)
+        size = self.recipe.batch_size
+        images = stream.integers(0, self.num_images, size)
+        timesteps = stream.integers(0, self.num_timesteps, size)
+        mirrored = stream.integers(0, 2, size)
+        captionless = stream.random(size) < self.recipe.caption_dropout
+        noise = stream.standard_normal(self.shape, dtype=np.float32)
+        return Draws(
+            torch.from_numpy(self._redirected(images, step)),
+            torch.from_numpy(timesteps),
+            torch.from_numpy(mirrored),
+            torch.from_numpy(captionless),
+            torch.from_numpy(noise),
+        )
+
+    def _redirected(self, images: np.ndarray, step: int) -> np.ndarray:
+        second = seeds.generator("redirect", self.seed, step)
+        while self.is_removed[images].any():
+            others = second.integers(0, self.num_images, len(images))
+            images = np.where(self.is_removed[images], others, images)
+        return images
+
+
+class TrainingRun:
+    """One training under way, advanced a step at a time so that the caller owns progress, checkpoints and pauses.
+
+    Args:
+        config: of the model.
+        data: all of D; the job says what is left out.
+        recipe: how to train.
+        job: what to train.
+        device: where.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        data: TrainingData,
+        recipe: Recipe,
+        job: TrainingJob,
+        *,
+        device: torch.device,
+    ) -> None:
+        self.model = DiffusionModel(config, seed=job.seed, device=device)
+        self.data, self.recipe = data, recipe
+        self.draws = DrawStream(job, len(data), self.model, recipe)
+        self.step = 0
+        weights = torch.cat([weight.detach().flatten() for weight in self.model.unet.parameters()])
+        self.weights = nn.Parameter(weights)
+        self.average = weights.clone()
+        self.replicas, self.gradients = _replicas(self.model.unet, weights, recipe.num_shards)
+        self.optimizer = torch.optim.AdamW(
+            [self.weights],
+            lr=recipe.learning_rate,
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.step >= self.recipe.num_steps
+
+    def advance(self) -> float:
+        """Do one optimizer step; returns the batch's mean loss."""
+        draws = self.draws.at(self.step)
+        shards = range(self.recipe.num_shards)
+        losses = parallel(lambda shard: self._backward(draws, shard), shards)
+        loss = sum(losses) / len(losses)
+        if not math.isfinite(loss):
+            raise TrainingFailed(f"The loss became {loss} at step {self.step}; lower the recipe's learning_rate.")
+        self.weights.grad = torch.stack(self.gradients).sum(0).div_(len(losses))
+        nn.utils.clip_grad_norm_([self.weights], self.recipe.gradient_clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.learning_rate_at(self.step)
+        self.optimizer.step()
+        decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
+        self.average.lerp_(self.weights.detach(), 1 - decay)
+        self.step += 1
+        return loss
+
+    def _backward(self, draws: Draws, shard: int) -> float:
+        """Gradient of one shard of the batch, into its own vector."""
+        size = self.recipe.batch_size // self.recipe.num_shards
+        part = slice(shard * size, (shard + 1) * size)
+        images, device = draws.images[part], self.model.device
+        empty = torch.where(draws.captionless[part], self.data.empty_state, self.data.caption_of[images])
+        self.gradients[shard].zero_()
+        losses = self.model.losses(
+            self.data.latents[images, draws.mirrored[part]].to(device),
+            self.data.states[empty].to(device),
+            draws.timesteps[part].to(device),
+            draws.noise[part].to(device),
+            unet=self.replicas[shard],
+        )
+        weights = self.model.alphas_cumprod[draws.timesteps[part].to(device)].pow(-self.recipe.weight_power)
+        (losses * weights).mean().backward()
+        return float(losses.detach().mean())
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The averaged weights by name."""
+        nn.utils.vector_to_parameters(self.average, self.model.unet.parameters())
+        return {name: weight.clone() for name, weight in self.model.state().items()}
+
+    def checkpoint(self) -> dict[str, Tensor]:
+        """Everything that a bit-exact continuation needs."""
+        moments = self.optimizer.state[self.weights]
+        return {
+            "step": torch.tensor(self.step),
+            "weights": self.weights.detach(),
+            "average": self.average,
+            **{f"adamw.{name}": value for name, value in moments.items()},
+        }
+
+    def restore(self, checkpoint: Mapping[str, Tensor]) -> None:
+        """Go on from ``checkpoint``."""
+        self.step = int(checkpoint["step"])
+        with torch.no_grad():
+            self.weights.copy_(checkpoint["weights"])
+        self.average.copy_(checkpoint["average"])
+        moments = {name[6:]: value for name, value in checkpoint.items() if name.startswith("adamw.")}
+        self.optimizer.state[self.weights] = {
+            name: value.clone() if name == "step" else value.to(self.weights.device) for name, value in moments.items()
+        }
+
+
+def train_together(runs: Sequence[TrainingRun]) -> Iterator[list[float]]:
+    """Advance many trainings in step until all are finished; yields their losses after each step.
+
+    The runs share data, recipe and device and differ in what they leave out. Here they take turns, which is best on
+    a CPU; an engine for a GPU will stack their weights behind this same call.
+    """
+    while any(not run.finished for run in runs):
+        yield [run.advance() for run in runs if not run.finished]
+
+
+def _replicas(unet: nn.Module, weights: Float[Tensor, " weights"], count: int) -> tuple[list[nn.Module], list[Tensor]]:
+    """``count`` copies of ``unet`` whose weights are views of one vector, each with a gradient vector of its own."""
+    replicas, gradients = [], []
+    for _ in range(count):
+        replica, gradient, start = copy.deepcopy(unet), torch.zeros_like(weights), 0
+        for parameter in replica.parameters():
+            stop = start + parameter.numel()
+            parameter.data = weights[start:stop].view_as(parameter)
+            parameter.grad = gradient[start:stop].view_as(parameter)
+            start = stop
+        replicas.append(replica)
+        gradients.append(gradient)
+    return replicas, gradients

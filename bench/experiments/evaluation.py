@@ -1,0 +1,148 @@
+"""Stage 7, the metrics: what the leave-K-out model does with the query against what the original did.
+
+A removal is judged by models of another seed than θ0, the model that made the query: θ0 fits its own image better than
+any other model does, whatever was removed, and every figure against it would carry that advantage. Three figures follow
+from two trainings, of θ_s on all of D and of θ_s^−K without the K images, s an evaluation seed:
+
+    unpaired   m(θ_s^−K) − m(θ0)     the paper's own design
+    floor      m(θ_s) − m(θ0)        nothing removed, another seed
+    paired     m(θ_s^−K) − m(θ_s)    unpaired − floor: same initial weights, same draws, the removal the only difference
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bench.contracts import Metric
+from bench.diffusion.queries import Query
+from bench.diffusion.training import TrainingJob
+from bench.records.rows import Row
+from bench.retraining.ledger import Ledger
+from bench.studies import Study
+
+Observed = Mapping[str, Tensor]
+
+EVALUATION_SEED = 1
+"""Seeds of the models that judge removals count from the study's plus this."""
+
+
+def evaluation_seed(study: Study, index: int = 0) -> int:
+    """Seed of the ``index``-th pair of models that judges removals."""
+    return study.seed + EVALUATION_SEED + index
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A retrained model to be compared with an original one, for one query.
+
+    Attributes:
+        method: label of what chose the images to remove, or NOTHING_REMOVED for the floor.
+        method_digest: of the method with its settings, "" for the floor.
+        query: for which.
+        k: how many images were removed.
+        retrained, original: the two models' jobs.
+        score_seconds: what choosing cost.
+        controls: queries with other prompts, for metrics that are relative to them.
+    """
+
+    method: str
+    method_digest: str
+    query: Query
+    k: int
+    retrained: TrainingJob
+    original: TrainingJob
+    score_seconds: float
+    controls: tuple[Query, ...] = ()
+
+    @property
+    def design(self) -> str:
+        """ "paired" where both models share their seed."""
+        return "paired" if self.retrained.seed == self.original.seed else "unpaired"
+
+
+def evaluate(
+    ledger: Ledger,
+    comparisons: Iterable[Comparison],
+    metrics: Iterable[Metric],
+    failures: Mapping[TrainingJob, str],
+) -> list[Row]:
+    """A row for each comparison and metric; a model that failed to train gives rows that say why."""
+    kept: dict[TrainingJob, tuple[Observed, Mapping[str, str]]] = {}
+
+    def observed(job: TrainingJob) -> tuple[Observed, Mapping[str, str]]:
+        if job not in kept:
+            kept[job] = ledger.observed(job)
+        return kept[job]
+
+    chosen = list(metrics)
+    return [
+        _row(
+            ledger,
+            comparison,
+            metric,
+            observed(comparison.original)[0],
+            *observed(comparison.retrained),
+            failures,
+        )
+        for comparison in comparisons
+        for metric in chosen
+    ]
+
+
+def figure(
+    metric: Metric, query: Query, controls: Sequence[Query], original: Observed, retrained: Observed
+) -> tuple[float, str]:
+    """The metric's figure, relative to controls where it asks for that, and why there is none."""
+
+    def value(one: Query) -> float:
+        name = one.observed_as(metric.observation.name)
+        return metric.value(one, original[name], retrained[name])
+
+    if metric.relative_to_controls and not controls:
+        return math.nan, "no query of the study has another prompt to serve as a control"
+    found = value(query)
+    if metric.relative_to_controls:
+        found -= statistics.fmean(value(control) for control in controls)
+    return found, "" if math.isfinite(found) else f"the metric is {found}"
+
+
+def _row(
+    ledger: Ledger,
+    comparison: Comparison,
+    metric: Metric,
+    original: Observed,
+    retrained: Observed,
+    facts: Mapping[str, str],
+    failures: Mapping[TrainingJob, str],
+) -> Row:
+    query = comparison.query
+    reason = failures.get(comparison.retrained) or failures.get(comparison.original) or ""
+    value = math.nan
+    if not reason:
+        value, reason = figure(metric, query, comparison.controls, original, retrained)
+    return Row(
+        study=ledger.study.name,
+        study_digest=ledger.study.digest,
+        method=comparison.method,
+        method_digest=comparison.method_digest,
+        query=query.id,
+        query_digest=query.digest,
+        prompt=query.prompt,
+        k=comparison.k,
+        metric=metric.name,
+        evaluator=metric.digest,
+        design=comparison.design,
+        seed=comparison.retrained.seed,
+        value=value,
+        status="failed" if reason else "done",
+        reason=reason,
+        model_key=ledger.key(comparison.retrained),
+        train_seconds=float(facts.get("seconds", math.nan)),
+        score_seconds=comparison.score_seconds,
+        machine=facts.get("machine", ""),
+    )

@@ -1,0 +1,81 @@
+"""Who made this image possible? One prompt, one method, no retraining: the training images that mattered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from bench.contracts import Method
+from bench.diffusion.queries import QuerySpec
+from bench.diffusion.text import embedded_encoder
+from bench.errors import InvalidInput
+from bench.experiments.selection import top_k
+from bench.experiments.workspace import Workspace
+from bench.foundation.digests import digest_of
+from bench.foundation.machine import available_threads, compute_threads
+from bench.records import folder
+from bench.records.store import write_whole
+from bench.registry import label_of
+from bench.report import figures
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """The answer.
+
+    Attributes:
+        table: rank, id, caption and score of the top images.
+        sheet: path of the contact sheet.
+    """
+
+    table: pd.DataFrame
+    sheet: Path
+
+
+def attribute(
+    workspace: Workspace,
+    method: Method,
+    prompt: str,
+    *,
+    seed: int = 0,
+    top: int = 16,
+    threads: int | None = None,
+) -> Attribution:
+    """Generate ``prompt`` from the noise of ``seed`` and name the ``top`` training images responsible by ``method``.
+
+    Writes a contact sheet and a CSV file into the folder ``attributions`` of the results folder.
+    """
+    dataset = workspace.study.dataset
+    if not 0 < top <= len(dataset):
+        raise InvalidInput(f"--top {top}: give a number between 1 and {len(dataset)}.")
+    if not prompt.strip():
+        raise InvalidInput("--prompt is empty: say what to generate, such as 'a photo of a bag'.")
+    embedded_encoder(workspace.study.model.num_tokens).tokens(prompt)
+    method.prepare()
+    with compute_threads(threads or available_threads()):
+        [query] = workspace.queries([QuerySpec(f"free-{digest_of([prompt, seed], 8)}", prompt, seed)])
+        scores = workspace.scores(method, [query]).matrix[0]
+    chosen = list(top_k(scores, dataset.ids, top))
+    table = pd.DataFrame(
+        {
+            "rank": range(1, top + 1),
+            "id": [dataset.ids[index] for index in chosen],
+            "caption": [dataset.captions[index] for index in chosen],
+            "score": scores[chosen].numpy(),
+        }
+    )
+    labels = [f"{rank}. {dataset.concepts[index]} {dataset.styles[index]}" for rank, index in enumerate(chosen, 1)]
+    figure = figures.contact_sheet(
+        workspace.images([query])[0],
+        prompt,
+        label_of(method, workspace.study.name),
+        list(dataset.pixels(chosen)),
+        labels,
+    )
+    stem = f"{method.name}-{digest_of([prompt, seed, method.digest], 8)}"
+    sheet = workspace.store.path(*folder.sheet(stem))
+    write_whole(sheet, figures.png(figure))
+    write_whole(sheet.with_suffix(".csv"), table.to_csv(index=False).encode())
+    return Attribution(table, sheet)

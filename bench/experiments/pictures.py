@@ -1,0 +1,106 @@
+"""Stage 8, the figures of a run, drawn from the records in its results folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from bench.diffusion.observations import Regeneration
+from bench.diffusion.queries import Query
+from bench.diffusion.training import TrainingJob
+from bench.experiments.evaluation import evaluation_seed
+from bench.experiments.workspace import Workspace
+from bench.records import folder
+from bench.records.rows import NOTHING_REMOVED
+from bench.records.store import Store, write_whole
+from bench.report import figures
+
+SHOWN_IMAGES = 8
+SHOWN_QUERIES = 8
+SHOWN_ROWS = 40
+"""Of the figure of top images: a row is one method's images for one query."""
+
+Chosen = Mapping[str, Mapping[tuple[str, int], tuple[int, ...]]]
+
+
+def draw_figures(
+    workspace: Workspace,
+    store: Store,
+    queries: Sequence[Query],
+    selections: Chosen,
+    ks: Sequence[int],
+    frame: pd.DataFrame,
+) -> list[Path]:
+    """Write the figures of a run as PNG files into the folder ``figures`` of ``store``; returns their paths."""
+    drawn = _pictures(workspace, list(queries)[:SHOWN_QUERIES], selections, ks) if selections else {}
+    if len(selections) > 1:
+        for k in ks:
+            drawn[f"overlap_{k}"] = figures.overlap(overlaps(selections, queries, k), k)
+    for metric in (metric for metric in workspace.metrics if metric.name in set(frame["metric"])):
+        label = f"{metric.name.replace('_', ' ')} ({'higher' if metric.higher_is_better else 'lower'} is better)"
+        drawn[metric.name] = figures.loss_change(frame, metric.name, label, len(workspace.study.dataset))
+    paths = []
+    for name, figure in drawn.items():
+        path = store.path(*folder.picture(name))
+        write_whole(path, figures.png(figure))
+        paths.append(path)
+    return paths
+
+
+def _pictures(workspace: Workspace, shown: Sequence[Query], selections: Chosen, ks: Sequence[int]) -> dict[str, Figure]:
+    """What the methods chose, and what the models without it make of the queries."""
+    prompts = [query.prompt for query in shown]
+    originals = [workspace.images([query])[0] for query in shown]
+    few = max(1, min(len(shown), SHOWN_ROWS // len(selections)))
+    top = _top_images(workspace, shown[:few], selections, max(ks))
+    return {
+        "top_images": figures.top_images(originals[:few], prompts[:few], top),
+        "regenerations": figures.regenerations(originals, prompts, _regenerations(workspace, shown, selections, ks)),
+    }
+
+
+def overlaps(selections: Chosen, queries: Sequence[Query], k: int) -> pd.DataFrame:
+    """For each pair of methods, the share of their top ``k`` that is common to both, a mean over ``queries``."""
+    tops = {method: [set(chosen[query.id, k]) for query in queries] for method, chosen in selections.items()}
+    shares = {
+        one: {
+            other: sum(len(a & b) for a, b in zip(tops[one], tops[other], strict=True)) / (k * len(queries))
+            for other in tops
+        }
+        for one in tops
+    }
+    return pd.DataFrame(shares).loc[list(tops), list(tops)]
+
+
+def _top_images(
+    workspace: Workspace, queries: Sequence[Query], selections: Chosen, k: int
+) -> dict[str, list[list[Tensor]]]:
+    dataset = workspace.study.dataset
+    return {
+        method: [list(dataset.pixels(chosen[query.id, k][:SHOWN_IMAGES])) for query in queries]
+        for method, chosen in selections.items()
+    }
+
+
+def _regenerations(
+    workspace: Workspace, queries: Sequence[Query], selections: Chosen, ks: Sequence[int]
+) -> dict[tuple[str, int], list[Tensor | None]]:
+    """Images by retrained models, read from the ledger's observations."""
+    ledger, seed = workspace.ledger, evaluation_seed(workspace.study)
+    jobs = {(NOTHING_REMOVED, 0): [TrainingJob((), seed) for _ in queries]} | {
+        (method, k): [TrainingJob(tuple(sorted(chosen[query.id, k])), seed) for query in queries]
+        for method, chosen in selections.items()
+        for k in ks
+    }
+    remade = {
+        key: [
+            ledger.observed(job)[0].get(query.observed_as(Regeneration.name))
+            for job, query in zip(column, queries, strict=True)
+        ]
+        for key, column in jobs.items()
+    }
+    return {key: column for key, column in remade.items() if any(image is not None for image in column)}

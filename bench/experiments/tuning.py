@@ -1,0 +1,71 @@
+"""Tuning on held-out queries, never on the reported ones (law 7): a grid of settings through the whole experiment."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench.contracts import Method
+from bench.experiments.leave_k_out import Report, Run
+from bench.foundation.progress import Progress
+from bench.records.store import write_json
+from bench.registry import TUNED_FILE, methods, variant_of
+from bench.report.summary import summarize
+
+OBJECTIVE = "loss_change"
+
+
+@dataclass(frozen=True, eq=False)
+class Tuning:
+    """What tuning found.
+
+    Attributes:
+        report: the figures of all settings, in the folder ``tuning`` of the results folder.
+        name: of the method or variant.
+        best: the method with the settings of the highest mean loss change.
+        tuned_on: in words.
+    """
+
+    report: Report
+    name: str
+    best: Method
+    tuned_on: str
+
+    def save(self, study: str) -> Path:
+        """Keep the settings in tuned.json beside the method's file, where every later run finds them."""
+        source = sys.modules[type(self.best).__module__].__file__
+        assert source is not None
+        path = Path(source).with_name(TUNED_FILE)
+        everything = json.loads(path.read_text()) if path.exists() else {}
+        is_variant = bool(variant_of(self.name))  # keeps every setting: what is left out is as tuned for the method
+        defaults = methods.create(self.name).settings()
+        changed = {key: value for key, value in self.best.settings().items() if is_variant or value != defaults[key]}
+        everything.setdefault(self.name, {})[study] = {"settings": changed, "tuned_on": self.tuned_on}
+        write_json(path, everything)
+        return path
+
+
+def variants(method: Method, grid: Mapping[str, Sequence[Any]]) -> list[Method]:
+    """``method`` with every combination of the grid's settings."""
+    combinations = itertools.product(*grid.values())
+    own = method.settings()
+    return [methods.create(method.name, **(own | dict(zip(grid, values, strict=True)))) for values in combinations]
+
+
+def tune(run: Run, name: str, progress: Progress | None = None) -> Tuning:
+    """Compare the methods of ``run``, settings of ``name``, by mean loss change over its held-out queries."""
+    for method in run.methods:
+        method.prepare()
+    report = replace(run, held_out=True).execute(progress)
+    label_of = {run.label(method): method for method in run.methods}
+    table = summarize(report.frame)  # this run's figures alone: the folder may hold older ones by the same names
+    rows = table[(table["metric"] == OBJECTIVE) & table["method"].isin(label_of)]
+    best = rows.groupby("method")["mean"].mean().idxmax()
+    budgets = ", ".join(str(k) for k in run.ks)
+    tuned_on = f"{run.query_count} held-out queries of {run.study.name}, mean loss change at K = {budgets}"
+    return Tuning(report, name, label_of[best], tuned_on)

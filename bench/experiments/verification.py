@@ -1,0 +1,218 @@
+"""Recompute a published figure from what was published with it: retrain, observe, compare.
+
+The removed images come from the records (``selections/``, or the draw of the random reference), the query from
+``queries.safetensors``, the study from its digest. Both models are trained again in a temporary folder; nothing that
+was observed before is used. What is not recomputed: the scores behind the selection.
+
+Equal machine kinds and torch versions give the same bits, so the figure must be equal. Elsewhere sums are rounded in
+another order, and a tolerance is stated: a share of the published figures' usual size, as one near zero would have to
+be met more exactly than others.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bench.contracts import Metric
+from bench.diffusion.queries import Query, load_queries
+from bench.diffusion.training import TrainingJob
+from bench.errors import InvalidInput, ResultsFolderError
+from bench.experiments.evaluation import Comparison, evaluate
+from bench.experiments.leave_k_out import Run, requests_of
+from bench.experiments.reference import draw_digest, random_removal
+from bench.experiments.workspace import Workspace
+from bench.foundation.machine import available_threads, compute_threads, machine_kind
+from bench.foundation.progress import Progress
+from bench.records import folder as names
+from bench.records import rows as results
+from bench.records.store import Store, read_json
+from bench.registry import metrics
+from bench.retraining.ledger import Request
+from bench.studies import STUDIES, Study, study
+
+TOLERANCE = 0.01
+MOST_DRAWS = 1000
+
+
+@dataclass(frozen=True)
+class Verified:
+    """One figure, published and recomputed.
+
+    Attributes:
+        row: the published row, as in ``bench.records.rows.COLUMNS``.
+        value: recomputed.
+        tolerance: largest difference allowed; 0 on the same machine kind.
+        same_machine: whether the published model was trained on this machine kind.
+    """
+
+    row: dict[str, Any]
+    value: float
+    tolerance: float
+    same_machine: bool
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the recomputed figure is the published one, within the tolerance."""
+        return bool(abs(self.value - self.row["value"]) <= self.tolerance)
+
+    def line(self) -> str:
+        """For people."""
+        row, kind = self.row, "the same machine kind" if self.same_machine else "another machine kind"
+        return (
+            f"{'agrees' if self.agrees else 'DISAGREES'}: {row['metric']} of {row['method']}, {row['query']}, "
+            f"K = {row['k']}, {row['design']}, seed {row['seed']}: published {row['value']!r}, recomputed "
+            f"{self.value!r}, allowed difference {self.tolerance:.3g} ({kind})"
+        )
+
+
+def rows_to_verify(
+    folder: Path, *, row: int | None = None, method: str | None = None, query: str | None = None, k: int | None = None
+) -> pd.DataFrame:
+    """The published rows that are meant: one by its number, or all of a method, query and K.
+
+    Raises InvalidInput where there is none, or where more than one retrained model is meant.
+    """
+    frame = results.load(Store(folder))
+    if not len(frame):
+        raise ResultsFolderError(f"{folder} holds no figures ({names.ROWS}): give a results folder with --results.")
+    if row is not None:
+        if not 0 <= row < len(frame):
+            raise InvalidInput(f"--row {row}: {folder} has the rows 0 to {len(frame) - 1}.")
+        return frame.iloc[[row]]
+    chosen = frame
+    for name, value in (("method", method), ("query", query), ("k", k)):
+        if value is not None:
+            chosen = chosen[chosen[name] == value]
+    if not len(chosen):
+        raise InvalidInput(f"No row of {folder} has that method, query and K; methods: {_listed(frame['method'])}.")
+    models = chosen[["model_key", "query"]].drop_duplicates()
+    if len(models) > 1:
+        raise InvalidInput(
+            f"{len(models)} figures are meant; name one by --row, or by --method, --query and --k "
+            f"(methods: {_listed(chosen['method'])}; queries: {_listed(chosen['query'])}; K: {_listed(chosen['k'])})."
+        )
+    return chosen
+
+
+def verify(
+    folder: Path,
+    rows: pd.DataFrame,
+    *,
+    device: str = "cpu",
+    tolerance: float = TOLERANCE,
+    progress: Progress | None = None,
+) -> list[Verified]:
+    """Recompute ``rows`` of the results folder ``folder``, which belong to one query and one retrained model.
+
+    Args:
+        tolerance: for a machine kind other than the published one, a share of the mean absolute figure that the folder
+            has of the same metric, design and K.
+    """
+    records = [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
+    first = records[0]
+    failed = [record for record in records if record["status"] != "done"]
+    if failed:
+        raise InvalidInput(f"The row is published as failed ({failed[0]['reason']}): there is no figure to verify.")
+    the_study = _study(folder, first)
+    chosen: list[Metric] = [metrics.create(record["metric"]) for record in records]
+    for metric, record in zip(chosen, records, strict=True):
+        metric.prepare()
+        if record["evaluator"] not in ("", metric.digest):
+            raise InvalidInput(
+                f"'{metric.name}' was published by evaluator {record['evaluator']}; here it is {metric.digest} "
+                "(another version, or other weights): figures cannot be compared."
+            )
+    with tempfile.TemporaryDirectory(prefix="bench-verify-") as fresh, compute_threads(available_threads()):
+        run = Run(study=the_study, methods=[], metrics=chosen, results=Path(fresh), device=device)
+        workspace = run.open(progress)
+        comparison = _comparison(folder, workspace, run, first)
+        if workspace.ledger.key(comparison.retrained) != first["model_key"]:
+            raise InvalidInput(
+                f"The row's model {first['model_key']} is not the one that its records lead to "
+                f"({workspace.ledger.key(comparison.retrained)}): row and records do not belong together."
+            )
+        _fulfil(workspace, requests_of([comparison]))
+        found = evaluate(workspace.ledger, [comparison], chosen, {})
+        same = first["machine"] == machine_kind(workspace.device)
+    published = results.load(Store(folder))
+    return [
+        Verified(record, row.value, 0.0 if same else tolerance * _usual_size(published, record), same)
+        for record, row in zip(records, found, strict=True)
+    ]
+
+
+def _usual_size(published: pd.DataFrame, row: dict[str, Any]) -> float:
+    """Mean absolute value of the ``published`` figures of the row's metric, design and K, itself among them."""
+    alike = (published[["metric", "design", "k"]] == [row["metric"], row["design"], row["k"]]).all(axis=1)
+    return float(published.loc[alike, "value"].abs().mean())
+
+
+def _fulfil(workspace: Workspace, requests: Sequence[Request]) -> None:
+    steps = workspace.study.recipe.num_steps
+    for index, request in enumerate(requests):
+
+        def on_step(step: int, index: int = index) -> None:
+            workspace.progress.advance("retrain", index * steps + step, len(requests) * steps)
+
+        workspace.ledger.fulfil(request, on_step)
+
+
+def _study(folder: Path, row: dict[str, Any]) -> Study:
+    """The study of the folder, if this code still makes that version of it."""
+    record = read_json(folder / names.STUDY)
+    if record["name"] not in STUDIES:
+        raise InvalidInput(f"{folder} is of study '{record['name']}', which is not one of {', '.join(STUDIES)}.")
+    the_study = replace(study(record["name"]), seed=record["parts"]["seed"])
+    if the_study.digest != row["study_digest"]:
+        raise InvalidInput(
+            f"The row is of version {row['study_digest']} of study '{record['name']}'; this code makes version "
+            f"{the_study.digest}: check out the version that the manifest names."
+        )
+    return the_study
+
+
+def _comparison(folder: Path, workspace: Workspace, run: Run, row: dict[str, Any]) -> Comparison:
+    """What the row compares, from the records of ``folder``."""
+    kept = load_queries(Store(folder))
+    query = kept.get(row["query"])
+    if query is None or query.digest != row["query_digest"]:
+        raise InvalidInput(f"{folder} does not hold the row's query {row['query']} (digest {row['query_digest']}).")
+    specs = run.control_specs(query)
+    absent = [spec.id for spec in specs if spec.id not in kept]
+    if absent:
+        raise InvalidInput(f"{folder} does not hold the control queries {', '.join(absent)}.")
+    controls = tuple(kept[spec.id] for spec in specs)
+    base = workspace.study.seed
+    original = TrainingJob((), row["seed"] if row["design"] == "paired" else base)
+    retrained = TrainingJob(_removed(folder, workspace.study, query, row), row["seed"])
+    return Comparison(row["method"], row["method_digest"], query, row["k"], retrained, original, 0.0, controls)
+
+
+def _removed(folder: Path, the_study: Study, query: Query, row: dict[str, Any]) -> tuple[int, ...]:
+    """Indices of the images that were left out."""
+    if row["method"] == results.NOTHING_REMOVED:
+        return ()
+    if row["method"] == results.REFERENCE:
+        draw = next((draw for draw in range(MOST_DRAWS) if draw_digest(draw) == row["method_digest"]), None)
+        if draw is None:
+            raise InvalidInput(f"The draw {row['method_digest']} of the random reference is none of {MOST_DRAWS}.")
+        return random_removal(the_study, draw, row["k"])
+    found = names.selections(folder, method_digest=row["method_digest"], query_digest=query.digest)
+    ids = read_json(found[0])["ids"] if found else []
+    if len(ids) < row["k"]:
+        raise InvalidInput(
+            f"{folder}/selections holds {len(ids)} ids for {row['method']} ({row['method_digest']}) and {query.id}; "
+            f"{row['k']} were removed."
+        )
+    place = {image: index for index, image in enumerate(the_study.dataset.ids)}
+    return tuple(sorted(place[image] for image in ids[: row["k"]]))
+
+
+def _listed(column: pd.Series[Any]) -> str:
+    return ", ".join(str(value) for value in sorted(column.unique()))

@@ -1,0 +1,217 @@
+"""A results folder opened for one study: the stages' results, each made on first use and kept.
+
+``Workspace`` is the object behind every command; the pipeline, the tuning and the contact sheet are a few calls on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from bench.contracts import AttributionContext, Method, Metric
+from bench.diffusion.autoencoder import Autoencoder
+from bench.diffusion.model import DiffusionModel
+from bench.diffusion.queries import Query, QuerySpec, load_queries, save_queries, synthesize
+from bench.diffusion.training import TrainingJob
+from bench.errors import ResultsFolderError
+from bench.experiments.scoring import Scores, is_scored, score
+from bench.experiments.selection import top_k
+from bench.foundation.machine import device_of
+from bench.foundation.progress import Progress
+from bench.records import folder
+from bench.records.store import Artifacts, Store, folder_error, write_json
+from bench.retraining.executors import Engine, Executor, Inline, LocalWorkers
+from bench.retraining.ledger import Ledger
+from bench.studies import Study
+
+ENSEMBLE_SEED = 2000
+"""Seeds of the models of an ensemble count from the study's plus this."""
+
+
+class Workspace:
+    """One study in one results folder.
+
+    Args:
+        study: to work on.
+        root: the results folder; made where it is missing, refused where it belongs to another study or version.
+        device: "cpu", "cuda", ….
+        metrics: whose observations are kept of every model.
+        progress: told what happens.
+        size_limit_mib: of the kept models.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        root: Path,
+        *,
+        metrics: Sequence[Metric],
+        device: str = "cpu",
+        progress: Progress | None = None,
+        size_limit_mib: float = 1024.0,
+    ) -> None:
+        self.study, self.metrics = study, tuple(metrics)
+        self.progress = progress or Progress()
+        self.device = device_of(device)
+        self.store = Store(root, note=self.progress.say)
+        self.engine = Engine(study, root, device, tuple(metric.name for metric in metrics), size_limit_mib)
+        self._open(root)
+
+    def _open(self, root: Path) -> None:
+        """Claim ``root`` for this version of the study."""
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise folder_error(root, error) from error
+        with self.store.lock("study"):
+            record = self.store.record(folder.STUDY)
+            if record is None:
+                parts = {"name": self.study.name, "digest": self.study.digest, "parts": self.study.parts}
+                write_json(self.store.path(folder.STUDY), parts)
+            elif record["digest"] != self.study.digest:
+                raise ResultsFolderError(self._mismatch(root, record))
+
+    def _mismatch(self, root: Path, record: dict[str, object]) -> str:
+        theirs, ours = record["parts"], self.study.parts
+        assert isinstance(theirs, dict)
+        differing = [name for name in ours if _plain(theirs.get(name)) != _plain(ours[name])]
+        return (
+            f"The results folder {root} holds study '{record['name']}' version {record['digest']}; this is study "
+            f"'{self.study.name}' version {self.study.digest}. They differ in: {', '.join(differing)}. Figures of "
+            "different versions are never mixed: give another folder with --results."
+        )
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """All trained models."""
+        return self.engine.ledger(note=self.progress.say)
+
+    @cached_property
+    def autoencoder(self) -> Autoencoder:
+        """Of the study's model, without its weights."""
+        return DiffusionModel(self.study.model).autoencoder
+
+    def executor(self, workers: int) -> Executor:
+        """This process, or ``workers`` local processes."""
+        return Inline(self.ledger) if workers <= 1 else LocalWorkers(self.engine, workers)
+
+    def original_job(self, seed: int = 0) -> TrainingJob:
+        """Nothing removed; ``seed`` counts from the study's."""
+        return TrainingJob((), self.study.seed + seed)
+
+    @cached_property
+    def original(self) -> DiffusionModel:
+        """θ0, trained on first use."""
+        total = self.study.recipe.num_steps
+        return self.ledger.model(
+            self.original_job(), lambda step: self.progress.advance("train the original model", step, total)
+        )
+
+    def ensemble(self, count: int) -> list[DiffusionModel]:
+        """θ0 and ``count`` − 1 models trained on all of D with other seeds, which no comparison uses."""
+        total = self.study.recipe.num_steps
+        models = [self.original]
+        for index in range(1, count):
+            label = f"train model {index + 1} of {count}"
+            job = self.original_job(ENSEMBLE_SEED + index)
+            models.append(self.ledger.model(job, partial(self.progress.advance, label, total=total)))
+        return models
+
+    def queries(self, specs: Sequence[QuerySpec]) -> list[Query]:
+        """The queries of ``specs``, synthesized by θ0 where the folder does not have them."""
+        kept = load_queries(self.store)
+        if any(spec.id not in kept for spec in specs):
+            model = self.original
+            with self.store.lock("queries"):
+                kept = load_queries(self.store)
+                missing = [spec for spec in specs if spec.id not in kept]
+                if missing:
+                    made = synthesize(model, self.study.sampler, missing)
+                    kept |= {query.id: query for query in made}
+                    save_queries(self.store, kept)
+        return [kept[spec.id] for spec in specs]
+
+    def images(self, queries: Sequence[Query]) -> list[torch.Tensor]:
+        """The pictures of ``queries``, channels × height × width in [−1, 1]."""
+        return list(self.autoencoder.decode(torch.stack([query.latent for query in queries])))
+
+    def scores(self, method: Method, queries: Sequence[Query]) -> Scores:
+        """The scores of ``method``, computed for the queries that it has not scored yet."""
+        advance = partial(self.progress.advance, f"score with {method.name}")
+        artifacts = Artifacts(self.store)
+        return score(method, queries, self.store, artifacts, lambda: self.context(advance, artifacts))
+
+    def context(
+        self, progress: Callable[[int, int], None] = lambda done, total: None, artifacts: Artifacts | None = None
+    ) -> AttributionContext:
+        """What a method may see of this study."""
+        return AttributionContext(
+            dataset=self.study.dataset,
+            data=self.ledger.data,
+            model=self.original,
+            seed=self.study.seed,
+            cached=artifacts or Artifacts(self.store),
+            ensemble=self.ensemble,
+            progress=progress,
+        )
+
+    def selections(
+        self, method: Method, queries: Sequence[Query], budgets: Sequence[int]
+    ) -> dict[tuple[str, int], tuple[int, ...]]:
+        """The top K of every query and budget, as indices; from the folder's records where it has them."""
+        row_of = {image_id: row for row, image_id in enumerate(self.study.dataset.ids)}
+        kept = {query.id: self._selection(method, query) for query in queries}
+        short = [query for query in queries if len(kept[query.id]["ids"]) < max(budgets)]
+        if short:
+            scored = self.scores(method, short)
+            for query, row, seconds in zip(short, scored.matrix, scored.seconds, strict=True):
+                chosen = top_k(row, self.study.dataset.ids, max(budgets))
+                record = {
+                    "method": method.name,
+                    "settings": method.settings(),
+                    "query": query.id,
+                    "prompt": query.prompt,
+                    "score_seconds": round(seconds, 3),
+                    "ids": [self.study.dataset.ids[index] for index in chosen],
+                }
+                write_json(self.store.path(*self._selection_parts(method, query)), record)
+                kept[query.id] = record
+        return {
+            (query.id, k): tuple(row_of[image_id] for image_id in kept[query.id]["ids"][:k])
+            for query in queries
+            for k in budgets
+        }
+
+    def score_seconds(self, method: Method, query: Query) -> float:
+        """What scoring ``query`` took."""
+        return float(self._selection(method, query)["score_seconds"])
+
+    def usual_score_seconds(self, method: Method) -> float:
+        """Median of what scoring other queries took; NaN where none has been scored."""
+        paths = folder.selections(self.store.root, method=method.name, method_digest=method.digest)
+        records = [self.store.record(*path.relative_to(self.store.root).parts) for path in paths]
+        return median([float(each["score_seconds"]) for each in records if each] or [float("nan")])
+
+    def is_selected(self, method: Method, query: Query, k: int) -> bool:
+        """Whether the top ``k`` are known without scoring."""
+        return len(self._selection(method, query)["ids"]) >= k or is_scored(self.store, method, query)
+
+    def _selection(self, method: Method, query: Query) -> dict[str, Any]:
+        """The record of the top images; an empty one where there is none yet."""
+        record: dict[str, Any] | None = self.store.record(*self._selection_parts(method, query))
+        return record or {"ids": [], "score_seconds": float("nan")}
+
+    def _selection_parts(self, method: Method, query: Query) -> tuple[str, ...]:
+        return folder.selection(method.name, method.digest, query.digest)
+
+
+def _plain(value: object) -> object:
+    """Tuples as lists, as JSON has them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

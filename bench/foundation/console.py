@@ -1,0 +1,85 @@
+"""Progress on a terminal: bars with the time left, plain lines where the output is no terminal."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from bench.foundation.progress import Progress
+
+LINE_SECONDS = 15.0
+
+
+class BarProgress(Progress):
+    """Bars for a person who watches."""
+
+    def __init__(self, console: Console) -> None:
+        self.bars = Bars(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(), console=console,
+        )  # fmt: skip
+        self.tasks = {}  # type: ignore[var-annotated]
+
+    def __enter__(self) -> BarProgress:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def advance(self, task: str, done: int, total: int) -> None:
+        """Move the bar of ``task``."""
+        if task not in self.tasks:
+            self.tasks[task] = self.bars.add_task(task, total=total)
+        self.bars.update(self.tasks[task], completed=done, total=total)
+
+    def say(self, text: str) -> None:
+        """A line above the bars."""
+        self.bars.console.print(escape(text), highlight=False)
+
+
+class LineProgress(Progress):
+    """A line now and then, for a log."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.started: dict[str, tuple[float, int]] = {}
+        self.printed: dict[str, float] = {}
+
+    def __enter__(self) -> LineProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def advance(self, task: str, done: int, total: int) -> None:
+        """A line every few seconds and at the end, with the time left."""
+        now = time.monotonic()
+        began, first = self.started.setdefault(task, (now, done))
+        due = now - self.printed.setdefault(task, now) >= LINE_SECONDS
+        if not due and done < total:
+            return
+        self.printed[task] = now
+        rate = (done - first) / (now - began) if now > began else 0.0
+        left = f", about {(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
+        self.say(f"{task}: {done} of {total}{left}")
+        if done >= total:
+            self.started.pop(task, None)
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.console.print(escape(text), highlight=False, soft_wrap=True)
+
+
+def progress_on(console: Console) -> BarProgress | LineProgress:
+    """Bars on a terminal, lines elsewhere."""
+    return BarProgress(console) if console.is_terminal else LineProgress(console)

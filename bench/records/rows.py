@@ -1,0 +1,104 @@
+"""Stage 8, the results: a long-form frame, one row per figure, with a manifest of what produced it.
+
+Unit and direction belong to the metric; the columns are defined once, here, and described in ``results/README.md``.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import pandas as pd
+from pyarrow import ArrowInvalid
+
+from bench.records import folder
+from bench.records.store import Store, write_whole
+
+KEY_COLUMNS = ["study_digest", "method_digest", "query_digest", "k", "metric", "design", "seed"]
+NOTHING_REMOVED = "nothing removed"
+REFERENCE = "random reference"
+"""What the rows of the random reference call their method; ``method_digest`` tells the draws apart."""
+NOT_RANKED = (NOTHING_REMOVED, REFERENCE)
+BASELINE = "random"
+"""The method from which differences are taken."""
+
+
+def _column(meaning: str) -> Any:
+    return field(metadata={"meaning": meaning})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One figure."""
+
+    study: str = _column("name of the study")
+    study_digest: str = _column("digest of data set, text encoder, model, recipe and seed")
+    method: str = _column(
+        "attribution method, or 'nothing removed' (unpaired floor), or 'random reference' (its curve)"
+    )
+    method_digest: str = _column(
+        "digest of the method's name, version and settings; of the draw in the random reference"
+    )
+    query: str = _column("id of the query")
+    query_digest: str = _column("digest of the query's prompt, noise, sampler and final latent")
+    prompt: str = _column("prompt of the query")
+    k: int = _column("number of images removed")
+    metric: str = _column("name of the metric")
+    evaluator: str = _column(
+        "digest of the metric's name, version, observation and weights; '' in rows before it was kept"
+    )
+    design: str = _column("'paired' (with an original of the same initial weights and draws) or 'unpaired' (with θ0)")
+    seed: int = _column("seed of the retrained model's initial weights and draws")
+    value: float = _column("figure, in the metric's unit; NaN where it failed")
+    status: str = _column("'done' or 'failed'")
+    reason: str = _column("why it failed, else empty")
+    model_key: str = _column("key of the retrained model in the ledger")
+    train_seconds: float = _column("wall time of the retraining, in seconds")
+    score_seconds: float = _column("seconds of scoring this query, with its part of what queries and methods share")
+    machine: str = _column("machine that trained the model")
+
+
+PANDAS_TYPES = {"str": "str", "int": "int64", "float": "float64"}
+COLUMNS: dict[str, tuple[str, str]] = {
+    column.name: (PANDAS_TYPES[str(column.type)], column.metadata["meaning"]) for column in fields(Row)
+}
+"""Type and meaning of each column of the frame."""
+
+
+def frame_of(rows: Iterable[Row]) -> pd.DataFrame:
+    """Rows as a frame with the columns and types of COLUMNS."""
+    frame = pd.DataFrame([asdict(row) for row in rows], columns=list(COLUMNS))
+    return frame.astype({name: kind for name, (kind, _) in COLUMNS.items()})
+
+
+def merge(store: Store, new: pd.DataFrame) -> pd.DataFrame:
+    """Keep ``new`` rows with those of earlier runs in the results folder; a new row replaces its older self."""
+    with store.lock("results"):
+        earlier = _earlier(store)
+        merged = pd.concat([*earlier, new], ignore_index=True).drop_duplicates(KEY_COLUMNS, keep="last")
+        merged = merged.sort_values(["method", "k", "query", "metric", "design", "seed"], ignore_index=True)
+        buffer = io.BytesIO()
+        merged.to_parquet(buffer, index=False)
+        write_whole(store.path(folder.ROWS), buffer.getvalue())
+    return merged
+
+
+def load(store: Store) -> pd.DataFrame:
+    """The figures kept in a results folder; an empty frame where there are none."""
+    return next(iter(_earlier(store)), frame_of([]))
+
+
+def _earlier(store: Store) -> list[pd.DataFrame]:
+    """The kept frame, if there is one that can be read and that has rows; columns that it is too old to have are ''."""
+    path = store.path(folder.ROWS)
+    if not path.exists():
+        return []
+    try:
+        frame = pd.read_parquet(path)
+    except (ArrowInvalid, OSError) as error:
+        store.set_aside(path, f"{path} cannot be read as parquet ({error}).")
+        return []
+    fresh = {name: "" for name in COLUMNS if name not in frame}
+    return [frame.assign(**fresh)[[*COLUMNS]]] if len(frame) else []

@@ -1,0 +1,371 @@
+"""Stage 8, the leaderboard's numbers: rows in, lines with ranks, intervals, verdicts and equivalents out.
+
+A line is one method at one K in the paired design. Its rank is 1 + the number of methods that are significantly
+better at that K on the loss change (``bench.report.statistics.verdicts``: Student's paired test over queries, Holm's
+correction for all pairs of methods at that K, and apart from these for all pairs with a variant), so methods that
+cannot be told apart from the best share rank 1.
+
+A figure that failed is left out of every mean, counted, and listed with its reason; it is never a zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench.contracts import Method
+from bench.errors import BenchError, ResultsFolderError
+from bench.records.rows import BASELINE, NOT_RANKED, NOTHING_REMOVED
+from bench.registry import is_variant, tuned, variant_of
+from bench.registry import methods as method_registry
+from bench.registry import metrics as metric_registry
+from bench.report.statistics import (
+    MIN_QUERIES,
+    Equivalent,
+    Interval,
+    Verdict,
+    bootstrap_interval,
+    mean_and_error,
+    verdicts,
+)
+from bench.report.summary import equivalent, labels, reference_curve
+
+RANKED_BY = "loss_change"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricFacts:
+    """What a metric is.
+
+    Attributes:
+        name, unit, summary: as the metric says.
+        higher_is_better: whether a higher value means that the removed images mattered more.
+    """
+
+    name: str
+    unit: str
+    summary: str
+    higher_is_better: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One metric of one line.
+
+    Attributes:
+        mean, standard_error: over queries, as the paper reports them.
+        low, high: bootstrap interval of the mean; NaN where there are too few queries.
+        difference, difference_low, difference_high: to the baseline, paired by query, with its bootstrap interval.
+        queries: over how many.
+        compared: how many of these have a baseline.
+        failed: figures that were left out.
+    """
+
+    mean: float
+    standard_error: float
+    low: float
+    high: float
+    difference: float
+    difference_low: float
+    difference_high: float
+    queries: int
+    compared: int
+    failed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One method at one K.
+
+    Attributes:
+        rank: 1 + the number of methods significantly better; None where there are too few queries to say.
+        tied: whether others share the rank.
+        cells: by metric.
+        equivalent: number of random images whose removal does as much; None without a random reference.
+        score_seconds: wall time of scoring one query, a mean.
+        settings, digest, tuned_on: of the method.
+    """
+
+    method: str
+    k: int
+    rank: int | None
+    tied: bool
+    cells: Mapping[str, Cell]
+    equivalent: Equivalent | None
+    score_seconds: float
+    settings: Mapping[str, Any]
+    digest: str
+    tuned_on: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A figure, or several alike, that could not be had."""
+
+    method: str
+    k: int
+    metric: str
+    queries: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """Everything that the leaderboard's files show.
+
+    Attributes:
+        metrics: in the order of their columns, the one that ranks first.
+        lines: by K, rank and mean.
+        pairs: the verdict on each pair of methods by K.
+        tables: queries × methods by (metric, K), the values behind the lines.
+        reference: K × queries of the random reference by metric.
+        floors: mean size of a metric with nothing removed but another seed (unpaired), by metric.
+        failures, notes: what was left out and why.
+        num_images: N, the size of the training set.
+    """
+
+    metrics: tuple[MetricFacts, ...]
+    lines: tuple[Line, ...]
+    pairs: Mapping[int, Mapping[tuple[str, str], Verdict]]
+    tables: Mapping[tuple[str, int], pd.DataFrame]
+    reference: Mapping[str, pd.DataFrame]
+    floors: Mapping[str, float]
+    failures: tuple[Failure, ...]
+    notes: tuple[str, ...]
+    num_images: int
+
+    @property
+    def ks(self) -> tuple[int, ...]:
+        """The budgets, ascending."""
+        return tuple(sorted({line.k for line in self.lines}))
+
+    @property
+    def main_k(self) -> int:
+        """The budget with most methods, the middle one of several."""
+        counts = {k: sum(line.k == k for line in self.lines) for k in self.ks}
+        fullest = [k for k in self.ks if counts[k] == max(counts.values())]
+        return fullest[len(fullest) // 2]
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Every method once, in the order of the main K, those that it lacks at the end."""
+        main_k = self.main_k
+        main_first = sorted(self.lines, key=lambda line: line.k != main_k)
+        return tuple(dict.fromkeys(line.method for line in main_first))
+
+
+def leaderboard(frame: pd.DataFrame, manifest: Mapping[str, Any], study: str, num_images: int) -> Board:
+    """The numbers of the leaderboard.
+
+    Args:
+        frame: rows with the columns of ``bench.records.rows.COLUMNS``, of one study version.
+        manifest: with the definitions of metrics and the settings of methods.
+        study: its name, to look up what untold settings were tuned on.
+        num_images: N, the size of the training set.
+    """
+    rows = frame.assign(label=labels(frame), done=(frame["status"] == "done") & np.isfinite(frame["value"]))
+    ranked = rows[(rows["design"] == "paired") & (rows["k"] > 0) & ~rows["method"].isin(NOT_RANKED)]
+    if ranked.empty:
+        raise ResultsFolderError(
+            "There are no rows of the paired design, which the leaderboard compares: run `bench run` with "
+            "--design paired (the default) or both."
+        )
+    facts = _metric_facts(rows, manifest)
+    tables = _tables(ranked)
+    reference = _reference(rows)
+    pairs = {k: _pairs(tables.get((RANKED_BY, k)), facts) for k in sorted(set(ranked["k"].tolist()))}
+    notes: list[str] = []
+    lines: list[Line] = []
+    for k, at_k in ranked.groupby("k"):
+        ranks = _ranks(pairs[int(k)], tables.get((RANKED_BY, int(k))))
+        for label, own in at_k.groupby("label"):
+            lines.append(_line(str(label), int(k), own, ranks, tables, reference, manifest, study, notes))
+    return Board(
+        metrics=tuple(facts.values()),
+        lines=tuple(sorted(lines, key=_order)),
+        pairs=pairs,
+        tables=tables,
+        reference=reference,
+        floors=_floors(rows),
+        failures=_failures(rows),
+        notes=tuple(notes),
+        num_images=num_images,
+    )
+
+
+def _order(line: Line) -> tuple[float, ...]:
+    cell = line.cells.get(RANKED_BY)
+    mean = cell.mean if cell is not None and math.isfinite(cell.mean) else -math.inf
+    return (float(line.k), math.inf if line.rank is None else float(line.rank), -mean)
+
+
+def _metric_facts(rows: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, MetricFacts]:
+    """The metrics of ``rows``, the ranking one first; facts from the manifest, else from the plugins here."""
+    names = sorted(set(rows["metric"]), key=lambda name: (name != RANKED_BY, name))
+    plugins = {metric.name: metric for metric in metric_registry}
+    facts = {}
+    for name in names:
+        said, plugin = manifest.get("metrics", {}).get(name, {}), plugins.get(name)
+        facts[name] = MetricFacts(
+            name=name,
+            unit=str(said.get("unit", getattr(plugin, "unit", ""))),
+            summary=str(said.get("summary", getattr(plugin, "summary", ""))),
+            higher_is_better=bool(said.get("higher_is_better", getattr(plugin, "higher_is_better", True))),
+        )
+    return facts
+
+
+def _tables(rows: pd.DataFrame) -> dict[tuple[str, int], pd.DataFrame]:
+    """Queries × methods by (metric, K), a mean over seeds, NaN where a figure failed or is missing."""
+    done = rows[rows["done"]]
+    return {
+        (str(metric), int(k)): own.pivot_table(index="query", columns="label", values="value", aggfunc="mean")
+        for (metric, k), own in done.groupby(["metric", "k"])
+    }
+
+
+def _reference(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """K × queries of the random reference by metric, a mean over its models; queries without every K are left out."""
+    done = rows[rows["done"]]
+    curves = {str(metric): reference_curve(done, str(metric)).dropna(axis=1) for metric in done["metric"].unique()}
+    return {metric: curve for metric, curve in curves.items() if len(curve) and len(curve.columns)}
+
+
+def _floors(rows: pd.DataFrame) -> dict[str, float]:
+    own = rows[(rows["method"] == NOTHING_REMOVED) & rows["done"]]
+    per_query = own.groupby(["metric", "query"])["value"].mean().abs()
+    return {str(metric): float(size) for metric, size in per_query.groupby(level="metric").mean().items()}
+
+
+def _pairs(table: pd.DataFrame | None, facts: Mapping[str, MetricFacts]) -> dict[tuple[str, str], Verdict]:
+    if table is None or len(table.columns) < 2:
+        return {}
+    variants = [label for label in table if is_variant(label)]
+    return verdicts(table, variants=variants, higher_is_better=facts[RANKED_BY].higher_is_better)
+
+
+def _ranks(pairs: Mapping[tuple[str, str], Verdict], table: pd.DataFrame | None) -> dict[str, int | None]:
+    """1 + the number of methods that are significantly better; None for a method with too few queries."""
+    if table is None:
+        return {}
+    ranks: dict[str, int | None] = {}
+    for label in table.columns:
+        better = sum(
+            (found.verdict == "worse" and one == label) or (found.verdict == "better" and other == label)
+            for (one, other), found in pairs.items()
+        )
+        ranks[str(label)] = 1 + better if int(table[label].count()) >= MIN_QUERIES else None
+    return ranks
+
+
+def _line(
+    label: str,
+    k: int,
+    rows: pd.DataFrame,
+    ranks: Mapping[str, int | None],
+    tables: Mapping[tuple[str, int], pd.DataFrame],
+    reference: Mapping[str, pd.DataFrame],
+    manifest: Mapping[str, Any],
+    study: str,
+    notes: list[str],
+) -> Line:
+    cells = {}
+    for metric, figures in rows.groupby("metric"):
+        cells[str(metric)] = _cell(label, tables.get((str(metric), k)), int((~figures["done"]).sum()))
+        if metric == RANKED_BY:
+            notes += _remarks(label, k, tables.get((RANKED_BY, k)))
+    table = tables.get((RANKED_BY, k))
+    curve, rank = reference.get(RANKED_BY), ranks.get(label)
+    amount: Equivalent | None = None
+    if table is not None and curve is not None and label in table:
+        amount = equivalent(table[label].dropna(), curve)
+    settings, tuned_on = _settings(str(rows["method"].iloc[0]), str(rows["method_digest"].iloc[0]), manifest, study)
+    return Line(
+        method=label,
+        k=k,
+        rank=rank,
+        tied=rank is not None and list(ranks.values()).count(rank) > 1,
+        cells=cells,
+        equivalent=amount,
+        score_seconds=float(rows.drop_duplicates("query")["score_seconds"].mean()),
+        settings=settings,
+        digest=str(rows["method_digest"].iloc[0]),
+        tuned_on=tuned_on,
+    )
+
+
+def _cell(label: str, table: pd.DataFrame | None, failed: int) -> Cell:
+    nan = float("nan")
+    if table is None or label not in table:
+        return Cell(mean=nan, standard_error=nan, low=nan, high=nan, difference=nan, difference_low=nan,
+                    difference_high=nan, queries=0, compared=0, failed=failed)  # fmt: skip
+    own = table[label].dropna()
+    mean, error = mean_and_error(own.to_numpy())
+    interval = bootstrap_interval(own.to_numpy())
+    difference, compared = Interval(nan, nan, nan), 0
+    if label != BASELINE and BASELINE in table:
+        apart = (table[label] - table[BASELINE]).dropna().to_numpy()
+        compared = len(apart)
+        difference = bootstrap_interval(apart)
+    return Cell(
+        mean=mean,
+        standard_error=error,
+        low=interval.low,
+        high=interval.high,
+        difference=difference.mean,
+        difference_low=difference.low,
+        difference_high=difference.high,
+        queries=len(own),
+        compared=compared,
+        failed=failed,
+    )
+
+
+def _remarks(label: str, k: int, table: pd.DataFrame | None) -> list[str]:
+    """What a reader of this line must know: queries without a baseline, too few queries."""
+    if table is None or label not in table:
+        return [f"K = {k}, {label}: every figure failed; see the list of failures."]
+    own = table[label].dropna()
+    found = []
+    if len(own) < MIN_QUERIES:
+        few = f"{len(own)} queries are too few for an interval, a rank or a verdict ({MIN_QUERIES} are needed)"
+        found.append(f"K = {k}, {label}: {few}.")
+    if label == BASELINE:
+        return found
+    if BASELINE not in table:
+        return [*found, f"K = {k}, {label}: no query has a baseline ({BASELINE} at this K), so no difference is shown."]
+    lonely = sorted(set(own.index) - set(table[BASELINE].dropna().index))
+    if lonely:
+        without = f"{', '.join(lonely)} without a baseline ({BASELINE} at this K)"
+        found.append(f"K = {k}, {label}: {without}, left out of the difference.")
+    return found
+
+
+def _failures(rows: pd.DataFrame) -> tuple[Failure, ...]:
+    failed = rows[~rows["done"]]
+    reasons = [row.reason or f"the value is {row.value}" for row in failed.itertuples()]
+    return tuple(
+        Failure(method=str(label), k=int(k), metric=str(metric), reason=str(reason), queries=tuple(sorted(own)))
+        for (label, k, metric, reason), own in failed.assign(reason=reasons).groupby(
+            ["label", "k", "metric", "reason"]
+        )["query"]
+    )
+
+
+def _settings(name: str, digest: str, manifest: Mapping[str, Any], study: str) -> tuple[dict[str, Any], str]:
+    """A method's settings and what they were tuned on: from the manifest, else from the plugins where they agree."""
+    said = manifest.get("methods", {}).get(name, {})
+    if said.get("digest") == digest:
+        return dict(said.get("settings", {})), str(said.get("tuned_on", ""))
+    try:
+        method: Method = method_registry.create(name.partition("[")[0], study)
+    except BenchError:
+        return {}, "not recorded"
+    if method.digest != digest:
+        return {}, "not recorded"
+    return method.settings(), str(tuned(type(method), study, variant_of(name))["tuned_on"])

@@ -1,0 +1,239 @@
+"""Figures of the leaderboard, as in the paper: top images (2), curves (3), regenerations (4), ablations (12–14)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from bench.records.rows import BASELINE, NOTHING_REMOVED
+from bench.registry import base_of, without_variants
+from bench.report import figures
+from bench.report.board import RANKED_BY, Board, Line
+from bench.report.gallery import Gallery
+from bench.report.statistics import mean_and_error
+
+SHOWN_QUERIES = 8
+SHOWN_METHODS = 12
+GREY = "#777777"
+MARKS = {"better": "▲", "worse": "▼", "indistinguishable": "=", "too few queries": "?"}
+
+
+def drawn(board: Board, pictures: Gallery) -> dict[str, Figure]:
+    """Every figure by the name of its file."""
+    found = {f"curves_{metric.name}": curves(board, metric.name) for metric in board.metrics}
+    for k in board.ks:
+        lines = [line for line in board.lines if line.k == k]
+        if any(line.equivalent for line in lines):
+            found[f"equivalent_random_{k}"] = equivalent_random(board, k)
+        if any(_finite(line) for line in lines):
+            found[f"cost_{k}"] = cost(board, k)
+        if board.pairs.get(k):
+            found[f"verdicts_{k}"] = verdict_matrix(board, k)
+        for base in families(lines):
+            found[f"ablations_{base}_{k}"] = ablations(board, base, k)
+    queries = [query for query in pictures.queries if query.image is not None][:SHOWN_QUERIES]
+    if queries:
+        found |= _pictures(board, pictures, [query.id for query in queries])
+    return found
+
+
+def pdf(figure: Figure) -> bytes:
+    """The figure as PDF, the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="pdf", bbox_inches="tight", metadata={"CreationDate": None, "Producer": None})
+    return buffer.getvalue()
+
+
+def curves(board: Board, metric: str) -> Figure:
+    """A metric against K, mean ± 1 standard error, with the random reference and the noise floor (figure 3).
+
+    Variants stand beside their method in ``ablations``.
+    """
+    figure = Figure(figsize=(5.8, 3.8))
+    axes = figure.add_subplot()
+    _floor(axes, board, metric)
+    ks = set(board.ks)
+    if metric in board.reference:
+        reference = board.reference[metric]
+        stats = [mean_and_error(values.to_numpy(float)) for _, values in reference.iterrows()]
+        mean, error = np.array(stats).T
+        axes.fill_between(reference.index, mean - np.nan_to_num(error), mean + np.nan_to_num(error), color="#dddddd")
+        axes.plot(reference.index, mean, color=GREY, linewidth=2, label="random reference")
+        ks |= {int(k) for k in reference.index}
+    names = sorted(without_variants(line.method for line in board.lines))
+    for index, name in enumerate(names):
+        own = [line for line in board.lines if line.method == name and metric in line.cells]
+        own = [line for line in own if np.isfinite(line.cells[metric].mean)]
+        if own:
+            errors = np.nan_to_num([line.cells[metric].standard_error for line in own])
+            axes.errorbar(
+                figures.dodged([line.k for line in own], index, len(names)),
+                [line.cells[metric].mean for line in own],
+                errors,
+                marker=figures.mark_of(index), markersize=4, capsize=2, linewidth=1.4, label=figures.wrapped(name),
+                color=GREY if name == BASELINE else figures.colour_of(index),
+                linestyle="--" if name == BASELINE else "-",
+            )  # fmt: skip
+    axes.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
+    axes.set_ylabel(_label(board, metric))
+    figures.logit_axis(axes, sorted(ks), board.num_images)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
+    return figure
+
+
+def equivalent_random(board: Board, k: int) -> Figure:
+    """Bars: how many random images do as much as the top ``k`` of each method, with bootstrap intervals."""
+    ends = board.reference[RANKED_BY].index
+    bounds = {"below": float(ends[0]), "above": float(ends[-1])}
+    lines = [(line, line.equivalent) for line in board.lines if line.k == k and line.equivalent is not None]
+    lines.sort(key=lambda pair: bounds.get(pair[1].outside, pair[1].images))
+    figure = Figure(figsize=(5.4, 0.34 * len(lines) + 0.9))
+    axes = figure.add_subplot()
+    for place, (_, found) in enumerate(lines):
+        length = bounds.get(found.outside, found.images)
+        axes.barh(place, length, color="#0b6e99", alpha=0.35 if found.outside else 0.85, height=0.62)
+        if np.isfinite(found.low):
+            axes.plot([found.low, found.high], [place, place], color="#222222", linewidth=1.2)
+        sign = {"above": "> ", "below": "< "}.get(found.outside, "")
+        right = max(length, found.high if np.isfinite(found.high) else 0.0)
+        axes.annotate(f" {sign}{length:,.0f}", (right, place), va="center", fontsize=7)
+    axes.set_yticks(range(len(lines)), [figures.wrapped(line.method) for line, _ in lines], fontsize=7)
+    axes.set(xlabel=f"random images with the loss change of the top {k}", xlim=(0, bounds["above"] * 1.12))
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def cost(board: Board, k: int) -> Figure:
+    """Loss change at ``k`` against seconds to score one query, on a log axis; variants are left to ``ablations``."""
+    figure = Figure(figsize=(5.2, 3.6))
+    axes = figure.add_subplot()
+    _floor(axes, board, RANKED_BY)
+    lines = sorted((line for line in board.lines if line.k == k and _finite(line)), key=_mean)
+    shown = without_variants(line.method for line in lines)
+    lines = [line for line in lines if line.method in shown]
+    times = [max(line.score_seconds, 0.01) for line in lines]
+    decades = [round(np.log10(seconds)) for seconds in times]
+    right = {decade: seconds for seconds, decade in sorted(zip(times, decades, strict=True))}
+    gap = 0.05 * (_mean(lines[-1]) - _mean(lines[0]))
+    lowest: dict[int, float] = {}  # where the next name of a decade has room
+    for index, (line, seconds, decade) in enumerate(zip(lines, times, decades, strict=True)):
+        height = max(_mean(line), lowest.get(decade, -np.inf))
+        lowest[decade] = height + gap
+        colour = GREY if line.method == BASELINE else figures.colour_of(index)
+        error = np.nan_to_num(line.cells[RANKED_BY].standard_error)
+        axes.errorbar(seconds, _mean(line), error, marker="o", capsize=2, color=colour)
+        axes.annotate(figures.wrapped(line.method), (right[decade], height), xytext=(7, -2), textcoords="offset points",
+                      fontsize=7, color=colour)  # fmt: skip
+    axes.set_xscale("log")
+    axes.set(xlabel="seconds to score one query (0.01 or less at the left)", ylabel=_label(board, RANKED_BY))
+    axes.set_title(f"K = {k}", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def verdict_matrix(board: Board, k: int) -> Figure:
+    """Who is better than whom at ``k``: rows against columns, Holm-corrected."""
+    names = [line.method for line in board.lines if line.k == k]
+    side = 0.36 * len(names) + 1.6
+    figure = Figure(figsize=(side + 0.8, side))
+    axes = figure.add_subplot()
+    opposite = {"better": "worse", "worse": "better"}
+    shade = np.zeros((len(names), len(names)))
+    for (one, other), found in board.pairs[k].items():
+        for a, b, word in ((one, other, found.verdict), (other, one, opposite.get(found.verdict, found.verdict))):
+            row, column = names.index(a), names.index(b)
+            shade[row, column] = {"better": 1.0, "worse": -1.0}.get(word, 0.0)
+            axes.text(column, row, MARKS[word], ha="center", va="center", fontsize=8)
+    axes.imshow(shade, cmap="PiYG", vmin=-2, vmax=2)
+    labels = [figures.wrapped(name) for name in names]
+    axes.set_xticks(range(len(names)), labels, rotation=60, ha="right", fontsize=7)
+    axes.set_yticks(range(len(names)), labels, fontsize=7)
+    axes.set_title(f"Row better (▲) or worse (▼) than column, K = {k}", fontsize=8)
+    return figure
+
+
+def families(lines: Sequence[Line]) -> list[str]:
+    """Methods that stand there with variants or other settings."""
+    bases = [base_of(line.method) for line in lines]
+    return sorted({base for base in bases if bases.count(base) > 1 and base != BASELINE})
+
+
+def ablations(board: Board, base: str, k: int) -> Figure:
+    """A method and its variants beside random, mean ± 1 standard error of each metric (figures 12 to 14)."""
+    lines = [line for line in board.lines if line.k == k and base_of(line.method) in (base, BASELINE)]
+    figure = Figure(figsize=(2.6 * len(board.metrics) + 1.6, 0.36 * len(lines) + 1.0))
+    panels = figure.subplots(1, len(board.metrics), squeeze=False, sharey=True)[0]
+    for axes, metric in zip(panels, board.metrics, strict=True):
+        for place, line in enumerate(reversed(lines)):
+            cell = line.cells.get(metric.name)
+            if cell is not None and np.isfinite(cell.mean):
+                colour = {base: "#d1495b", BASELINE: GREY}.get(line.method, "#0b6e99")
+                axes.errorbar(
+                    cell.mean, place, xerr=np.nan_to_num(cell.standard_error), marker="o", capsize=2, color=colour
+                )
+        axes.set_xlabel(_label(board, metric.name), fontsize=7)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.tick_params(labelsize=7)
+        axes.grid(axis="x", color="#eeeeee")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_yticks(range(len(lines)), [figures.wrapped(line.method) for line in reversed(lines)], fontsize=7)
+    return figure
+
+
+def _pictures(board: Board, pictures: Gallery, shown_queries: Sequence[str]) -> dict[str, Figure]:
+    """Top images of the leading methods, and what is made without them, a figure for each K."""
+    queries = [query for query in pictures.queries if query.id in shown_queries]
+    leading = without_variants(line.method for line in board.lines if line.k == board.main_k)[:SHOWN_METHODS]
+    originals = [query.image for query in queries if query.image is not None]
+    shown = {(query.id, method.method): method for query in queries for method in query.shown}
+    few = queries[: max(1, 40 // max(1, len(leading)))]
+    top: dict[str, list[list[Tensor]]] = {}
+    for method in leading:
+        rows = [shown.get((query.id, method)) for query in few]
+        images = [[pictures.training[i] for i in (row.top if row else ()) if i in pictures.training] for row in rows]
+        if any(images):
+            top[method] = images
+    found: dict[str, Figure] = {}
+    if top:
+        found["top_images"] = figures.top_images(originals[: len(few)], [query.prompt for query in few], top)
+    untouched = [query.untouched for query in queries]
+    for k in board.ks:
+        made: dict[tuple[str, int], list[Tensor | None]] = {(NOTHING_REMOVED, 0): untouched}
+        made |= {
+            (method, k): [row.made.get(k) if (row := shown.get((query.id, method))) else None for query in queries]
+            for method in leading
+        }
+        made = {key: images for key, images in made.items() if any(image is not None for image in images)}
+        if any(at == k for _, at in made):
+            name = "regenerations" if k == board.main_k else f"regenerations_{k}"
+            found[name] = figures.regenerations(originals, [query.prompt for query in queries], made)
+    return found
+
+
+def _mean(line: Line) -> float:
+    return line.cells[RANKED_BY].mean
+
+
+def _finite(line: Line) -> bool:
+    return RANKED_BY in line.cells and bool(np.isfinite(line.cells[RANKED_BY].mean))
+
+
+def _label(board: Board, metric: str) -> str:
+    [facts] = [facts for facts in board.metrics if facts.name == metric]
+    return f"{metric.replace('_', ' ')} ({'higher' if facts.higher_is_better else 'lower'} is better)"
+
+
+def _floor(axes: Axes, board: Board, metric: str) -> None:
+    """The noise floor as a dotted line."""
+    if metric in board.floors:
+        axes.axhline(board.floors[metric], color="#999999", linestyle=":", linewidth=1.2)
+        axes.annotate("noise floor: nothing removed, another seed", (0.5, board.floors[metric]), fontsize=6.5,
+                      xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points",
+                      ha="center", color="#666666")  # fmt: skip

@@ -1,0 +1,279 @@
+"""Stage 8, the figures, laid out as the paper's: top images (2), loss change against K (3), regenerations (4)."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from torch import Tensor
+
+from bench.records.rows import BASELINE, NOTHING_REMOVED, REFERENCE
+from bench.report.statistics import mean_and_error
+from bench.report.summary import reference_curve
+
+mpl.use("agg")
+
+CELL_INCHES = 0.62
+LETTER = 0.6
+"""Width of a letter, in heights of its font."""
+COLOURS = (
+    "#0b6e99",
+    "#d1495b",
+    "#8d6a9f",
+    "#edae49",
+    "#2a9d8f",
+    "#6c757d",
+    "#b56576",
+    "#3d5a80",
+    "#588157",
+    "#9c6644",
+    "#7cb518",
+    "#5f0f40",
+    "#fb5607",
+    "#00a5cf",
+)
+MARKS = "os^D"
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG, the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=160, bbox_inches="tight", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def top_images(
+    query_images: Sequence[Tensor], prompts: Sequence[str], chosen: Mapping[str, Sequence[Sequence[Tensor]]]
+) -> Figure:
+    """Each query with its most influential images by each method, side by side (the paper's figure 2).
+
+    Args:
+        query_images: channels × height × width in [−1, 1].
+        prompts: of the queries.
+        chosen: for each method, for each query, images from the most influential on.
+    """
+    methods = list(chosen)
+    shown = max(len(images) for rows in chosen.values() for images in rows)
+    height = (CELL_INCHES + 0.06) * len(methods) + 0.45  # of one query's block
+    figure = Figure(figsize=(CELL_INCHES * (shown + 3.6), height * len(query_images)))
+    blocks = figure.subfigures(len(query_images), 1, squeeze=False)[:, 0]
+    for index, (block, image, prompt) in enumerate(zip(blocks, query_images, prompts, strict=True)):
+        grid = block.add_gridspec(
+            len(methods), shown + 3, top=1 - 0.35 / height, bottom=0.08 / height, left=0.01, right=0.99
+        )
+        block.suptitle(f"“{prompt}”", x=0.015, y=1 - 0.1 / height, ha="left", fontsize=9)
+        _show(block.add_subplot(grid[:, :2]), image, border="#222222")
+        for row, method in enumerate(methods):
+            label = block.add_subplot(grid[row, 2])
+            label.axis("off")
+            label.text(1, 0.5, wrapped(method), ha="right", va="center", fontsize=7, transform=label.transAxes)
+            for column, picture in enumerate(chosen[method][index]):
+                _show(block.add_subplot(grid[row, 3 + column]), picture)
+    return figure
+
+
+def contact_sheet(
+    query_image: Tensor, prompt: str, method: str, images: Sequence[Tensor], labels: Sequence[str]
+) -> Figure:
+    """One query and the training images that mattered for it, each with its rank and caption."""
+    columns = min(8, max(len(images), 4))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(1.25 * (columns + 2.4), 1.42 * rows + 0.6))
+    figure.suptitle(f"“{prompt}” and the {len(images)} most influential training images ({method})", fontsize=10)
+    grid = figure.add_gridspec(rows, columns + 2, hspace=0.45, top=0.86 if rows > 1 else 0.72, bottom=0.06)
+    axes = figure.add_subplot(grid[: min(rows, 2), :2])
+    _show(axes, query_image, border="#222222")
+    axes.set_xlabel("generated", fontsize=8)
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        row, column = divmod(index, columns)
+        axes = figure.add_subplot(grid[row, 2 + column])
+        _show(axes, image)
+        axes.set_xlabel(textwrap.fill(label, 22), fontsize=6)
+    return figure
+
+
+def regenerations(
+    originals: Sequence[Tensor],
+    prompts: Sequence[str],
+    remade: Mapping[tuple[str, int], Sequence[Tensor | None]],
+) -> Figure:
+    """Each query made again, from the same noise, by the models retrained without each method's images (figure 4).
+
+    Args:
+        originals: the queries' images, channels × height × width in [−1, 1].
+        prompts: of the queries.
+        remade: for each (method, K), an image for each query, None where it is missing.
+    """
+    columns, pitch = list(remade), CELL_INCHES + 0.25
+    names = [textwrap.fill(prompt.removeprefix("a photo of "), 20) for prompt in prompts]
+    room = LETTER * 7 / 72 * max(len(line) for name in names for line in name.splitlines())
+    figure = Figure(figsize=(room + pitch * (len(columns) + 1), pitch * len(originals) + 0.7))
+    grid = figure.subplots(len(originals), len(columns) + 1, squeeze=False)
+    for row, original in enumerate(originals):
+        _show(grid[row, 0], original, border="#222222")
+        grid[row, 0].set_ylabel(names[row], fontsize=7, rotation=0, ha="right", va="center")
+        for column, key in enumerate(columns, start=1):
+            picture = remade[key][row]
+            if picture is None:
+                grid[row, column].axis("off")
+            else:
+                _show(grid[row, column], picture)
+    grid[0, 0].set_title("query", fontsize=8)
+    for column, (method, k) in enumerate(columns, start=1):
+        title = f"{wrapped(method)}\nK = {k}" if k else method.replace(" ", "\n")
+        widest = max(len(line) for line in title.splitlines())
+        grid[0, column].set_title(title, fontsize=min(8.0, 72 * pitch / (LETTER * widest)))
+    figure.tight_layout(pad=0.4)
+    return figure
+
+
+def loss_change(frame: pd.DataFrame, metric: str, label: str, num_images: int) -> Figure:
+    """A metric against K for each method, mean ± 1 standard error over queries, with both floors (figure 3, top).
+
+    Where the random reference has been run, its curve is shown and K of ``num_images`` is on a logit axis.
+    """
+    figure = Figure(figsize=(5.6, 3.6))
+    axes = figure.add_subplot()
+    rows = frame[(frame["metric"] == metric) & (frame["status"] == "done")]
+    floor = rows[rows["method"] == NOTHING_REMOVED].groupby("query")["value"].mean()
+    if len(floor):
+        axes.axhline(floor.abs().mean(), color="#999999", linestyle=":", linewidth=1.2)
+        note = "nothing removed, other seed\n(unpaired floor, mean size)"
+        axes.annotate(note, (1, floor.abs().mean()), xycoords=("axes fraction", "data"), xytext=(-4, 3),
+                      textcoords="offset points", ha="right", fontsize=7, color="#666666")  # fmt: skip
+    paired = rows[(rows["design"] == "paired") & (rows["k"] > 0) & (rows["method"] != REFERENCE)]
+    curve = reference_curve(frame, metric)
+    if len(curve):
+        _draw_reference(axes, curve)
+    budgets = sorted(set(paired["k"].tolist()))
+    names = sorted(paired["method"].unique())
+    for index, method in enumerate(names):
+        own = paired[paired["method"] == method]
+        ks = sorted(set(own["k"].tolist()))
+        stats = [mean_and_error(own[own["k"] == k].groupby("query")["value"].mean().to_numpy()) for k in ks]
+        style = {"color": "#555555", "linestyle": "--"} if method == BASELINE else {"color": colour_of(index)}
+        errors = [0.0 if np.isnan(stat.standard_error) else stat.standard_error for stat in stats]
+        places = dodged(ks, index, len(names)) if len(curve) else _shifted(ks, budgets, index, len(names))
+        axes.errorbar(
+            places,
+            [stat.mean for stat in stats],
+            errors,
+            marker=mark_of(index),
+            capsize=3,
+            label=wrapped(method),
+            **style,  # type: ignore[arg-type]
+        )
+    axes.set(xlabel="K, images removed", ylabel=label)
+    if len(curve):
+        logit_axis(axes, sorted({*budgets, *curve.index}), num_images)
+    else:
+        axes.set_xticks(budgets)
+    if len(budgets) == 1 and not len(curve):
+        axes.set_xlim(budgets[0] - 0.1, budgets[0] + 0.1)
+    axes.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    if budgets or len(curve):
+        axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
+    return figure
+
+
+def overlap(shares: pd.DataFrame, k: int) -> Figure:
+    """Heat map of the share of the top ``k`` that two methods have in common, a mean over queries.
+
+    Args:
+        shares: methods × methods, from 0 to 1.
+    """
+    side = 0.42 * len(shares) + 1.9
+    figure = Figure(figsize=(side + 0.6, side))
+    axes = figure.add_subplot()
+    picture = axes.imshow(shares.to_numpy(), cmap="viridis", vmin=0, vmax=1)
+    axes.set_xticks(range(len(shares)), [wrapped(name) for name in shares.columns], rotation=60, ha="right", fontsize=7)
+    axes.set_yticks(range(len(shares)), [wrapped(name) for name in shares.index], fontsize=7)
+    for row, column in np.ndindex(*shares.shape):
+        share = float(shares.iloc[row, column])
+        colour = "black" if share > 0.6 else "white"
+        axes.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=6, color=colour)
+    axes.set_title(f"Shared part of the top {k} images, mean over queries", fontsize=9)
+    figure.colorbar(picture, ax=axes, fraction=0.046, pad=0.03)
+    figure.tight_layout()
+    return figure
+
+
+def wrapped(label: str) -> str:
+    """A method's label with its settings below its name, one a line."""
+    name, _, settings = label.partition("[")
+    return "\n".join([name, *settings.removesuffix("]").split(", ")]) if settings else name
+
+
+def _draw_reference(axes: Axes, curve: pd.DataFrame) -> None:
+    """The random reference with ± 1 standard error over queries."""
+    stats = [mean_and_error(row[~np.isnan(row)]) for row in curve.to_numpy(float)]
+    means, errors = np.array([stat.mean for stat in stats]), np.array([stat.standard_error for stat in stats])
+    axes.plot(curve.index, means, color="#777777", linewidth=1.2, marker=".", label=REFERENCE, zorder=1)
+    axes.fill_between(curve.index, means - errors, means + errors, color="#777777", alpha=0.2, linewidth=0, zorder=0)
+
+
+def colour_of(index: int) -> str:
+    """Of the method that is drawn as number ``index``."""
+    return COLOURS[index % len(COLOURS)]
+
+
+def mark_of(index: int) -> str:
+    """Tells methods of one colour apart."""
+    return MARKS[index // len(COLOURS) % len(MARKS)]
+
+
+def logit_axis(axes: Axes, ks: Sequence[int], num_images: int) -> None:
+    """K on a logit axis, log K − log(N − K), so that few removed and few left are told apart."""
+
+    def logit(k: np.ndarray) -> np.ndarray:
+        share = np.clip(np.asarray(k, float) / num_images, 1e-9, 1 - 1e-9)
+        return np.log(share / (1 - share))
+
+    def removed(place: np.ndarray) -> np.ndarray:
+        return np.asarray(num_images / (1 + np.exp(-place)))
+
+    places = logit(np.asarray(ks))
+    span = float(places[-1] - places[0])
+    axes.set_xscale("function", functions=(logit, removed))
+    axes.set_xlim(*removed(np.array([places[0], places[-1]]) + np.array([-1, 1]) * (0.05 * span or 0.3)))
+    room = 0.11 * span
+    named: list[int] = []
+    for index, place in enumerate(places):
+        if not named or place - places[named[-1]] > room:
+            named.append(index)
+    axes.xaxis.set_major_locator(FixedLocator([float(ks[index]) for index in named]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.set_xlabel(f"K of {num_images:,} images removed (logit scale)")
+
+
+def dodged(ks: Sequence[int], index: int, count: int) -> list[float]:
+    """The budgets a little apart for each method on a logit axis, so that points at one K do not hide each other."""
+    return [k * 1.03 ** (index - (count - 1) / 2) for k in ks]
+
+
+def _shifted(ks: Sequence[int], budgets: Sequence[int], index: int, count: int) -> list[float]:
+    """The same on a linear axis."""
+    width = (max(budgets) - min(budgets) or 1) * 0.015
+    return [k + (index - (count - 1) / 2) * width for k in ks]
+
+
+def _show(axes: Axes, image: Tensor, *, border: str | None = None) -> None:
+    """Draw channels × height × width in [−1, 1] without ticks, pixels kept sharp."""
+    pixels = ((image.clamp(-1, 1) + 1) / 2).permute(1, 2, 0).numpy()
+    if pixels.shape[-1] == 1:
+        axes.imshow(pixels[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    else:
+        axes.imshow(pixels, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_visible(border is not None)
+        spine.set_color(border or "none")

@@ -1,0 +1,223 @@
+"""The leaderboard's page: one HTML file that works from disk, without network.
+
+Numbers travel as JSON and become text on the page, never markup, so a method may be called anything. The script and the
+style lie in ``bench/assets`` and are put into the page; pictures are small PNG data URIs.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import math
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from torch import Tensor
+
+from bench.records.rows import BASELINE
+from bench.registry import without_variants
+from bench.report.board import RANKED_BY, Board, Cell, Line
+from bench.report.gallery import Gallery
+from bench.report.statistics import MIN_QUERIES, Verdict, mean_and_error
+
+PICTURE_BYTES = 2_000_000
+"""Of all pictures together; where there are more, fewer top images, then fewer queries are shown."""
+
+
+def page(board: Board, pictures: Gallery, facts: Mapping[str, Any]) -> str:
+    """The page as HTML.
+
+    Args:
+        board: the numbers.
+        pictures: of the gallery.
+        facts: the study's name, description and number of images, the manifest, and how to make the page again.
+    """
+    assets = resources.files("bench.report.assets")
+    text = {name: (assets / name).read_text() for name in ("leaderboard.html", "leaderboard.css", "leaderboard.js")}
+    data = json.dumps(payload(board, pictures, facts), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    parts = {
+        "{{title}}": html.escape(f"{facts['study']} leaderboard"),
+        "/*{{style}}*/": text["leaderboard.css"],
+        "{{data}}": escaped(data),
+        "/*{{script}}*/": text["leaderboard.js"],
+    }
+    whole = text["leaderboard.html"]
+    head, *rest = whole.split("{{data}}")
+    for place, content in parts.items():
+        if place != "{{data}}":
+            head, rest = head.replace(place, content), [part.replace(place, content) for part in rest]
+    return parts["{{data}}"].join([head, *rest])
+
+
+def escaped(data: str) -> str:
+    """JSON that cannot end the script element it stands in."""
+    return data.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def payload(board: Board, pictures: Gallery, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that the page shows, as JSON has it."""
+    return {
+        "facts": dict(facts),
+        "baseline": BASELINE,
+        "rankedBy": RANKED_BY,
+        "minQueries": MIN_QUERIES,
+        "ks": list(board.ks),
+        "images": board.num_images,
+        "mainK": board.main_k,
+        "methods": list(board.methods),
+        "charted": without_variants(board.methods),
+        "metrics": [
+            {
+                "name": metric.name,
+                "unit": metric.unit,
+                "summary": metric.summary,
+                "higher": metric.higher_is_better,
+                "power": _power(board, metric.name),
+            }
+            for metric in board.metrics
+        ],
+        "lines": [_line(line) for line in board.lines],
+        "pairs": {str(k): [_pair(*names, found) for names, found in pairs.items()] for k, pairs in board.pairs.items()},
+        "reference": {metric: _curve(curve) for metric, curve in board.reference.items()},
+        "floors": {metric: number(size) for metric, size in board.floors.items()},
+        "failures": [
+            {
+                "method": failure.method,
+                "k": failure.k,
+                "metric": failure.metric,
+                "queries": list(failure.queries),
+                "reason": failure.reason,
+            }
+            for failure in board.failures
+        ],
+        "notes": [*facts.get("notes", []), *board.notes, *pictures.notes],
+        "gallery": _gallery(pictures),
+    }
+
+
+def number(value: float | None) -> float | None:
+    """A number that JSON has, to seven digits."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.7g}")
+
+
+def _power(board: Board, metric: str) -> int:
+    """The power of ten, a multiple of three, that gives the figures one to three digits before the point."""
+    sizes = [abs(line.cells[metric].mean) for line in board.lines if metric in line.cells]
+    known = [size for size in sizes if math.isfinite(size) and size > 0]
+    if not known or 0.1 <= max(known) < 1000:
+        return 0
+    return 3 * math.floor(math.log10(max(known)) / 3)
+
+
+def _line(line: Line) -> dict[str, Any]:
+    equivalent = line.equivalent
+    return {
+        "method": line.method,
+        "k": line.k,
+        "rank": line.rank,
+        "tied": line.tied,
+        "cells": {metric: _cell(cell) for metric, cell in line.cells.items()},
+        "equivalent": None
+        if equivalent is None
+        else {
+            "images": number(equivalent.images),
+            "low": number(equivalent.low),
+            "high": number(equivalent.high),
+            "outside": equivalent.outside,
+        },
+        "seconds": number(line.score_seconds),
+        "settings": dict(line.settings),
+        "digest": line.digest,
+        "tuned": line.tuned_on,
+    }
+
+
+def _cell(cell: Cell) -> dict[str, Any]:
+    return {
+        "mean": number(cell.mean),
+        "se": number(cell.standard_error),
+        "low": number(cell.low),
+        "high": number(cell.high),
+        "diff": number(cell.difference),
+        "diffLow": number(cell.difference_low),
+        "diffHigh": number(cell.difference_high),
+        "queries": cell.queries,
+        "compared": cell.compared,
+        "failed": cell.failed,
+    }
+
+
+def _pair(one: str, other: str, found: Verdict) -> dict[str, Any]:
+    return {
+        "a": one,
+        "b": other,
+        "verdict": found.verdict,
+        "diff": number(found.difference),
+        "p": number(found.p_value),
+        "queries": found.queries,
+        "needed": found.queries_needed,
+    }
+
+
+def _curve(curve: pd.DataFrame) -> list[dict[str, Any]]:
+    found = [(int(k), mean_and_error(values.to_numpy(float))) for k, values in curve.iterrows()]
+    return [{"k": k, "mean": number(stat.mean), "se": number(stat.standard_error)} for k, stat in found]
+
+
+def _gallery(pictures: Gallery) -> dict[str, Any]:
+    """The pictures that fit the page: fewer top images first, then fewer queries."""
+    queries = len(pictures.queries)
+    choices = [(queries, shown) for shown in (8, 6, 4)] + [(few, 4) for few in range(queries - 1, 0, -1)]
+    for count, shown in choices:
+        chosen = _chosen(pictures, count, shown)
+        if sum(map(len, chosen["images"].values())) <= PICTURE_BYTES:
+            return chosen
+    return _chosen(pictures, 0, 0)
+
+
+def _chosen(pictures: Gallery, count: int, shown: int) -> dict[str, Any]:
+    images: dict[str, str] = {}
+
+    def kept(picture: Tensor | None) -> str | None:
+        if picture is None:
+            return None
+        name = f"m{len(images)}"
+        images[name] = png_uri(picture)
+        return name
+
+    queries = []
+    for query in pictures.queries[:count]:
+        methods = []
+        for method in query.shown:
+            top = [image for image in method.top[:shown] if image in pictures.training]
+            for image in top:
+                if image not in images:
+                    images[image] = png_uri(pictures.training[image])
+            made = {str(k): kept(picture) for k, picture in method.made.items()}
+            methods.append({"method": method.method, "top": top, "made": made})
+        queries.append(
+            {
+                "id": query.id,
+                "prompt": query.prompt,
+                "image": kept(query.image),
+                "untouched": kept(query.untouched),
+                "methods": methods,
+            }
+        )
+    captions = {image: pictures.captions.get(image, "") for image in images if image in pictures.captions}
+    return {"images": images, "captions": captions, "queries": queries, "all": len(pictures.queries)}
+
+
+def png_uri(picture: Tensor) -> str:
+    """channels × height × width in [−1, 1] as a PNG data URI."""
+    pixels = ((picture.detach().clamp(-1, 1) + 1) * 127.5).round().to("cpu").permute(1, 2, 0).numpy().astype(np.uint8)
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

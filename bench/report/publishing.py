@@ -1,0 +1,227 @@
+"""``bench leaderboard``: runs merged into one results folder, with tables, figures and a page that open from disk."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench.errors import ResultsFolderError
+from bench.records import folder as names
+from bench.records.rows import BASELINE
+from bench.records.store import Store, write_whole
+from bench.report import figures
+from bench.report.board import RANKED_BY, Board, Cell, Line, leaderboard
+from bench.report.board_figures import drawn, pdf
+from bench.report.gallery import gallery
+from bench.report.merging import Merged, RunFolder, has_rows, keep, merge_folders, open_folder
+from bench.report.page import page
+from bench.report.summary import labels
+from bench.studies import Study
+
+NAME = "leaderboard"
+
+
+@dataclass(frozen=True, eq=False)
+class Published:
+    """What was written.
+
+    Attributes:
+        board: the numbers.
+        files: tables and page; figures lie in the folder ``figures`` beside them.
+        notes: what a reader should know.
+    """
+
+    board: Board
+    files: tuple[Path, ...]
+    notes: tuple[str, ...]
+
+
+def publish(study: Study, sources: Sequence[Path], root: Path) -> Published:
+    """Merge the runs of ``sources`` with those that ``root`` holds, and write the leaderboard into ``root``.
+
+    Nothing is trained, scored or generated. Everything is checked before the first file is written.
+
+    Args:
+        study: whose runs.
+        sources: results folders, later ones win where two hold the same figure.
+        root: the results folder of the leaderboard.
+    """
+    folders = [open_folder(path, study.name) for path in _places(study, sources, root)]
+    merged = merge_folders(folders)
+    board = leaderboard(merged.frame, merged.manifest, study.name, len(study.dataset))
+    store = Store(root)
+    with store.lock("results"):
+        keep(merged, folders, store)
+        return _write(store, study, merged, folders, board)
+
+
+def _places(study: Study, sources: Sequence[Path], root: Path) -> list[Path]:
+    """The folders to merge: those of ``root`` first where it has rows."""
+    own = root if has_rows(root) else None
+    if own is None and not sources:
+        raise ResultsFolderError(
+            f"There are no runs of study '{study.name}' in {root}: make one with `bench run --study {study.name} "
+            f"--method NAME --results {root}`, or name folders that hold some with --from."
+        )
+    places = [] if own is None else [own]
+    for path in sources:
+        if all(path.resolve() != place.resolve() for place in places):
+            places.append(path)
+    return places
+
+
+def _write(store: Store, study: Study, merged: Merged, folders: Sequence[RunFolder], board: Board) -> Published:
+    frame = merged.frame.assign(label=labels(merged.frame))
+    pictures = gallery(store, study, merged.record, frame, list(board.methods))
+    notes = (*merged.notes, *_version_note(study, merged))
+    facts = _facts(study, merged, store.root) | {"notes": list(notes)}
+    written = {
+        names.BOARD_CSV: csv(board),
+        names.BOARD_TABLE: markdown(board, study.name, notes),
+        names.BOARD_PAGE: page(board, pictures, facts),
+    }
+    for name, text in written.items():
+        write_whole(store.path(name), text.encode())
+    for name, figure in drawn(board, pictures).items():
+        write_whole(store.path(*names.picture(name)), figures.png(figure))
+        write_whole(store.path(*names.picture(name, ".pdf")), pdf(figure))
+    return Published(board, tuple(store.path(name) for name in written), (*notes, *board.notes, *pictures.notes))
+
+
+def _version_note(study: Study, merged: Merged) -> list[str]:
+    if study.digest == merged.record["digest"]:
+        return []
+    return [
+        f"These rows are of version {merged.record['digest']} of study '{study.name}'; this code makes version "
+        f"{study.digest}, whose rows cannot be added to them."
+    ]
+
+
+def _facts(study: Study, merged: Merged, root: Path) -> dict[str, Any]:
+    """What the page says of the study and of where the numbers come from."""
+    models = merged.frame.drop_duplicates("model_key")
+    place = root.name if root.is_absolute() else root.as_posix()
+    return {
+        "study": study.name,
+        "description": study.description,
+        "record": merged.record,
+        "manifest": merged.manifest,
+        "models": len(models),
+        "trainSeconds": float(np.nansum(models["train_seconds"])),
+        "machines": sorted(set(models["machine"]) - {""}),
+        "command": f"bench {NAME} --study {study.name} --results {place}",
+    }
+
+
+def wide(board: Board) -> pd.DataFrame:
+    """The lines as a frame: a row for each method and K, columns for each metric."""
+    return pd.DataFrame([_record(line, board) for line in board.lines])
+
+
+def csv(board: Board) -> str:
+    """The lines as CSV, with full precision and empty cells where nothing is known."""
+    buffer = io.StringIO()
+    wide(board).to_csv(buffer, index=False, lineterminator="\n")
+    return buffer.getvalue()
+
+
+def _record(line: Line, board: Board) -> dict[str, Any]:
+    record: dict[str, Any] = {"k": line.k, "rank": line.rank, "tied": line.tied, "method": line.method}
+    for metric in board.metrics:
+        cell = line.cells.get(metric.name)
+        for name in Cell.__dataclass_fields__:
+            record[f"{metric.name}_{name.replace('difference', f'minus_{BASELINE}')}"] = getattr(cell, name, None)
+    found = line.equivalent
+    record |= {
+        "equivalent_random": found.images if found else None,
+        "equivalent_random_low": found.low if found else None,
+        "equivalent_random_high": found.high if found else None,
+        "equivalent_random_outside": found.outside if found else "",
+    }
+    return record | {"score_seconds": line.score_seconds, "tuned_on": line.tuned_on, "digest": line.digest}
+
+
+def markdown(board: Board, study: str, notes: Sequence[str] = ()) -> str:
+    """The lines as Markdown, a table for each K, with what was left out."""
+    parts = [f"# Leaderboard of `{study}`\n"]
+    for k in board.ks:
+        head = ["rank", "method"]
+        for metric in board.metrics:
+            arrow = "↑" if metric.higher_is_better else "↓"
+            head += [f"{metric.name} {arrow}, mean ± 1 SE [95 % interval]", f"minus {BASELINE}"]
+        head += ["≈ random images", "scoring s/query", "tuned on"]
+        lines = ["| " + " | ".join(map(_cell_text, head)) + " |", "|" + "---|" * len(head)]
+        for line in board.lines:
+            if line.k == k:
+                lines.append("| " + " | ".join(map(_cell_text, _cells(line, board))) + " |")
+        parts.append(f"## K = {k}\n\n" + "\n".join(lines) + "\n")
+    parts.append(
+        f"Rank: 1 + the number of methods that are significantly better on {RANKED_BY} at that K (Student's paired "
+        "test over queries, Holm's correction for all pairs of methods, and apart for all pairs with a variant); = "
+        "marks methods that share a rank. Intervals: bootstrap over queries.\n"
+    )
+    if board.failures:
+        listed = [
+            f"- {failure.method}, K = {failure.k}, {failure.metric}, {', '.join(failure.queries)}: {failure.reason}"
+            for failure in board.failures
+        ]
+        parts.append("## Failed, left out of every mean\n\n" + "\n".join(map(_cell_text, listed)) + "\n")
+    if every := [*notes, *board.notes]:
+        parts.append("## Remarks\n\n" + "\n".join(f"- {_cell_text(note)}" for note in every) + "\n")
+    return "\n".join(parts)
+
+
+def line_cells(line: Line) -> list[str]:
+    """K, rank, method and the ranking metric as text, for a terminal."""
+    cell = line.cells.get(RANKED_BY)
+    return [str(line.k), _rank_text(line), line.method, "" if cell is None else _mean_text(cell)]
+
+
+def _rank_text(line: Line) -> str:
+    return "–" if line.rank is None else f"{line.rank}{'=' if line.tied else ''}"
+
+
+def _cells(line: Line, board: Board) -> list[str]:
+    texts = [_rank_text(line), line.method]
+    for metric in board.metrics:
+        cell = line.cells.get(metric.name)
+        texts += ["", ""] if cell is None else [_mean_text(cell), _difference_text(line.method, cell)]
+    found = line.equivalent
+    if found is None:
+        texts.append("")
+    elif found.outside:
+        texts.append(f"{found.outside} the curve")
+    else:
+        texts.append(f"{found.images:.0f}" + ("" if math.isnan(found.low) else f" [{found.low:.0f}, {found.high:.0f}]"))
+    return [*texts, f"{line.score_seconds:.2f}", line.tuned_on]
+
+
+def _mean_text(cell: Cell) -> str:
+    failed = f" ({cell.failed} failed)" if cell.failed else ""
+    if not cell.queries:
+        return f"failed{failed}"
+    error = "" if math.isnan(cell.standard_error) else f" ± {cell.standard_error:.5f}"
+    interval = "too few queries for an interval" if math.isnan(cell.low) else f"[{cell.low:.5f}, {cell.high:.5f}]"
+    return f"{cell.mean:.5f}{error} {interval}, {cell.queries} queries{failed}"
+
+
+def _difference_text(method: str, cell: Cell) -> str:
+    if method == BASELINE or not cell.queries:
+        return ""
+    if not cell.compared:
+        return "no baseline"
+    bounds = f"[{cell.difference_low:+.5f}, {cell.difference_high:+.5f}]"
+    return f"{cell.difference:+.5f} " + ("too few queries" if math.isnan(cell.difference_low) else bounds)
+
+
+def _cell_text(text: str) -> str:
+    """Text that Markdown shows as it is: no markup, no cell border, one line."""
+    plain = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return plain.replace("|", "\\|")

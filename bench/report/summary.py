@@ -1,0 +1,154 @@
+"""Rows summed up: means over queries, differences to a floor, equivalents in random images, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+from bench.contracts import Metric
+from bench.errors import ResultsFolderError
+from bench.records.rows import BASELINE, NOT_RANKED, NOTHING_REMOVED, REFERENCE, load
+from bench.records.store import Store
+from bench.registry import metrics
+from bench.report.statistics import Equivalent, equivalent_random, mean_and_error, paired_interval
+
+TABLE_HEAD = (
+    "metric",
+    "K",
+    "method",
+    "design",
+    "queries",
+    "mean ± 1 SE",
+    "minus random [95 % interval]",
+    "equals random images [95 % interval]",
+    "scoring s/query",
+)
+
+
+def check_evaluators(store: Store, chosen: Iterable[Metric]) -> None:
+    """Raise where the folder holds figures of the ``chosen`` metrics by another evaluator: they must not be mixed."""
+    frame = load(store)
+    for metric in chosen:
+        theirs = set(frame.loc[frame["metric"] == metric.name, "evaluator"]) - {"", metric.digest}
+        if theirs:
+            raise ResultsFolderError(
+                f"The results folder {store.root} holds figures of '{metric.name}' by evaluator "
+                f"{', '.join(sorted(theirs))}; here it is {metric.digest} (another version, or other weights). "
+                "Figures of different evaluators are never mixed: give another folder with --results."
+            )
+
+
+def labels(frame: pd.DataFrame) -> pd.Series:
+    """A name for each method with its settings; where a name stands for several, their digests tell them apart."""
+    digests = frame.groupby("method")["method_digest"].nunique()
+    mixed = frame["method"].map(digests > 1) & ~frame["method"].isin([*NOT_RANKED, BASELINE])
+    return frame["method"].where(~mixed, frame["method"] + " #" + frame["method_digest"].str[:6])
+
+
+def reference_curve(frame: pd.DataFrame, metric: str, design: str = "paired") -> pd.DataFrame:
+    """The random reference: K × queries, the mean of ``metric`` over draws; empty where it has not been run."""
+    rows = frame[(frame["method"] == REFERENCE) & (frame["metric"] == metric) & (frame["design"] == design)]
+    return rows[rows["status"] == "done"].pivot_table(index="k", columns="query", values="value").sort_index()
+
+
+def equivalent(own: pd.Series[float], curve: pd.DataFrame, *, higher_is_better: bool = True) -> Equivalent | None:
+    """How many random images the values ``own`` of a method, one for each query, amount to.
+
+    Only queries that both have count, and only points of the curve that have all of these; None where no query or
+    fewer than two points are left.
+    """
+    common = [query for query in own.index if query in curve.columns]
+    complete = curve[common].dropna()
+    if not common or len(complete) < 2:
+        return None
+    sign = 1.0 if higher_is_better else -1.0
+    return equivalent_random((sign * own[common]).to_numpy(), sign * complete)
+
+
+def summarize(frame: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
+    """Mean ± 1 standard error over queries of each method, K, metric and design, with its difference to ``baseline``.
+
+    Values of one query under several seeds are averaged first. The difference is paired by query at the same K,
+    metric and design; ``low`` and ``high`` bound its 95 % interval. Failed figures are left out and counted. Where the
+    random reference has been run, ``images`` random ones give the same figure (between ``images_low`` and
+    ``images_high``; ``outside`` says where the figure lies beyond the curve).
+    """
+    keys = ["method", "k", "metric", "design"]
+    seconds = frame.groupby(keys)["score_seconds"].mean()
+    done = frame[frame["status"] == "done"]
+    per_query = done.groupby([*keys, "query"], sort=False)["value"].mean()
+    failed = frame[frame["status"] == "failed"].groupby(keys).size()
+    lines: list[dict[str, Any]] = []
+    by_group = {group: values.droplevel(keys) for group, values in per_query.groupby(level=keys, sort=False)}
+    for group, own in by_group.items():
+        method, k, metric, design = group
+        mean, error = mean_and_error(own.to_numpy())
+        line = dict(zip(keys, group, strict=True)) | {
+            "queries": len(own),
+            "mean": mean,
+            "standard_error": error,
+        }
+        line |= {"failed": int(failed.get(group, 0)), "score_seconds": float(seconds[group])}
+        reference = by_group.get((baseline, k, metric, design))
+        if method != baseline and reference is not None:
+            other = reference.reindex(own.index).dropna()
+            difference = paired_interval(own[other.index].to_numpy(), other.to_numpy())
+            line |= {"difference": difference.mean, "low": difference.low, "high": difference.high}
+        line |= _equivalent_columns(frame, str(method), str(metric), str(design), own)
+        lines.append(line)
+    columns = [*keys, "queries", "failed", "mean", "standard_error", "difference", "low", "high"]
+    columns += ["images", "images_low", "images_high", "outside", "score_seconds"]
+    order = {metric.name: index for index, metric in enumerate(metrics)}
+    table = pd.DataFrame(lines, columns=columns)
+    return table.sort_values(
+        ["metric", "k", "mean"], key=lambda c: c.map(order) if c.name == "metric" else c, ignore_index=True
+    )
+
+
+def _equivalent_columns(
+    frame: pd.DataFrame, method: str, metric: str, design: str, own: pd.Series[float]
+) -> dict[str, float | str]:
+    """Of one line of the summary. A metric relative to controls has none: random removals do not raise it steadily."""
+    kind = metrics.find(metric)
+    if method in (REFERENCE, NOTHING_REMOVED) or kind is None or kind.relative_to_controls:
+        return {"outside": ""}
+    found = equivalent(own, reference_curve(frame, metric, design), higher_is_better=kind.higher_is_better)
+    if found is None:
+        return {"outside": ""}
+    return {"images": found.images, "images_low": found.low, "images_high": found.high, "outside": found.outside}
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The summary as a Markdown table."""
+    lines = ["| " + " | ".join(TABLE_HEAD) + " |", "|" + "---|" * len(TABLE_HEAD)]
+    lines += ["| " + " | ".join(cells) + " |" for cells in table_cells(table)]
+    return "\n".join(lines) + "\n"
+
+
+def table_cells(table: pd.DataFrame) -> list[list[str]]:
+    """The summary's cells as text, a list for each line."""
+    return [
+        [
+            str(line.metric),
+            str(line.k),
+            str(line.method),
+            str(line.design),
+            f"{line.queries}" + (f" ({line.failed} failed)" if line.failed else ""),
+            f"{line.mean:.5f} ± {line.standard_error:.5f}" if line.queries > 1 else f"{line.mean:.5f}",
+            "" if pd.isna(line.low) else f"{line.difference:+.5f} [{line.low:+.5f}, {line.high:+.5f}]",
+            _equivalent_cell(line),
+            f"{line.score_seconds:.2f}" if line.k and line.method != REFERENCE else "",
+        ]
+        for line in table.itertuples()
+    ]
+
+
+def _equivalent_cell(line: Any) -> str:
+    if line.outside:
+        return f"{line.outside} the curve"
+    if pd.isna(line.images):
+        return ""
+    interval = "" if pd.isna(line.images_low) else f" [{line.images_low:.0f}, {line.images_high:.0f}]"
+    return f"{line.images:.0f}{interval}"

@@ -1,0 +1,225 @@
+"""Stage 6, leave-K-out retraining: θ_ẑ^-K = A(D \\ D_ẑ^K), through a ledger.
+
+A trained model depends only on (study digest, removed ids, seed): that is its key (law 3). Equal removal sets train
+once, whichever method asked. What was observed on a model is kept under the same key, so that the model itself may
+be deleted, and a run can go on elsewhere from these small records alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import Timeout
+from torch import Tensor
+
+from bench.diffusion.model import DiffusionModel
+from bench.diffusion.observations import Observation
+from bench.diffusion.queries import Query
+from bench.diffusion.training import TrainingData, TrainingJob, TrainingRun, train_together
+from bench.foundation.digests import digest_of
+from bench.foundation.machine import active_threads, machine_kind
+from bench.records import folder
+from bench.records.store import Store, write_tensors
+from bench.studies import Study
+
+CHECKPOINT_SECONDS = 15.0
+OBSERVED = "observing "
+"""Begins the names of the facts that say how many seconds an observation takes for as many queries as threads."""
+Steps = Callable[[int], None]
+
+
+class Busy(Exception):
+    """Another process is at work on this model."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A model to train and what to observe on it.
+
+    Attributes:
+        job: the model.
+        queries: for which everything is observed; none where only the model is wanted.
+        controls: for which only that is observed which metrics compare with controls.
+    """
+
+    job: TrainingJob
+    queries: tuple[Query, ...] = ()
+    controls: tuple[Query, ...] = ()
+
+
+class Ledger:
+    """All trained models of one study in one results folder.
+
+    Args:
+        study: whose models.
+        store: of the results folder.
+        device: to train on.
+        observations: what to keep of each model.
+        on_controls: names of those that are made on control queries too.
+        size_limit_mib: trained models beyond it are deleted, the oldest first; their observations stay.
+        workers: how many processes such as this one train side by side; kept with the times, which depend on it.
+        should_stop: asked after each step; True leaves a checkpoint and raises KeyboardInterrupt.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        store: Store,
+        *,
+        device: torch.device,
+        observations: Sequence[Observation],
+        on_controls: Collection[str] = (),
+        size_limit_mib: float = 1024.0,
+        workers: int = 1,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.study, self.store, self.device = study, store, device
+        self.observations = {observation.name: observation for observation in observations}
+        self.on_controls = frozenset(on_controls)
+        self.size_limit_mib = size_limit_mib
+        self.workers = workers
+        self.should_stop = should_stop
+        self._data: TrainingData | None = None
+
+    @property
+    def data(self) -> TrainingData:
+        """D as the model sees it, computed on first use."""
+        if self._data is None:
+            self._data = TrainingData.of(self.study.dataset, DiffusionModel(self.study.model))
+        return self._data
+
+    def key(self, job: TrainingJob) -> str:
+        """Names the model that ``job`` trains."""
+        removed = sorted(self.study.dataset.ids[index] for index in job.removed)
+        return digest_of([self.study.digest, removed, job.seed])
+
+    def is_trained(self, job: TrainingJob) -> bool:
+        """Whether the model's weights are here."""
+        return self._model_path(job).exists()
+
+    def observed(self, job: TrainingJob) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """What is kept of a model: tensors (see ``Query.observed_as``), and facts about its training."""
+        return self.store.tensors(*folder.observation(self.key(job))) or ({}, {})
+
+    def missing(self, request: Request) -> list[tuple[Query, Observation]]:
+        """What of ``request`` has not been observed yet."""
+        kept, _ = self.observed(request.job)
+        wanted = [(query, observation) for query in request.queries for observation in self.observations.values()]
+        known = {query.digest for query in request.queries}
+        wanted += [
+            (query, self.observations[name])
+            for query in request.controls
+            for name in sorted(self.on_controls)
+            if query.digest not in known
+        ]
+        return [(query, one) for query, one in wanted if query.observed_as(one.name) not in kept]
+
+    def is_due(self, request: Request) -> bool:
+        """Whether something of ``request`` is still to be trained or observed."""
+        return bool(self.missing(request)) if request.queries else not self.is_trained(request.job)
+
+    def model(self, job: TrainingJob, on_step: Steps = lambda step: None, *, wait: bool = True) -> DiffusionModel:
+        """The trained model, from disk where it is, else trained now (from its last checkpoint if there is one).
+
+        Raises Busy where another process trains it and ``wait`` is False.
+        """
+        found = self._load(job)
+        if found is None:
+            try:
+                with self.store.lock(f"model-{self.key(job)}", timeout=-1.0 if wait else 0.0):
+                    found = self._load(job) or self._train(job, on_step)
+            except Timeout:
+                raise Busy(self.key(job)) from None
+        return found
+
+    def fulfil(self, request: Request, on_step: Steps = lambda step: None, *, wait: bool = True) -> None:
+        """Train (or find) the model of ``request`` and observe on it what is missing."""
+        if not self.is_due(request):
+            return
+        model = self.model(request.job, on_step, wait=wait)
+        if not request.queries:
+            return
+        key = self.key(request.job)
+        with self.store.lock(f"observations-{key}"):
+            kept, facts = self.observed(request.job)
+            facts = facts or self._facts(request.job)
+            missing = self.missing(request)
+            for observation in self.observations.values():
+                queries = [query for query, wanted in missing if wanted is observation]
+                if queries:
+                    started = time.monotonic()
+                    values = observation.observe(model, queries, self.study.seed)
+                    rounds = -(-len(queries) // active_threads())
+                    facts[f"{OBSERVED}{observation.name}"] = f"{(time.monotonic() - started) / rounds:.4f}"
+                    names = [query.observed_as(observation.name) for query in queries]
+                    kept |= dict(zip(names, values, strict=True))
+            write_tensors(self.store.path(*folder.observation(key)), kept, **facts)
+
+    def _facts(self, job: TrainingJob) -> dict[str, str]:
+        found = self.store.tensors(*folder.model(self.key(job)))
+        seconds = found[1]["seconds"] if found else "nan"
+        return {
+            "seconds": seconds,
+            "seed": str(job.seed),
+            "num_removed": str(len(job.removed)),
+            "machine": machine_kind(self.device),
+            "workers": str(self.workers),
+            "threads": str(active_threads()),
+        }
+
+    def _model_path(self, job: TrainingJob) -> Path:
+        return self.store.path(*folder.model(self.key(job)))
+
+    def _load(self, job: TrainingJob) -> DiffusionModel | None:
+        found = self.store.tensors(*folder.model(self.key(job)))
+        if found is None:
+            return None
+        return DiffusionModel(self.study.model, seed=job.seed, device=self.device).load(found[0])
+
+    def _train(self, job: TrainingJob, on_step: Steps) -> DiffusionModel:
+        run = TrainingRun(self.study.model, self.data, self.study.recipe, job, device=self.device)
+        place = folder.checkpoint(self.key(job))
+        kept = self.store.tensors(*place)
+        spent = 0.0
+        if kept is not None:
+            run.restore(kept[0])
+            spent = float(kept[1]["seconds"])
+        started = saved = time.monotonic()
+        steps = train_together([run])
+        try:
+            for _ in steps:
+                on_step(run.step)
+                if self.should_stop():
+                    raise KeyboardInterrupt
+                if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    self._save_checkpoint(place, run, spent + time.monotonic() - started)
+                    saved = time.monotonic()
+        except KeyboardInterrupt:
+            self._save_checkpoint(place, run, spent + time.monotonic() - started)
+            raise
+        seconds = spent + time.monotonic() - started
+        state = run.trained_state()
+        write_tensors(self._model_path(job), state, seconds=f"{seconds:.2f}", seed=str(job.seed))
+        self.store.path(*place).unlink(missing_ok=True)
+        self._prune()
+        return DiffusionModel(self.study.model, seed=job.seed, device=self.device).load(state)
+
+    def _save_checkpoint(self, place: tuple[str, ...], run: TrainingRun, seconds: float) -> None:
+        if not run.finished:
+            write_tensors(self.store.path(*place), run.checkpoint(), seconds=f"{seconds:.2f}")
+
+    def _prune(self) -> None:
+        """Delete the oldest models beyond the size limit; the original and the newest stay."""
+        files = sorted(folder.models(self.store.root), key=lambda path: path.stat().st_mtime)
+        original = self._model_path(TrainingJob((), self.study.seed))
+        excess = sum(path.stat().st_size for path in files) - self.size_limit_mib * 2**20
+        for path in files[:-1]:
+            if excess <= 0:
+                break
+            if path != original:
+                excess -= path.stat().st_size
+                path.unlink(missing_ok=True)
