@@ -23,7 +23,8 @@ from bench.contracts import Method
 from bench.errors import BenchError, InvalidInput
 from bench.experiments.datamodels import DatamodelTest
 from bench.experiments.datamodels import table_cells as table_cells_of_lds
-from bench.experiments.leave_k_out import DEFAULT_METRICS, DESIGNS, Report, Run
+from bench.experiments.experiment import DEFAULT_METRICS, Experiment
+from bench.experiments.leave_k_out import DESIGNS, Report, Run
 from bench.experiments.one_prompt import attribute
 from bench.experiments.planning import plan
 from bench.experiments.reference import Reference
@@ -289,6 +290,7 @@ def reference_(**given: Any) -> None:
 @click.option("--subsets", type=int, default=64, show_default=True, help="Random halves to train on.")
 @click.option("--seeds", type=int, default=1, show_default=True, help="Trainings of each half to average over.")
 @retraining_options
+@dry_run_option
 def lds_(**given: Any) -> None:
     """Measure the linear datamodeling score: do sums of scores rank models that were trained on random halves?"""
 
@@ -301,8 +303,11 @@ def lds_(**given: Any) -> None:
             metrics=[metrics.create("loss_change")], device=given["device"], workers=given["workers"],
             size_limit_mib=given["keep_models_mib"],
         )  # fmt: skip
+        if given["dry_run"]:
+            _print_plan(test)
+            return
         with progress_on(console) as progress:
-            found = test.measure(progress)
+            found = test.execute(progress)
         table = Table("method", "LDS [95 % interval over subsets]", "subsets", box=None, padding=(0, 2, 0, 0))
         for cells in table_cells_of_lds(found.table):
             table.add_row(*(escape(cell) for cell in cells))
@@ -467,7 +472,7 @@ def _run(given: dict[str, Any]) -> Run:
         budgets=given["budgets"],
         num_queries=given["queries"],
         seeds=given["seeds"],
-        design=given["design"],
+        pairing=given["design"],
         results=given["results"],
         device=given["device"],
         workers=given["workers"],
@@ -475,7 +480,7 @@ def _run(given: dict[str, Any]) -> Run:
     )
 
 
-def _print_plan(the_run: Run, effect: float | None = None) -> None:
+def _print_plan(the_run: Experiment[Any], effect: float | None = None) -> None:
     console = _console()
     for line in plan(the_run, effect=effect).lines():
         _line(console, line)

@@ -150,7 +150,7 @@ def test_models_beyond_the_size_limit_are_deleted_and_their_figures_stay(tiny, t
 
 
 def test_both_designs_can_be_reported(tiny, tmp_path):
-    report = quick_run(tiny, tmp_path, names=("pixel",), design="both", num_queries=1).execute()
+    report = quick_run(tiny, tmp_path, names=("pixel",), pairing="both", num_queries=1).execute()
     loss = report.frame.query("metric == 'loss_change'").set_index(["method", "design"])["value"]
     floor = loss["nothing removed", "unpaired"]
     for method in ("pixel", "random"):

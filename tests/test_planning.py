@@ -16,6 +16,7 @@ from bench.experiments.planning import plan
 from bench.experiments.reference import Reference
 from bench.experiments.throughput import Throughput, here, measured, recorded
 from bench.experiments.verification import rows_to_verify, verify
+from bench.records import folder
 from bench.records import rows as results
 from bench.records.store import Store
 from cli import main
@@ -155,10 +156,10 @@ def test_a_published_row_is_recomputed_to_the_bit(published):
 
 def test_a_row_that_was_altered_disagrees(published, tmp_path):
     subprocess.run(["cp", "-r", f"{published}/.", str(tmp_path)], check=True)
-    frame = pd.read_parquet(tmp_path / results.FILE)
+    frame = pd.read_parquet(tmp_path / folder.ROWS)
     at = frame.index[(frame["method"] == "random reference") & (frame["metric"] == "loss_change")][1]
     frame.loc[at, "value"] = np.nextafter(frame.loc[at, "value"], 1)
-    frame.to_parquet(tmp_path / results.FILE)
+    frame.to_parquet(tmp_path / folder.ROWS)
     outcome = command(tmp_path, "--row", str(at))
     assert outcome.exit_code == 1, outcome.output
     assert "DISAGREES" in outcome.output
@@ -168,7 +169,7 @@ def test_a_row_that_was_altered_disagrees(published, tmp_path):
     honest, usual = row["value"], frame["value"][alike].abs().mean()
     for share, agrees in ((0.005, True), (0.02, False)):  # of what such figures are on average, where 0.01 is allowed
         frame.loc[at, "value"] = honest + share * usual
-        frame.to_parquet(tmp_path / results.FILE)
+        frame.to_parquet(tmp_path / folder.ROWS)
         outcome = command(tmp_path, "--row", str(at))
         assert (outcome.exit_code == 0, "another machine kind" in outcome.output) == (agrees, True)
 
