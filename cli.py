@@ -34,7 +34,7 @@ from bench.experiments.workspace import Workspace
 from bench.foundation.console import progress_on
 from bench.pretrained import weights
 from bench.pretrained.encoders import WEIGHTS
-from bench.registry import label_of, load_plugin, methods, metrics, register_method, variant_of
+from bench.registry import load_plugin, methods, metrics, named, register_method
 from bench.report.board import RANKED_BY
 from bench.report.publishing import line_cells, publish
 from bench.report.summary import TABLE_HEAD, table_cells
@@ -167,7 +167,7 @@ def list_(kind: str | None) -> None:
 def _listed(name: str) -> tuple[str, ...]:
     """A method's line: its name, definition, needs, and whether it can run here."""
     method = methods.create(name)
-    variant = variant_of(name)
+    variant = name.partition(":")[2]
     settings = ", ".join(f"{key}={value}" for key, value in method.variants[variant].items()) if variant else ""
     return name, settings or method.summary, method.needs, f"no: {why}" if (why := method.unavailable()) else "yes"
 
@@ -437,7 +437,7 @@ def check_(names: Sequence[str], study_name: str, results: Path | None, settings
         console, broken = _console(), 0
         with tempfile.TemporaryDirectory() as temporary:
             for method in _methods(names, study_name, settings):
-                _line(console, label_of(method, study_name))
+                _line(console, named(method, study_name).label)
                 for finding in check(method, study(study_name), results or Path(temporary)):
                     broken += finding.status == "broken"
                     message = f": {finding.message}" if finding.message else ""

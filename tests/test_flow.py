@@ -40,8 +40,9 @@ def test_a_run_gives_every_figure_with_both_floors(finished):
     run, report = finished
     frame = report.frame
     assert list(frame.columns) == list(results.COLUMNS)
-    assert set(frame["method"]) == {"ours[num_fisher_draws=128, num_gradient_draws=128, timestep_stride=250]",
-                                    "pixel", "random", "nothing removed"}  # fmt: skip
+    assert set(frame["method"]) == {"ours", "pixel", "random", "nothing removed"}
+    assert set(frame["settings"]) == {"", json.dumps(QUICK, sort_keys=True)}
+    assert "ours[num_fisher_draws=128, num_gradient_draws=128, timestep_stride=250]" in set(report.table["method"])
     assert len(frame) == 2 * 2 * 4
     assert (frame["status"] == "done").all()
     assert frame["value"].notna().all()

@@ -18,10 +18,10 @@ from click.testing import CliRunner
 
 from bench.diffusion.queries import Query, save_queries
 from bench.foundation.digests import digest_of
+from bench.records.names import MethodName
 from bench.records.rows import NOTHING_REMOVED, REFERENCE, Row, frame_of
 from bench.records.store import Store, read_tensors, write_json, write_tensors
-from bench.registry import without_variants
-from bench.report.board import leaderboard
+from bench.report.board import charted, leaderboard
 from bench.report.board_figures import ablations, cost, curves, families
 from bench.report.merging import merge_folders, open_folder
 from bench.report.page import escaped
@@ -106,10 +106,11 @@ class Folder:
 
     def _row(self, metric, method, k, query, value, failed):
         lost = failed or not np.isfinite(value)
-        floor = method == NOTHING_REMOVED
+        floor, name = method == NOTHING_REMOVED, MethodName.of_old_label(method)
         return Row(
             study="tiny", study_digest=self.study.digest,
-            method=method, method_digest="" if floor else self.digest(method), query=query.id,
+            method=name.method, variant=name.variant, settings=name.settings,
+            method_digest="" if floor else self.digest(method), query=query.id,
             query_digest=query.digest, prompt=query.prompt, k=k, metric=metric,
             design="unpaired" if floor else "paired", seed=1000 if floor else 0,
             value=float("nan") if failed else value,
@@ -296,7 +297,9 @@ def test_variants_leave_the_other_figures_to_their_method(tmp_path):
     names = [text.get_text() for text in cost(board, 20).axes[0].texts]
     for shown in (legend, names):
         assert ("ours" in shown, "ours:sgd-1" in shown) == (True, False)
-    assert without_variants(["ours:all", "random", "ours:sgd-1"]) == ["ours:all", "random", "ours:sgd-1"]
+    assert charted([line for line in board.lines if line.method != "ours" and line.k == 20]) == [
+        line.method for line in board.lines if line.method != "ours" and line.k == 20
+    ]
 
 
 def test_variants_leave_the_verdicts_between_methods_as_they_were(tmp_path):

@@ -34,11 +34,12 @@ from bench.experiments.selection import drawn
 from bench.experiments.workspace import Workspace
 from bench.foundation.digests import digest_of
 from bench.records import folder
+from bench.records.names import MethodName
 from bench.records.rows import BASELINE, Row, frame_of
 from bench.records.store import Store, write_json, write_whole
-from bench.registry import label_of
 from bench.registry import methods as method_registry
 from bench.registry import metrics as metric_registry
+from bench.registry import named
 from bench.report.statistics import BOOTSTRAP_RESAMPLES, CONFIDENCE, Interval
 from bench.studies import Study
 
@@ -83,7 +84,7 @@ class DatamodelTest(Experiment["Datamodels"]):
 
     def label(self, method: Method) -> str:
         """The method's name in tables."""
-        return label_of(method, self.study.name)
+        return named(method, self.study.name).label
 
     def originals(self) -> list[TrainingJob]:
         """On all of D, one for each seed."""
@@ -101,7 +102,7 @@ class DatamodelTest(Experiment["Datamodels"]):
             for original in self.originals():
                 found += [
                     Comparison(
-                        method=SUBSET,
+                        named=MethodName(SUBSET),
                         method_digest=str(index),
                         query=query,
                         k=len(left_out),

@@ -28,9 +28,10 @@ from bench.experiments.pictures import draw_figures
 from bench.experiments.workspace import Workspace
 from bench.foundation.machine import describe, peak_memory_mib
 from bench.records import folder, rows
+from bench.records.names import MethodName
 from bench.records.store import Store, write_json, write_whole
-from bench.registry import label_of, tuned, variant_of
 from bench.registry import methods as method_registry
+from bench.registry import named, tuned
 from bench.report import summary
 
 DESIGNS = ("paired", "unpaired", "both")
@@ -118,7 +119,7 @@ class Run(Experiment["Report"]):
 
     def label(self, method: Method) -> str:
         """The method's name in tables, with the settings that differ from those tuned for this study."""
-        return label_of(method, self.study.name)
+        return named(method, self.study.name).label
 
     def store(self, workspace: Workspace) -> Store:
         """Where the rows go: those of held-out queries stay apart."""
@@ -134,7 +135,7 @@ class Run(Experiment["Report"]):
         pairs = seed_pairs(self)
         removals = [
             Comparison(
-                method=self.label(method),
+                named=named(method, self.study.name),
                 method_digest=method.digest,
                 query=query,
                 k=k,
@@ -163,7 +164,7 @@ class Run(Experiment["Report"]):
         """Nothing removed, other seeds."""
         return [
             Comparison(
-                method=rows.NOTHING_REMOVED,
+                named=MethodName(rows.NOTHING_REMOVED),
                 method_digest="",
                 query=query,
                 k=0,
@@ -244,7 +245,7 @@ def written(
     frame = rows.frame_of(measured.rows)
     store = experiment.store(workspace)
     merged = rows.merge(store, frame)
-    told_apart = merged.assign(method=summary.labels(merged))
+    told_apart = merged.assign(method=rows.labels(merged))
     table = summary.summarize(told_apart)
     chosen = design.chosen
     skipped, failures = dict(chosen.skipped), dict(chosen.failures)
@@ -272,11 +273,11 @@ def _manifest(
         "parts": study.parts,
         "version": version("attribution-bench"),
         "methods": {
-            label_of(method, study.name): {
+            named(method, study.name).label: {
                 "settings": method.settings(),
                 "sources": method.sources(),
                 "digest": method.digest,
-                "tuned_on": tuned(type(method), study.name, variant_of(label_of(method, study.name)))["tuned_on"],
+                "tuned_on": tuned(type(method), study.name, named(method, study.name).variant)["tuned_on"],
             }
             for method in methods
         },

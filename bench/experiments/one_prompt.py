@@ -17,7 +17,7 @@ from bench.foundation.digests import digest_of
 from bench.foundation.machine import available_threads, compute_threads
 from bench.records import folder
 from bench.records.store import write_whole
-from bench.registry import label_of
+from bench.registry import named
 from bench.report import figures
 
 
@@ -70,7 +70,7 @@ def attribute(
     figure = figures.contact_sheet(
         workspace.images([query])[0],
         prompt,
-        label_of(method, workspace.study.name),
+        named(method, workspace.study.name).label,
         list(dataset.pixels(chosen)),
         labels,
     )

@@ -21,7 +21,7 @@ from bench.experiments.throughput import Throughput, here, recorded
 from bench.experiments.workspace import Workspace
 from bench.records import folder
 from bench.records import rows as results
-from bench.registry import is_variant, label_of
+from bench.registry import named
 from bench.report.statistics import CONFIDENCE, MIN_QUERIES, families, queries_needed
 from bench.retraining.ledger import Request
 
@@ -176,7 +176,7 @@ def _scoring(
     for method, queries in unscored.items():
         seconds = workspace.usual_score_seconds(method)
         if queries and math.isnan(seconds):
-            unknown.append(label_of(method, experiment.study.name))
+            unknown.append(named(method, experiment.study.name).label)
         elif queries:
             total += seconds * len(queries)
     return total, unknown
@@ -200,10 +200,13 @@ def _power(experiment: Experiment[Any], workspace: Workspace, effect: float) -> 
     if not isinstance(experiment, Run):
         return ["how many queries a difference takes is told for leave-K-out runs alone"]
     run, metric = experiment, experiment.metrics[0]
-    labels = [run.label(method) for method in run.with_floor if not method.unavailable()]
-    asked = families(labels, [label for label in labels if is_variant(label)])
+    methods = [method for method in run.with_floor if not method.unavailable()]
+    labels = [run.label(method) for method in methods]
+    plain = [named(method, run.study.name).plain for method in methods]
+    asked = families(labels, [label for label, alone in zip(labels, plain, strict=True) if not alone])
     share = {frozenset(pair): (1 - CONFIDENCE) / len(pairs) for pairs in asked for pair in pairs}
     frame = results.load(workspace.store)
+    frame = frame.assign(method=results.labels(frame))
     rows = frame[(frame["metric"] == metric.name) & (frame["status"] == "done") & (frame["design"] == "paired")]
     lines = []
     for k in run.ks:

@@ -24,6 +24,7 @@ from bench.experiments.leave_k_out import Report, check_pairing, seed_pairs, wri
 from bench.experiments.selection import drawn
 from bench.experiments.workspace import Workspace
 from bench.foundation.digests import digest_of
+from bench.records.names import MethodName
 from bench.records.rows import REFERENCE
 from bench.studies import Study
 
@@ -74,7 +75,7 @@ class Reference(Experiment[Report]):
         """Every draw at every K, against the original model, for every query."""
         found = [
             Comparison(
-                method=REFERENCE,
+                named=MethodName(REFERENCE),
                 method_digest=draw_digest(draw),
                 query=query,
                 k=k,

@@ -13,8 +13,9 @@ from typing import Any
 from bench.contracts import Method
 from bench.experiments.leave_k_out import Report, Run
 from bench.foundation.progress import Progress
+from bench.records.rows import labels
 from bench.records.store import write_json
-from bench.registry import TUNED_FILE, methods, variant_of
+from bench.registry import TUNED_FILE, methods
 from bench.report.summary import summarize
 
 OBJECTIVE = "loss_change"
@@ -42,7 +43,7 @@ class Tuning:
         assert source is not None
         path = Path(source).with_name(TUNED_FILE)
         everything = json.loads(path.read_text()) if path.exists() else {}
-        is_variant = bool(variant_of(self.name))  # keeps every setting: what is left out is as tuned for the method
+        is_variant = ":" in self.name  # keeps every setting: what is left out is as tuned for the method
         defaults = methods.create(self.name).settings()
         changed = {key: value for key, value in self.best.settings().items() if is_variant or value != defaults[key]}
         everything.setdefault(self.name, {})[study] = {"settings": changed, "tuned_on": self.tuned_on}
@@ -63,7 +64,9 @@ def tune(run: Run, name: str, progress: Progress | None = None) -> Tuning:
         method.prepare()
     report = replace(run, held_out=True).execute(progress)
     label_of = {run.label(method): method for method in run.methods}
-    table = summarize(report.frame)  # this run's figures alone: the folder may hold older ones by the same names
+    table = summarize(
+        report.frame.assign(method=labels(report.frame))
+    )  # this run's figures alone: the folder may hold older ones by the same names
     rows = table[(table["metric"] == OBJECTIVE) & table["method"].isin(label_of)]
     best = rows.groupby("method")["mean"].mean().idxmax()
     budgets = ", ".join(str(k) for k in run.ks)

@@ -32,6 +32,7 @@ from bench.foundation.machine import machine_kind
 from bench.foundation.progress import Progress
 from bench.records import folder as names
 from bench.records import rows as results
+from bench.records.names import MethodName
 from bench.records.store import Store, read_json
 from bench.registry import metrics
 from bench.studies import STUDIES, Study, study
@@ -65,7 +66,7 @@ class Verified:
         """For people."""
         row, kind = self.row, "the same machine kind" if self.same_machine else "another machine kind"
         return (
-            f"{'agrees' if self.agrees else 'DISAGREES'}: {row['metric']} of {row['method']}, {row['query']}, "
+            f"{'agrees' if self.agrees else 'DISAGREES'}: {row['metric']} of {_label(row)}, {row['query']}, "
             f"K = {row['k']}, {row['design']}, seed {row['seed']}: published {row['value']!r}, recomputed "
             f"{self.value!r}, allowed difference {self.tolerance:.3g} ({kind})"
         )
@@ -85,19 +86,21 @@ def rows_to_verify(
         if not 0 <= row < len(frame):
             raise InvalidInput(f"--row {row}: {folder} has the rows 0 to {len(frame) - 1}.")
         return frame.iloc[[row]]
-    chosen = frame
-    for name, value in (("method", method), ("query", query), ("k", k)):
+    chosen = frame.assign(label=results.labels(frame))
+    for name, value in (("label", method), ("query", query), ("k", k)):
         if value is not None:
             chosen = chosen[chosen[name] == value]
     if not len(chosen):
-        raise InvalidInput(f"No row of {folder} has that method, query and K; methods: {_listed(frame['method'])}.")
+        raise InvalidInput(
+            f"No row of {folder} has that method, query and K; methods: {_listed(results.labels(frame))}."
+        )
     models = chosen[["model_key", "query"]].drop_duplicates()
     if len(models) > 1:
         raise InvalidInput(
             f"{len(models)} figures are meant; name one by --row, or by --method, --query and --k "
-            f"(methods: {_listed(chosen['method'])}; queries: {_listed(chosen['query'])}; K: {_listed(chosen['k'])})."
+            f"(methods: {_listed(chosen['label'])}; queries: {_listed(chosen['query'])}; K: {_listed(chosen['k'])})."
         )
-    return chosen
+    return chosen.drop(columns="label")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +147,7 @@ class Verification(Experiment[list[Verified]]):
                 f"({workspace.ledger.key(retrained)}): row and records do not belong together."
             )
         comparison = Comparison(
-            method=row["method"],
+            named=MethodName(row["method"], row["variant"], row["settings"]),
             method_digest=row["method_digest"],
             query=query,
             k=row["k"],
@@ -229,11 +232,15 @@ def _removed(folder: Path, the_study: Study, query: Query, row: dict[str, Any]) 
     ids = read_json(found[0])["ids"] if found else []
     if len(ids) < row["k"]:
         raise InvalidInput(
-            f"{folder}/selections holds {len(ids)} ids for {row['method']} ({row['method_digest']}) and {query.id}; "
+            f"{folder}/selections holds {len(ids)} ids for {_label(row)} ({row['method_digest']}) and {query.id}; "
             f"{row['k']} were removed."
         )
     place = {image: index for index, image in enumerate(the_study.dataset.ids)}
     return tuple(sorted(place[image] for image in ids[: row["k"]]))
+
+
+def _label(row: dict[str, Any]) -> str:
+    return MethodName(row["method"], row["variant"], row["settings"]).label
 
 
 def _listed(column: pd.Series[Any]) -> str:

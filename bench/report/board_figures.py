@@ -12,9 +12,8 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from bench.records.rows import BASELINE, NOTHING_REMOVED
-from bench.registry import base_of, without_variants
 from bench.report import figures
-from bench.report.board import RANKED_BY, Board, Line
+from bench.report.board import RANKED_BY, Board, Line, charted
 from bench.report.gallery import Gallery
 from bench.report.statistics import mean_and_error
 
@@ -66,7 +65,7 @@ def curves(board: Board, metric: str) -> Figure:
         axes.fill_between(reference.index, mean - np.nan_to_num(error), mean + np.nan_to_num(error), color="#dddddd")
         axes.plot(reference.index, mean, color=GREY, linewidth=2, label="random reference")
         ks |= {int(k) for k in reference.index}
-    names = sorted(without_variants(line.method for line in board.lines))
+    names = sorted(charted(board.lines))
     for index, name in enumerate(names):
         own = [line for line in board.lines if line.method == name and metric in line.cells]
         own = [line for line in own if np.isfinite(line.cells[metric].mean)]
@@ -116,7 +115,7 @@ def cost(board: Board, k: int) -> Figure:
     axes = figure.add_subplot()
     _floor(axes, board, RANKED_BY)
     lines = sorted((line for line in board.lines if line.k == k and _finite(line)), key=_mean)
-    shown = without_variants(line.method for line in lines)
+    shown = charted(lines)
     lines = [line for line in lines if line.method in shown]
     times = [max(line.score_seconds, 0.01) for line in lines]
     decades = [round(np.log10(seconds)) for seconds in times]
@@ -161,13 +160,13 @@ def verdict_matrix(board: Board, k: int) -> Figure:
 
 def families(lines: Sequence[Line]) -> list[str]:
     """Methods that stand there with variants or other settings."""
-    bases = [base_of(line.method) for line in lines]
+    bases = [line.name.method for line in lines]
     return sorted({base for base in bases if bases.count(base) > 1 and base != BASELINE})
 
 
 def ablations(board: Board, base: str, k: int) -> Figure:
     """A method and its variants beside random, mean ± 1 standard error of each metric (figures 12 to 14)."""
-    lines = [line for line in board.lines if line.k == k and base_of(line.method) in (base, BASELINE)]
+    lines = [line for line in board.lines if line.k == k and line.name.method in (base, BASELINE)]
     figure = Figure(figsize=(2.6 * len(board.metrics) + 1.6, 0.36 * len(lines) + 1.0))
     panels = figure.subplots(1, len(board.metrics), squeeze=False, sharey=True)[0]
     for axes, metric in zip(panels, board.metrics, strict=True):
@@ -190,7 +189,7 @@ def ablations(board: Board, base: str, k: int) -> Figure:
 def _pictures(board: Board, pictures: Gallery, shown_queries: Sequence[str]) -> dict[str, Figure]:
     """Top images of the leading methods, and what is made without them, a figure for each K."""
     queries = [query for query in pictures.queries if query.id in shown_queries]
-    leading = without_variants(line.method for line in board.lines if line.k == board.main_k)[:SHOWN_METHODS]
+    leading = charted(line for line in board.lines if line.k == board.main_k)[:SHOWN_METHODS]
     originals = [query.image for query in queries if query.image is not None]
     shown = {(query.id, method.method): method for query in queries for method in query.shown}
     few = queries[: max(1, 40 // max(1, len(leading)))]

@@ -21,8 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from bench.records.rows import BASELINE
-from bench.registry import without_variants
-from bench.report.board import RANKED_BY, Board, Cell, Line
+from bench.report.board import RANKED_BY, Board, Cell, Line, charted
 from bench.report.gallery import Gallery
 from bench.report.statistics import MIN_QUERIES, Verdict, mean_and_error
 
@@ -71,7 +70,7 @@ def payload(board: Board, pictures: Gallery, facts: Mapping[str, Any]) -> dict[s
         "images": board.num_images,
         "mainK": board.main_k,
         "methods": list(board.methods),
-        "charted": without_variants(board.methods),
+        "charted": charted(board.ordered),
         "metrics": [
             {
                 "name": metric.name,

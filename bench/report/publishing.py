@@ -14,7 +14,7 @@ import pandas as pd
 
 from bench.errors import ResultsFolderError
 from bench.records import folder as names
-from bench.records.rows import BASELINE
+from bench.records.rows import BASELINE, labels
 from bench.records.store import Store, write_whole
 from bench.report import figures
 from bench.report.board import RANKED_BY, Board, Cell, Line, leaderboard
@@ -22,7 +22,6 @@ from bench.report.board_figures import drawn, pdf
 from bench.report.gallery import gallery
 from bench.report.merging import Merged, RunFolder, has_rows, keep, merge_folders, open_folder
 from bench.report.page import page
-from bench.report.summary import labels
 from bench.studies import Study
 
 NAME = "leaderboard"

@@ -9,7 +9,7 @@ import pandas as pd
 
 from bench.contracts import Metric
 from bench.errors import ResultsFolderError
-from bench.records.rows import BASELINE, NOT_RANKED, NOTHING_REMOVED, REFERENCE, load
+from bench.records.rows import BASELINE, NOTHING_REMOVED, REFERENCE, load
 from bench.records.store import Store
 from bench.registry import metrics
 from bench.report.statistics import Equivalent, equivalent_random, mean_and_error, paired_interval
@@ -38,13 +38,6 @@ def check_evaluators(store: Store, chosen: Iterable[Metric]) -> None:
                 f"{', '.join(sorted(theirs))}; here it is {metric.digest} (another version, or other weights). "
                 "Figures of different evaluators are never mixed: give another folder with --results."
             )
-
-
-def labels(frame: pd.DataFrame) -> pd.Series:
-    """A name for each method with its settings; where a name stands for several, their digests tell them apart."""
-    digests = frame.groupby("method")["method_digest"].nunique()
-    mixed = frame["method"].map(digests > 1) & ~frame["method"].isin([*NOT_RANKED, BASELINE])
-    return frame["method"].where(~mixed, frame["method"] + " #" + frame["method_digest"].str[:6])
 
 
 def reference_curve(frame: pd.DataFrame, metric: str, design: str = "paired") -> pd.DataFrame:
