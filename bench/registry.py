@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from importlib.metadata import entry_points
 from importlib.util import module_from_spec, spec_from_file_location
@@ -39,8 +39,9 @@ class Registry(Generic[P]):
 
     def register(self, cls: type[P]) -> type[P]:
         """Class decorator: enter ``cls`` under its ``name``; a bad name, or one that another class has, is refused."""
-        for name in (cls.name, *variants_of(cls)):
-            check_name(self.kind, name)
+        check_name(self.kind, cls.name)
+        for variant in variants_of(cls):
+            check_name(f"variant of {self.kind}", variant, reserved=())
         taken = self._classes.get(cls.name)
         if taken is not None and taken.__module__ != cls.__module__:
             raise InvalidInput(
@@ -102,13 +103,13 @@ class Registry(Generic[P]):
                 entry.load()
 
 
-def check_name(kind: str, name: str) -> None:
+def check_name(kind: str, name: str, *, reserved: Collection[str] = RESERVED) -> None:
     """Raise InvalidInput where a ``kind`` of plugin must not be called ``name``."""
     parts = name.split("@", 1) if isinstance(name, str) and kind == "metric" else [name]  # a metric's encoder
-    if not all(isinstance(part, str) and NAME.fullmatch(part) for part in parts) or name in RESERVED:
+    if not all(isinstance(part, str) and NAME.fullmatch(part) for part in parts) or name in reserved:
         raise InvalidInput(
             f"A {kind} cannot be called {name!r}: small letters, digits, '_' and '-' are expected, a letter or digit "
-            f"first, and none of: {', '.join(RESERVED)}."
+            f"first{', and none of: ' + ', '.join(reserved) if reserved else ''}."
         )
 
 
