@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from bench import seeds
 from bench.dataset import Dataset
 from bench.errors import InvalidInput, TrainingFailed
+from bench.fast_unet import fast_forward
 from bench.machine import parallel
 from bench.model import DiffusionModel, ModelConfig
 
@@ -297,6 +298,6 @@ def _replicas(unet: nn.Module, weights: Float[Tensor, " weights"], count: int) -
             parameter.data = weights[start:stop].view_as(parameter)
             parameter.grad = gradient[start:stop].view_as(parameter)
             start = stop
-        replicas.append(replica)
+        replicas.append(fast_forward(replica))
         gradients.append(gradient)
     return replicas, gradients
