@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bench.data.dataset import Dataset
+from bench.diffusion.fast_unet import fast_forward
 from bench.diffusion.model import DiffusionModel, ModelConfig
 from bench.errors import InvalidInput, TrainingFailed
 from bench.foundation import seeds
@@ -297,6 +298,6 @@ def _replicas(unet: nn.Module, weights: Float[Tensor, " weights"], count: int) -
             parameter.data = weights[start:stop].view_as(parameter)
             parameter.grad = gradient[start:stop].view_as(parameter)
             start = stop
-        replicas.append(replica)
+        replicas.append(fast_forward(replica))
         gradients.append(gradient)
     return replicas, gradients
