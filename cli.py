@@ -453,7 +453,7 @@ def new_method(name: str, folder: Path) -> None:
         source, test = write_method(name, folder)
         _line(_console(), f"wrote {source} and {test}")
         _line(_console(), f"next: bench check --plugin {source} {name}")
-        _line(_console(), f"then: bench run --plugin {source} --method {name} --queries 2")
+        _line(_console(), f"then: bench run --plugin {source} --method {name} --study tiny")
 
     _guarded(work)
 

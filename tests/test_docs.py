@@ -74,7 +74,7 @@ def test_adding_a_method_as_the_readme_says_puts_it_into_the_table(tmp_path, mon
             arguments += ["--study", "tiny"]  # hardly trained, which is all that a method without a model needs
         outcome = CliRunner().invoke(main, arguments, catch_exceptions=False)
         assert outcome.exit_code == 0, outcome.output
-    assert len(Path("brightness.py").read_text().splitlines()) == 33  # as the README says
+    assert len(Path("brightness.py").read_text().splitlines()) == 35  # as the README says
     table = pd.read_parquet("results/runs/tiny/results.parquet")
     assert set(table["method"]) == {"brightness", "random", "nothing removed"}
     assert (table["status"] == "done").all()
