@@ -1,7 +1,7 @@
 """A study: data set, model, recipe, queries and budgets, all fixed and summed up in one digest.
 
 Every embedded study is a function below that returns one; its docstring states a command, the machine it ran on and
-the figures to expect. ``study("fashion")`` finds them by name.
+the values to expect. ``study("fashion")`` finds them by name.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def fashion() -> Study:
 def tiny() -> Study:
     """A slice of ``fashion`` for tests: 200 images, a small network, a few steps. It resolves nothing.
 
-    A run of three methods on two queries takes seconds anywhere; its figures mean nothing.
+    A run of three methods on two queries takes seconds anywhere; its values mean nothing.
     """
     whole = fashion()
     return replace(

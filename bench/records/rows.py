@@ -1,4 +1,4 @@
-"""Stage 8, the results: a long-form frame, one row per figure, with a manifest of what produced it.
+"""Stage 8, the results: a long-form frame, one row per value, with a manifest of what produced it.
 
 Unit and direction belong to the metric; the columns are defined once, here, and described in ``results/README.md``.
 """
@@ -32,7 +32,7 @@ def _column(meaning: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One figure."""
+    """One value."""
 
     study: str = _column("name of the study")
     study_digest: str = _column("digest of data set, text encoder, model, recipe and seed")
@@ -89,7 +89,7 @@ def merge(store: Store, new: pd.DataFrame) -> pd.DataFrame:
 
 
 def load(store: Store) -> pd.DataFrame:
-    """The figures kept in a results folder; an empty frame where there are none."""
+    """The rows kept in a results folder; an empty frame where there are none."""
     return next(iter(_earlier(store)), frame_of([]))
 
 
