@@ -12,11 +12,11 @@ from bench.contracts import Method
 from bench.digests import digest_of
 from bench.errors import InvalidInput
 from bench.machine import available_threads, compute_threads
+from bench.phrases import text_encoder
 from bench.queries import QuerySpec
 from bench.registry import label_of
 from bench.selection import top_k
 from bench.store import write_whole
-from bench.text import embedded_encoder
 from bench.workspace import Workspace
 
 
@@ -51,7 +51,7 @@ def attribute(
         raise InvalidInput(f"--top {top}: give a number between 1 and {len(dataset)}.")
     if not prompt.strip():
         raise InvalidInput("--prompt is empty: say what to generate, such as 'a photo of a bag'.")
-    embedded_encoder(workspace.study.model.num_tokens).tokens(prompt)
+    text_encoder(workspace.study.model.text_encoder, workspace.study.model.num_tokens).tokens(prompt)
     method.prepare()
     with compute_threads(threads or available_threads()):
         [query] = workspace.queries([QuerySpec(f"free-{digest_of([prompt, seed], 8)}", prompt, seed)])

@@ -16,8 +16,8 @@ from bench.dataset import Dataset, load_embedded
 from bench.digests import digest_of
 from bench.errors import InvalidInput, UnknownName
 from bench.model import ModelConfig
+from bench.phrases import text_encoder
 from bench.sampling import Sampler
-from bench.text import embedded_encoder
 from bench.training import Recipe
 
 TRAINING_VERSION = 1
@@ -65,7 +65,7 @@ class Study:
         return {
             "training_version": TRAINING_VERSION,
             "dataset": self.dataset.digest,
-            "text_encoder": embedded_encoder(self.model.num_tokens).digest,
+            "text_encoder": text_encoder(model.pop("text_encoder"), self.model.num_tokens).digest,
             "autoencoder": autoencoder(model.pop("autoencoder")).digest,
             "model": model,
             "recipe": asdict(self.recipe),
@@ -184,7 +184,31 @@ def emoji() -> Study:
     )  # fmt: skip
 
 
-STUDIES: dict[str, Callable[[], Study]] = {"fashion": fashion, "emoji": emoji, "small": small, "tiny": tiny}
+def faces() -> Study:
+    """Portraits of 16×16 pixels whose parts are known: 6,000 faces, captions such as "pale skin, pink hat, smile"."""
+    return Study(
+        name="faces",
+        description="6,000 portraits at 16×16 pixels whose parts are known",
+        dataset_name="faces",
+        model=ModelConfig(
+            sample_size=16, latent_channels=3, block_channels=(16, 32), cross_attention=(False, True),
+            num_tokens=16, text_encoder="phrases",
+        ),
+        recipe=Recipe(num_steps=1000, batch_size=64, learning_rate=2e-3, weight_power=0.5),
+        sampler=Sampler(num_steps=50, guidance=1.0),
+        prompts=("dark skin, pink hat, sunglasses, yellow clothes, smile, white background",) * 8,
+        held_out_prompts=("pale skin, teal hat, red clothes, frown, grey background",) * 4,
+        budgets=(100, 200, 500),
+    )  # fmt: skip
+
+
+STUDIES: dict[str, Callable[[], Study]] = {
+    "faces": faces,
+    "fashion": fashion,
+    "emoji": emoji,
+    "small": small,
+    "tiny": tiny,
+}
 
 
 def study(name: str) -> Study:

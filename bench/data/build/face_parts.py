@@ -64,7 +64,8 @@ PARTS: dict[str, Part] = {
         named=True, phrase="{}",
     ),
     "background": Part(
-        {"white": "ffffff", "grey": "b9bec6", "blue": "bfdcf7", "green": "c9efcf", "lilac": "d6b8f5", "orange": "ffb066"},
+        {"white": "ffffff", "grey": "b9bec6", "blue": "bfdcf7", "green": "c9efcf",
+         "lilac": "d6b8f5", "orange": "ffb066"},
         _even("white", "grey", "blue", "green"), {"lilac": 150, "orange": 60}, named=True, phrase="{} background",
     ),
     "haircut": Part(
@@ -106,7 +107,7 @@ def draw_face(rare: Face, *key: str | int) -> Face | None:
         values = PARTS[name].common
         return list(values)[int(stream.choice(len(values), p=list(values.values())))]
 
-    asked = {}
+    asked: Face = {}
     for part, value in rare.items():
         for other, needed in HIDES_NOTHING.get(part, {}).get(value, {}).items():
             if asked.setdefault(other, needed) != needed:

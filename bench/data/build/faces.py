@@ -34,7 +34,7 @@ PACKAGES = {
 SIZE = 16
 NUM_TRAIN = 6000
 NUM_HELD_OUT = 1000
-BOX_FACES = 40
+BOX_FACES = 300
 BEARD_MASK = re.compile(r'(<mask [^>]*id="[^"]*beard[^>]*><path [^>]*fill=")[^"]*"', re.IGNORECASE)
 Pixels = np.ndarray
 
@@ -143,7 +143,7 @@ def build(sources: Path, output: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         renderer = Renderer(sources, Path(folder))
         images = {split: renderer.draw(of_split) for split, of_split in faces.items()}
-        found = boxes(renderer, train[:BOX_FACES])
+        found = boxes(renderer, faces["held-out"][:BOX_FACES])
     rows = []
     for split, of_split in faces.items():
         for index, (face, image) in enumerate(zip(of_split, images[split], strict=True)):
