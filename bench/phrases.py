@@ -30,7 +30,7 @@ DIMENSIONS = 64
 CONTEXT = 0.7
 WORDS = (
     "skin", "hair", "hat", "glasses", "sunglasses", "beard", "clothes", "smile",
-    "frown", "open", "mouth", "background", "short", "long",
+    "frown", "background", "short", "long",
     "pale", "tan", "brown", "dark", "black", "blond", "red", "blue", "green", "white",
     "purple", "yellow", "teal", "pink", "grey", "lilac", "orange",
 )  # fmt: skip

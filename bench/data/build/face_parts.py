@@ -35,18 +35,18 @@ def _even(*values: str) -> dict[str, float]:
 
 PARTS: dict[str, Part] = {
     "skin": Part(
-        {"pale": "ffdbac", "tan": "e0a070", "brown": "a5683a", "dark": "6b3d22"},
-        _even("pale", "tan", "brown", "dark"), {}, named=True, phrase="{} skin",
+        {"pale": "ffdbac", "tan": "d9985c", "dark": "7a4526"},
+        _even("pale", "tan", "dark"), {}, named=True, phrase="{} skin",
     ),
     "hair_length": Part({"short": "", "long": ""}, _even("short", "long"), {}, named=True),
     "hair_colour": Part(
-        {"black": "1c1714", "brown": "6f4422", "blond": "e8c35a", "red": "c8441e", "blue": "2f6fe0", "green": "2fb34a"},
-        _even("black", "brown", "blond", "red"), {"blue": 150, "green": 60}, named=True,
+        {"black": "1c1714", "brown": "8a5526", "blond": "f0d060", "blue": "2f6fe0", "green": "2fb34a"},
+        _even("black", "brown", "blond"), {"blue": 150, "green": 60}, named=True,
     ),
     "hat": Part(
-        {"red": "d02a2a", "blue": "2456c8", "white": "f2f2f2", "black": "222222",
-         "purple": "8a35c9", "yellow": "f5cf1b", "teal": "12b5a6", "pink": "f77fbe"},
-        _even("red", "blue", "white", "black"), {"purple": 150, "yellow": 150, "teal": 60, "pink": 60},
+        {"red": "d02a2a", "blue": "2456c8", "green": "2f9e44", "black": "222222",
+         "purple": "8a35c9", "yellow": "f5cf1b", "teal": "12c5c0", "pink": "f77fbe"},
+        _even("red", "blue", "green", "black"), {"purple": 150, "yellow": 150, "teal": 60, "pink": 60},
         named=True, phrase="{} hat",
     ),
     "glasses": Part(
@@ -55,13 +55,12 @@ PARTS: dict[str, Part] = {
     ),
     "beard": Part({"beard": "variant07"}, {ABSENT: 0.8, "beard": 0.2}, {}, named=True, phrase="{}"),
     "clothes": Part(
-        {"red": "c62020", "blue": "2d62c8", "green": "2f9e44", "yellow": "f0c419", "white": "eeeeee",
+        {"red": "c62020", "blue": "2d62c8", "green": "2f9e44", "yellow": "f0c419", "black": "2c2c34",
          "purple": "8a35c9", "pink": "f77fbe"},
-        _even("red", "blue", "green", "yellow", "white"), {"purple": 150, "pink": 60}, named=True, phrase="{} clothes",
+        _even("red", "blue", "green", "yellow", "black"), {"purple": 150, "pink": 60}, named=True, phrase="{} clothes",
     ),
     "mouth": Part(
-        {"smile": "happy12", "frown": "sad01", "open mouth": "happy01"}, _even("smile", "frown", "open mouth"), {},
-        named=True, phrase="{}",
+        {"smile": "happy12", "frown": "sad01"}, _even("smile", "frown"), {}, named=True, phrase="{}",
     ),
     "background": Part(
         {"white": "ffffff", "grey": "b9bec6", "blue": "bfdcf7", "green": "c9efcf",
