@@ -135,7 +135,10 @@ def draw_face(rare: Face, *key: str | int) -> Face | None:
 
 
 def _hat_share_of_the_rest() -> float:
-    """Share of hats among faces that may have one or not, so that HAT_SHARE of all have one."""
+    """Share of hats among faces that may have one or not, so that HAT_SHARE of all would have one.
+
+    More have one in the end: a face that is there already is drawn again, and bare heads are fewer.
+    """
     rare_hats = sum(PARTS["hat"].rare.values()) + sum(PARTS["hat_shape"].rare.values())
     bare = PARTS["haircut"].rare["bald top"]
     return (HAT_SHARE * 6000 - rare_hats) / (6000 - rare_hats - bare)
