@@ -66,18 +66,20 @@ class Probe:
         self.net = net.eval()
 
     @torch.no_grad()
-    def probabilities(self, images: Float[Tensor, "images 3 16 16"]) -> dict[str, Float[Tensor, "images values"]]:
+    def probabilities(
+        self, images: Float[Tensor, "images channels height width"]
+    ) -> dict[str, Float[Tensor, "images values"]]:
         """For each part the probability of each of its values (``self.values[part]``); a row sums to one.
 
         Args:
-            images: in [-1, 1], as ``Dataset.pixels`` gives them. Raises InvalidInput for another shape.
+            images: of 3 channels, 16 × 16 pixels, in [-1, 1], as ``Dataset.pixels`` gives them. Raises InvalidInput for another shape.
         """
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, SIZE, SIZE):
             raise InvalidInput(f"The probe reads images × 3 × {SIZE} × {SIZE}; these are {tuple(images.shape)}.")
         logits = self.net(images.float().clamp(-1, 1)).split([len(of_part) for of_part in self.values.values()], 1)
         return {part: of_part.softmax(1) for part, of_part in zip(self.values, logits, strict=True)}
 
-    def parts(self, images: Float[Tensor, "images 3 16 16"]) -> list[dict[str, str]]:
+    def parts(self, images: Float[Tensor, "images channels height width"]) -> list[dict[str, str]]:
         """For each image its likeliest value of every part, "" for absent or hidden. See ``probabilities``."""
         likeliest = {part: table.argmax(1).tolist() for part, table in self.probabilities(images).items()}
         return [

@@ -76,7 +76,8 @@ def reported_specs(study: Study, count: int) -> list[QuerySpec]:
         raise InvalidInput(
             f"--queries {count}: study '{study.name}' has {len(study.prompts)} queries; give 1 to {len(study.prompts)}."
         )
-    return [QuerySpec(f"q{i:02d}", prompt, i) for i, prompt in enumerate(study.prompts[:count])]
+    chosen = study.prompt_seeds or range(len(study.prompts))
+    return [QuerySpec(f"q{i:02d}", prompt, chosen[i]) for i, prompt in enumerate(study.prompts[:count])]
 
 
 def held_out_specs(study: Study, count: int) -> list[QuerySpec]:
@@ -85,8 +86,9 @@ def held_out_specs(study: Study, count: int) -> list[QuerySpec]:
         raise InvalidInput(
             f"--queries {count}: study '{study.name}' holds out {len(study.held_out_prompts)} queries for tuning."
         )
+    chosen = study.held_out_seeds or range(1000, 1000 + len(study.held_out_prompts))
     prompts = study.held_out_prompts[:count]
-    return [QuerySpec(f"held-out-{i:02d}", prompt, 1000 + i) for i, prompt in enumerate(prompts)]
+    return [QuerySpec(f"held-out-{i:02d}", prompt, chosen[i]) for i, prompt in enumerate(prompts)]
 
 
 def control_specs(pool: Sequence[QuerySpec], query: Query | QuerySpec) -> list[QuerySpec]:

@@ -34,6 +34,7 @@ class Study:
         model, recipe, sampler: of the generative model.
         prompts: of the reported queries, one query each.
         held_out_prompts: of the queries that settings are tuned on, never reported.
+        prompt_seeds, held_out_seeds: of the noises of these queries; () for 0, 1, … and for 1000, 1001, …
         budgets: the K of the study, ascending.
         num_queries: how many queries a run has by default.
         seed: of the original model θ0, of its training draws and of everything else that is keyed.
@@ -51,6 +52,8 @@ class Study:
     budgets: tuple[int, ...]
     num_queries: int = 8
     seed: int = 0
+    prompt_seeds: tuple[int, ...] = ()
+    held_out_seeds: tuple[int, ...] = ()
     description: str = field(default="", compare=False)
 
     @cached_property
