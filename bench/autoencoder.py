@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from functools import cache
 from importlib import resources
 from typing import Protocol, runtime_checkable
@@ -14,7 +13,6 @@ from diffusers import AutoencoderKL
 from jaxtyping import Float
 from safetensors.torch import load
 from torch import Tensor
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 BATCH = 64
 
@@ -55,24 +53,6 @@ class Identity:
         return latents.clamp(-1, 1)
 
 
-class Folded:
-    """Every 2×2 square of pixels is one position with four times the channels; nothing is lost.
-
-    The same numbers in another shape: a U-Net starts at half the rows and columns, and leaves the finest level out.
-    """
-
-    digest = "folded"
-    latent_range = 1.0
-
-    def encode(self, images: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch channels rows columns"]:
-        """The images, folded: channels = 4 c, rows = h / 2, columns = w / 2."""
-        return pixel_unshuffle(images, 2)
-
-    def decode(self, latents: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch c h w"]:
-        """The images, clamped to their range."""
-        return pixel_shuffle(latents, 2).clamp(-1, 1)
-
-
 class Embedded:
     """A diffusers ``AutoencoderKL`` that ships with the project; it encodes to the mean of its posterior.
 
@@ -104,12 +84,7 @@ class Embedded:
         return torch.cat([self.model.decode(part).sample for part in parts]).clamp(-1, 1)
 
 
-PARAMETERLESS: dict[str, Callable[[], Autoencoder]] = {"identity": Identity, "folded": Folded}
-
-
 @cache
 def autoencoder(name: str) -> Autoencoder:
-    """The autoencoder called ``name``: "identity", "folded", or the name of one that ships with the project."""
-    if name in PARAMETERLESS:
-        return PARAMETERLESS[name]()
-    return Embedded(name)
+    """The autoencoder called ``name``: "identity", or the name of one that ships with the project."""
+    return Identity() if name == "identity" else Embedded(name)
