@@ -72,7 +72,7 @@ class Probe:
         """For each part the probability of each of its values (``self.values[part]``); a row sums to one.
 
         Args:
-            images: of 3 channels, 16 × 16 pixels, in [-1, 1], as ``Dataset.pixels`` gives them. Raises InvalidInput for another shape.
+            images: of 3 channels, 16 × 16 pixels, in [-1, 1], as ``Dataset.pixels`` gives them.
         """
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, SIZE, SIZE):
             raise InvalidInput(f"The probe reads images × 3 × {SIZE} × {SIZE}; these are {tuple(images.shape)}.")

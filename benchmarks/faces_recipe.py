@@ -61,7 +61,8 @@ def pictures(the_study: Study, model: DiffusionModel, prompts: list[str]) -> lis
     for start in range(0, len(prompts), BATCH):
         part = prompts[start : start + BATCH]
         noise = torch.stack([seeds.normal(model.latent_shape, "query-noise", start + i) for i in range(len(part))])
-        found += embedded_probe().parts(the_study.sampler.sample(model, noise, part))
+        latents = the_study.sampler.sample(model, noise, part)
+        found += embedded_probe().parts(model.autoencoder.decode(latents))
     return found
 
 

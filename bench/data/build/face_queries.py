@@ -83,7 +83,7 @@ def search(
         for start in range(0, NUM_NOISES[group], BATCH):
             candidates = range(first + start, first + start + BATCH)
             noise = torch.stack([seeds.normal(model.latent_shape, "query-noise", seed) for seed in candidates])
-            images = the_study.sampler.sample(model, noise, [prompt] * BATCH)
+            images = model.autoencoder.decode(the_study.sampler.sample(model, noise, [prompt] * BATCH))
             for seed, face in zip(candidates, probe.parts(images), strict=True):
                 if all(face[part] == value for part, value in needed.items()) and rare_in(face) == rare:
                     return prompt, seed
