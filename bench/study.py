@@ -195,10 +195,12 @@ def faces() -> Study:
         dataset_name="faces",
         model=ModelConfig(
             sample_size=16, latent_channels=3, block_channels=(16, 32), cross_attention=(False, True),
-            num_tokens=16, text_encoder="phrases",
+            attention_heads=4, num_tokens=16, text_encoder="phrases",
         ),
-        recipe=Recipe(num_steps=1000, batch_size=64, learning_rate=2e-3, weight_power=0.5),
-        sampler=Sampler(num_steps=50, guidance=1.0),
+        recipe=Recipe(
+            num_steps=1500, batch_size=32, learning_rate=3e-3, caption_dropout=0.0, weight_power=0.5, num_shards=1,
+        ),
+        sampler=Sampler(num_steps=25, guidance=1.0),
         prompts=("dark skin, pink hat, sunglasses, yellow clothes, smile, white background",) * 8,
         held_out_prompts=("pale skin, teal hat, red clothes, frown, grey background",) * 4,
         budgets=(100, 200, 500),

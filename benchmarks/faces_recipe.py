@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from bench import seeds
 from bench.dataset import Dataset, load_embedded
@@ -123,16 +123,21 @@ def measure(the_study: Study, *, num_prompts: int, num_randoms: int, weights: Pa
     """All figures of one setting."""
     dataset = the_study.dataset
     data = TrainingData.of(dataset, DiffusionModel(the_study.model))
-    original, seconds = train(the_study, data, [])
-    if weights is not None:
-        save_file(original.state(), weights)
+    times = []
+    if weights is not None and weights.exists():
+        original = DiffusionModel(the_study.model).load(load_file(weights))
+    else:
+        original, seconds = train(the_study, data, [])
+        times.append(seconds)
+        if weights is not None:
+            save_file(original.state(), weights)
     captions = list(load_embedded("faces", split="held-out").captions[:num_prompts])
     right, wrong = share_right(the_study, original, captions)
     found: dict[str, Any] = {
         "model": asdict(the_study.model),
         "recipe": asdict(the_study.recipe),
         "weights": sum(weight.numel() for weight in original.unet.parameters()),
-        "seconds": [seconds],
+        "seconds": times,
         "right": right,
         "wrong": wrong,
         "swapped": share_swapped(the_study, original, num_prompts // 2),
@@ -168,7 +173,7 @@ def main() -> None:
     parser.add_argument("--recipe", type=json.loads, default={}, help="fields of Recipe to replace, as JSON")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--randoms", type=int, default=2, help="random removals; 0 for the pictures alone")
-    parser.add_argument("--weights", type=Path, help="keep the original model's weights here")
+    parser.add_argument("--weights", type=Path, help="the original model's: kept here, or taken from here")
     given = parser.parse_args()
     base = study("faces")
     fields = {name: tuple(value) if isinstance(value, list) else value for name, value in given.model.items()}

@@ -21,12 +21,13 @@ from safetensors.torch import load_file
 from bench import seeds
 from bench.data.build.face_parts import PARTS, Face, caption, draw_face
 from bench.faces import asked_parts
+from bench.machine import compute_threads
 from bench.model import DiffusionModel
 from bench.probe import Probe, embedded_probe
 from bench.study import Study, study
 
-NUM_NOISES = {"named": 24, "unnamed": 96}
-MOST_PROMPTS = 12
+NUM_NOISES = {"named": 24, "unnamed": 72}
+MOST_PROMPTS = 8
 COUNTS = {"reported": 32, "held-out": 8}
 """Queries of each group."""
 SHIFTS = {"reported": 0, "held-out": 5}
@@ -113,7 +114,8 @@ def build(weights: Path, output: Path) -> None:
     probe = embedded_probe()
     texts = []
     for split in COUNTS:
-        named, unnamed = (choose(model, the_study, probe, group, split) for group in NUM_NOISES)
+        with compute_threads(1):
+            named, unnamed = (choose(model, the_study, probe, group, split) for group in NUM_NOISES)
         entries = [entry for pair in zip(named, unnamed, strict=True) for entry in pair]
         lines = ",\n".join(f"    {json.dumps(entry)}" for entry in entries)
         texts.append(f'  "{split}": [\n{lines}\n  ]')
