@@ -17,7 +17,7 @@ import bench.pretrained.weights
 from bench.diffusion.queries import Query
 from bench.errors import InvalidInput, Unavailable, UnknownName
 from bench.experiments.leave_k_out import Run
-from bench.experiments.one_prompt import features
+from bench.attribution import features
 from bench.experiments.planning import plan
 from bench.pretrained.encoders import ENCODERS, HEADS, WEIGHTS, Encoder, Preprocessing, encoder
 from bench.pretrained.weights import CONVERSION, RANDOM, Hub, Nowhere, Weights, chosen, read_safetensors

@@ -12,9 +12,9 @@ from test_flow import quick_run
 from bench.errors import InvalidInput
 from bench.experiments.reference import Reference, random_removal, sweep
 from bench.records import folder
-from bench.records.rows import REFERENCE
+from bench.records.rows import REFERENCE, labels
 from bench.report.figures import loss_change
-from bench.report.summary import equivalent, labels, reference_curve, summarize, table_cells
+from bench.report.summary import equivalent, reference_curve, summarize, table_cells
 from bench.studies import study
 from cli import main
 

@@ -29,7 +29,9 @@ class GroupNormSilu(torch.autograd.Function):
         """SiLU(group_norm(inputs)), batch × channels × rows × columns, contiguous."""
         batch, channels, rows, columns = inputs.shape
         sizes = (batch, channels, rows * columns, groups)
-        normed, mean, scale = torch.native_group_norm(inputs, weight, bias, *sizes, eps)
+        normed, mean, scale = torch.native_group_norm(
+            inputs, weight, bias, batch, channels, rows * columns, groups, eps
+        )
         ctx.save_for_backward(inputs, weight, bias, mean, scale)
         ctx.sizes, ctx.eps = sizes, eps
         return functional.silu(normed, inplace=True)
@@ -118,7 +120,8 @@ def covers(unet: UNet2DConditionModel) -> bool:
 
 def _norm_silu(norm: Any, hidden: Tensor) -> Tensor:
     """SiLU after a group norm."""
-    result: Tensor = GroupNormSilu.apply(hidden.contiguous(), norm.weight, norm.bias, norm.num_groups, norm.eps)
+    settings = norm.weight, norm.bias, norm.num_groups, norm.eps
+    result: Tensor = GroupNormSilu.apply(hidden.contiguous(), *settings)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -143,7 +146,8 @@ def _attended(block: Any, number: int, hidden: Tensor, states: Tensor) -> Tensor
         normed = layer.norm1(tokens)
         tokens = _attention(layer.attn1, normed, normed).add_(tokens)
         tokens = _attention(layer.attn2, layer.norm2(tokens), states).add_(tokens)
-        tokens = layer.ff.net[2](Geglu.apply(layer.ff.net[0].proj(layer.norm3(tokens)))).add_(tokens)
+        gated = Geglu.apply(layer.ff.net[0].proj(layer.norm3(tokens)))  # type: ignore[no-untyped-call]
+        tokens = layer.ff.net[2](gated).add_(tokens)
     result = functional.linear(tokens, model.proj_out.weight.flatten(1), model.proj_out.bias)
     return hidden + result.transpose(1, 2).reshape(hidden.shape)
 
