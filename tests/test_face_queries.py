@@ -7,7 +7,6 @@ import pytest
 from bench.building.face_parts import PARTS
 from bench.data.dataset import load_embedded
 from bench.data.face_queries import FaceQuery, asked_parts, face_queries
-from bench.diffusion.queries import held_out_specs, reported_specs
 from bench.errors import InvalidInput
 from bench.studies import study
 
@@ -51,10 +50,10 @@ def test_known_sets_are_the_carriers() -> None:
 
 def test_the_study_asks_these_queries_with_their_noises() -> None:
     faces = study("faces")
-    assert [(spec.prompt, spec.seed) for spec in reported_specs(faces, 64)] == [
+    assert [(spec.prompt, spec.seed) for spec in faces.queries(64)] == [
         (query.prompt, query.seed) for query in REPORTED
     ]
-    assert [(spec.prompt, spec.seed) for spec in held_out_specs(faces, 16)] == [
+    assert [(spec.prompt, spec.seed) for spec in faces.held_out_queries(16)] == [
         (query.prompt, query.seed) for query in HELD_OUT
     ]
 

@@ -14,10 +14,10 @@ from torch.nn import functional
 
 import bench.pretrained.encoders
 import bench.pretrained.weights
+from bench.attribution import features
 from bench.diffusion.queries import Query
 from bench.errors import InvalidInput, Unavailable, UnknownName
 from bench.experiments.leave_k_out import Run
-from bench.attribution import features
 from bench.experiments.planning import plan
 from bench.pretrained.encoders import ENCODERS, HEADS, WEIGHTS, Encoder, Preprocessing, encoder
 from bench.pretrained.weights import CONVERSION, RANDOM, Hub, Nowhere, Weights, chosen, read_safetensors

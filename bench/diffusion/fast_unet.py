@@ -40,7 +40,7 @@ class GroupNormSilu(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of inputs, weight and bias."""
         inputs, weight, bias, mean, scale = ctx.saved_tensors
-        normed = torch.native_group_norm(inputs, weight, bias, *ctx.sizes, ctx.eps)[0]
+        normed = torch.ops.aten.native_group_norm(inputs, weight, bias, *ctx.sizes, ctx.eps)[0]
         torch.ops.aten.silu_backward.grad_input(gradients[0].contiguous(), normed, grad_input=normed)
         needs = list(ctx.needs_input_grad[:3])
         results = torch.ops.aten.native_group_norm_backward(normed, inputs, mean, scale, weight, *ctx.sizes, needs)
