@@ -12,7 +12,8 @@ from scipy import stats
 
 from bench import metrics
 from bench.errors import InvalidInput
-from bench.experiments.datamodels import FILE, DatamodelTest, spearman, subset, subset_interval
+from bench.experiments.datamodels import DatamodelTest, spearman, subset, subset_interval
+from bench.records import folder
 from bench.registry import methods
 from bench.studies import study
 from cli import main
@@ -92,4 +93,4 @@ def test_the_command_prints_the_score(tmp_path):
     outcome = CliRunner().invoke(main, ["lds", *given], catch_exceptions=False)
     assert outcome.exit_code == 0, outcome.output
     assert "pixel" in outcome.output
-    assert (tmp_path / FILE).exists()
+    assert (tmp_path / folder.LDS).exists()
