@@ -40,7 +40,7 @@ from bench.records.store import Store, write_json, write_whole
 from bench.registry import methods as method_registry
 from bench.registry import metrics as metric_registry
 from bench.registry import named
-from bench.report.statistics import BOOTSTRAP_RESAMPLES, CONFIDENCE, Interval
+from bench.report.statistics import Interval, resampled_bounds
 from bench.studies import Study
 
 KEYS = ["study_digest", "method_digest", "query_digest", "subsets_digest", "seeds"]
@@ -223,7 +223,7 @@ def spearman(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def subset_interval(sums: np.ndarray, targets: np.ndarray, *, seed: int = 0) -> Interval:
-    """Mean over queries of Spearman's ρ with its percentile bootstrap interval over subsets.
+    """Mean over queries of Spearman's ρ with its ``resampled_bounds`` over subsets.
 
     NaN bounds for fewer than MIN_SUBSETS subsets.
 
@@ -233,11 +233,8 @@ def subset_interval(sums: np.ndarray, targets: np.ndarray, *, seed: int = 0) -> 
     mean = _mean(spearman(sums, targets)) if len(sums) > 1 else float("nan")
     if len(sums) < MIN_SUBSETS:
         return Interval(mean, float("nan"), float("nan"))
-    rng = np.random.default_rng(seed)
-    samples = rng.integers(0, len(sums), (BOOTSTRAP_RESAMPLES // 5, len(sums)))
-    drawn = [_mean(spearman(sums[sample], targets[sample])) for sample in samples]
-    low, high = np.nanquantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(mean, float(low), float(high))
+    low, high = resampled_bounds(lambda chosen: _mean(spearman(sums[chosen], targets[chosen])), len(sums), seed=seed)
+    return Interval(mean, low, high)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -30,7 +30,7 @@ from bench.report.statistics import (
     Equivalent,
     Interval,
     Verdict,
-    bootstrap_interval,
+    interval,
     mean_and_error,
     verdicts,
 )
@@ -60,8 +60,8 @@ class Cell:
 
     Attributes:
         mean, standard_error: over queries, as the paper reports them.
-        low, high: bootstrap interval of the mean; NaN where there are too few queries.
-        difference, difference_low, difference_high: to the baseline, paired by query, with its bootstrap interval.
+        low, high: interval of the mean; NaN where there are too few queries.
+        difference, difference_low, difference_high: to the baseline, paired by query, with its interval.
         queries: over how many.
         compared: how many of these have a baseline.
         failed: figures that were left out.
@@ -330,17 +330,17 @@ def _cell(label: str, table: pd.DataFrame | None, failed: int) -> Cell:
                     difference_high=nan, queries=0, compared=0, failed=failed)  # fmt: skip
     own = table[label].dropna()
     mean, error = mean_and_error(own.to_numpy())
-    interval = bootstrap_interval(own.to_numpy())
+    bounds = interval(own.to_numpy())
     difference, compared = Interval(nan, nan, nan), 0
     if label != BASELINE and BASELINE in table:
         apart = (table[label] - table[BASELINE]).dropna().to_numpy()
         compared = len(apart)
-        difference = bootstrap_interval(apart)
+        difference = interval(apart)
     return Cell(
         mean=mean,
         standard_error=error,
-        low=interval.low,
-        high=interval.high,
+        low=bounds.low,
+        high=bounds.high,
         difference=difference.mean,
         difference_low=difference.low,
         difference_high=difference.high,

@@ -164,7 +164,9 @@ def markdown(board: Board, study: str, notes: Sequence[str] = ()) -> str:
     parts.append(
         f"Rank: 1 + the number of methods that are significantly better on {RANKED_BY} at that K (Student's paired "
         "test over queries, Holm's correction for all pairs of methods, and apart for all pairs with a variant); = "
-        "marks methods that share a rank. Intervals: bootstrap over queries.\n"
+        "marks methods that share a rank. Intervals of means and differences: Student's over queries, 95 %, each "
+        "alone: they leave zero out where the same test, uncorrected, does. Those of ≈ random images: "
+        "resampled queries.\n"
     )
     if board.failures:
         listed = [
