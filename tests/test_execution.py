@@ -112,7 +112,7 @@ def test_an_observation_that_raises_costs_its_request_alone_and_its_traceback_is
     plugin = tmp_path / "faulty.py"
     plugin.write_text(FAULTY)
     load_plugin(plugin)
-    engine = Engine(tiny, tmp_path / "run", "cpu", ("faulty",), 1024.0)
+    engine = Engine(tiny, tmp_path / "run", "cpu", ("faulty",), 1024.0, (str(plugin),))
     requests = [Request(job, (queries[int(index == 1)],)) for index, job in enumerate(JOBS[:3])]
     found = outcomes(name, engine, requests)
     assert sorted(found) == [0, 1, 2]
