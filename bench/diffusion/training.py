@@ -17,7 +17,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -276,6 +276,13 @@ class TrainingRun:
         self.optimizer.state[self.weights] = {
             name: value.clone() if name == "step" else value.to(self.weights.device) for name, value in moments.items()
         }
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """Steps trainings until all are finished; yields the losses of those under way after each step."""
+
+    def __call__(self, runs: Sequence[TrainingRun]) -> Iterator[list[float]]: ...
 
 
 def train_together(runs: Sequence[TrainingRun]) -> Iterator[list[float]]:

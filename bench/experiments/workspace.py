@@ -25,7 +25,7 @@ from bench.foundation.machine import device_of
 from bench.foundation.progress import Progress
 from bench.records import folder
 from bench.records.store import Artifacts, Store, folder_error, write_json
-from bench.retraining.executors import Engine, Executor, Inline, LocalWorkers
+from bench.retraining.executors import Engine, Executor, executor
 from bench.retraining.ledger import Ledger, Request
 from bench.studies import Study
 
@@ -100,7 +100,7 @@ class Workspace:
 
     def executor(self, workers: int) -> Executor:
         """This process, or ``workers`` local processes."""
-        return Inline(self.ledger) if workers <= 1 else LocalWorkers(self.engine, workers)
+        return executor("inline" if workers <= 1 else "local", self.engine, self.ledger, workers)
 
     def fulfil(self, requests: Sequence[Request]) -> dict[TrainingJob, str]:
         """Train and observe what is missing; returns the reasons of those that failed."""
