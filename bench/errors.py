@@ -57,3 +57,8 @@ class MethodFailed(BenchError):
 
 class TrainingFailed(BenchError):
     """A training diverged."""
+
+
+def reason_of(error: BaseException) -> str:
+    """What to say of ``error`` in a row or a line: its text, with its kind where it is not one of ours."""
+    return str(error) if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"

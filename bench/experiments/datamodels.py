@@ -26,7 +26,7 @@ from scipy import stats
 from bench.contracts import Method, Metric
 from bench.diffusion.queries import Query
 from bench.diffusion.training import TrainingJob
-from bench.errors import BenchError, InvalidInput
+from bench.errors import InvalidInput, reason_of
 from bench.experiments.design import Chosen, Controls, Design
 from bench.experiments.evaluation import Comparison, evaluation_seed
 from bench.experiments.experiment import Experiment, Measured, at_least_one
@@ -159,8 +159,8 @@ class DatamodelTest(Experiment["Datamodels"]):
             try:
                 method.prepare()
                 scores[method] = workspace.scores(method, queries).matrix.double().numpy()
-            except BenchError as error:
-                skipped[self.label(method)] = str(error)
+            except (Exception, SystemExit) as error:
+                skipped[self.label(method)] = reason_of(error)
                 workspace.progress.say(f"skipped {self.label(method)}: {error}")
         return scores, skipped
 

@@ -112,6 +112,11 @@ def figure(
     return found, "" if math.isfinite(found) else f"the metric is {found}"
 
 
+def _needed(metric: Metric, comparison: Comparison) -> list[Query]:
+    """The queries that the metric looks at."""
+    return [comparison.query, *(comparison.controls if metric.relative_to_controls else ())]
+
+
 def _row(
     ledger: Ledger,
     comparison: Comparison,
@@ -122,7 +127,9 @@ def _row(
     failures: Mapping[TrainingJob, str],
 ) -> Row:
     query = comparison.query
-    reason = failures.get(comparison.retrained) or failures.get(comparison.original) or ""
+    wanted = {one.observed_as(metric.observation.name) for one in _needed(metric, comparison)}
+    there = wanted <= original.keys() and wanted <= retrained.keys()
+    reason = "" if there else failures.get(comparison.retrained) or failures.get(comparison.original) or "not observed"
     value = math.nan
     if not reason:
         value, reason = figure(metric, query, comparison.controls, original, retrained)

@@ -20,7 +20,7 @@ import pandas as pd
 from bench.contracts import Method
 from bench.diffusion.queries import Query, QuerySpec
 from bench.diffusion.training import TrainingJob
-from bench.errors import BenchError, InvalidInput, Unavailable
+from bench.errors import InvalidInput, ResultsFolderError, Unavailable, reason_of
 from bench.experiments.design import Chosen, Controls, Design, Selections
 from bench.experiments.evaluation import Comparison, evaluation_seed
 from bench.experiments.experiment import Experiment, Measured, at_least_one
@@ -198,9 +198,11 @@ class Run(Experiment["Report"]):
             except Unavailable as error:
                 skipped[self.label(method)] = str(error)
                 workspace.progress.say(f"skipped {self.label(method)}: {error}")
-            except BenchError as error:
-                failures[self.label(method)] = str(error)
-                workspace.progress.say(f"failed: {error}")
+            except (Exception, SystemExit) as error:
+                if isinstance(error, ResultsFolderError):
+                    raise
+                failures[self.label(method)] = reason = reason_of(error)
+                workspace.progress.say(f"failed {self.label(method)}: {reason}")
         return selections, unscored, skipped, failures
 
     def report(self, workspace: Workspace, design: Design, measured: Measured) -> Report:

@@ -26,11 +26,11 @@ from typing import Any
 
 import torch
 
-from bench.errors import ResultsFolderError, TrainingFailed, UnknownName
+from bench.errors import ResultsFolderError, TrainingFailed, UnknownName, reason_of
 from bench.foundation.machine import compute_threads, worker_threads
 from bench.records.store import Store, folder_error
 from bench.registry import PLUGINS, load_plugin, metrics
-from bench.retraining.ledger import Busy, Ledger, Request, reason_of
+from bench.retraining.ledger import Busy, Ledger, Request
 from bench.studies import Study
 
 REPORT_SECONDS = 0.5

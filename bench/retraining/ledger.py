@@ -21,7 +21,7 @@ from bench.diffusion.model import DiffusionModel
 from bench.diffusion.observations import Observation
 from bench.diffusion.queries import Query
 from bench.diffusion.training import Trainer, TrainingData, TrainingJob, TrainingRun, train_together
-from bench.errors import BenchError
+from bench.errors import BenchError, reason_of
 from bench.foundation.digests import digest_of
 from bench.foundation.machine import active_threads, machine_kind
 from bench.records import folder
@@ -153,16 +153,28 @@ class Ledger:
             kept, facts = self.observed(request.job)
             facts = facts or self._facts(request.job)
             missing = self.missing(request)
+            failed: list[Exception] = []
             for observation in self.observations.values():
                 queries = [query for query, wanted in missing if wanted is observation]
-                if queries:
-                    started = time.monotonic()
-                    values = observation.observe(model, queries, self.study.seed)
-                    rounds = -(-len(queries) // active_threads())
-                    facts[f"{OBSERVED}{observation.name}"] = f"{(time.monotonic() - started) / rounds:.4f}"
-                    names = [query.observed_as(observation.name) for query in queries]
-                    kept |= dict(zip(names, values, strict=True))
+                try:
+                    kept |= self._observe(observation, model, queries, facts)
+                except Exception as error:  # its own values are lost, those of the other observations are not
+                    failed.append(error)
             write_tensors(self.store.path(*folder.observation(key)), kept, **facts)
+        if failed:
+            raise failed[0]
+
+    def _observe(
+        self, observation: Observation, model: DiffusionModel, queries: Sequence[Query], facts: dict[str, str]
+    ) -> dict[str, Tensor]:
+        """What ``observation`` finds for ``queries``, by the names of its records; its time goes to ``facts``."""
+        if not queries:
+            return {}
+        started = time.monotonic()
+        values = observation.observe(model, queries, self.study.seed)
+        rounds = -(-len(queries) // active_threads())
+        facts[f"{OBSERVED}{observation.name}"] = f"{(time.monotonic() - started) / rounds:.4f}"
+        return dict(zip([query.observed_as(observation.name) for query in queries], values, strict=True))
 
     def keep_failure(self, job: TrainingJob, error: BaseException) -> None:
         """Keep why ``job`` failed, with the traceback."""
@@ -252,8 +264,3 @@ class Ledger:
             if path != original:
                 excess -= path.stat().st_size
                 path.unlink(missing_ok=True)
-
-
-def reason_of(error: BaseException) -> str:
-    """``error`` in a line."""
-    return str(error) if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"
