@@ -36,10 +36,10 @@ def from_rows() -> dict[tuple[str, int, str], Figures]:
     for (metric, k), own in rows.groupby(["metric", "k"]):
         table = own.pivot_table(index="query", columns="method", values="value")
         for method in table:
-            bounds = interval(table[method].dropna())
+            bounds = interval(table[method].dropna().to_numpy())
             figures = {"mean": (bounds.mean, table[method].sem()), "bounds": bounds[1:]}
             if method != "random":
-                figures["difference"] = tuple(interval((table[method] - table["random"]).dropna()))
+                figures["difference"] = tuple(interval((table[method] - table["random"]).dropna().to_numpy()))
             found[str(metric), int(k), str(method)] = figures
     return found
 

@@ -82,7 +82,7 @@ def test_a_verdict_implies_an_interval_without_zero():
     for _ in range(100):
         frame = simulated(rng, [0.9, 0.0, 0.4, 0.2], queries=12)
         for (one, other), found in verdicts(frame).items():
-            bounds = interval(frame[one] - frame[other])
+            bounds = interval((frame[one] - frame[other]).to_numpy())
             assert found.difference == pytest.approx(bounds.mean)
             if found.verdict != "indistinguishable":
                 settled += 1
@@ -94,7 +94,7 @@ def test_two_methods_alone_are_settled_just_where_their_interval_excludes_zero()
     rng = np.random.default_rng(8)
     for _ in range(100):
         frame = simulated(rng, [0.6, 0.0], queries=8)
-        bounds = interval(frame["a"] - frame["b"])
+        bounds = interval((frame["a"] - frame["b"]).to_numpy())
         assert (bounds.low > 0 or bounds.high < 0) == (verdicts(frame)["a", "b"].verdict != "indistinguishable")
 
 
