@@ -17,6 +17,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -24,7 +25,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from bench.data.dataset import Dataset
+from bench.data.encoded import encode, opened
+from bench.data.source import DataSource
 from bench.diffusion.fast_unet import fast_forward
 from bench.diffusion.model import DiffusionModel, ModelConfig
 from bench.errors import InvalidInput, TrainingFailed
@@ -91,8 +93,18 @@ class TrainingData:
     caption_of: Int[Tensor, " images"]
 
     @classmethod
-    def of(cls, dataset: Dataset, model: DiffusionModel) -> TrainingData:
-        """Encode ``dataset`` with the autoencoder and the text encoder of ``model``."""
+    def kept(cls, place: Path, source: DataSource, model: DiffusionModel) -> TrainingData:
+        """Encoded with the autoencoder and the text encoder of ``model`` in the folder ``place``, there already or now.
+
+        Raises DamagedArtifact where what is there is not what was written.
+        """
+        if not place.exists():
+            encode(place, source, model.autoencoder.encode, model.text_encoder.encode)
+        return cls(*opened(place))
+
+    @classmethod
+    def of(cls, dataset: DataSource, model: DiffusionModel) -> TrainingData:
+        """The same in memory, for a data set that is small."""
         sides = []
         for flipped in (False, True):
             batches = torch.arange(len(dataset)).split(ENCODING_BATCH)

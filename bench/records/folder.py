@@ -68,6 +68,11 @@ def artifact(key: str) -> Parts:
     return "cache", key + TENSORS
 
 
+def encoded(digest: str) -> Parts:
+    """The folder of the encoded data set."""
+    return "cache", f"encoded-{digest}"
+
+
 def subsets(digest: str) -> Parts:
     """The random subsets of the linear datamodeling score."""
     return "subsets", digest + RECORD

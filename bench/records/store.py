@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -116,9 +117,11 @@ class Store:
         return FileLock(path, timeout=timeout)
 
     def set_aside(self, path: Path, reason: str) -> None:
-        """Move a damaged file to ``damaged/`` so that it is kept for inspection and rebuilt."""
+        """Move a damaged file or folder to ``damaged/`` so that it is kept for inspection and rebuilt."""
         target = self.path(*folder.damaged(path.name))
         target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            shutil.rmtree(target)  # an earlier damage of the same folder
         path.replace(target)
         self.note(f"set aside a damaged file, it will be rebuilt: {reason} Now at {target}.")
 

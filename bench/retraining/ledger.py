@@ -21,7 +21,7 @@ from bench.diffusion.model import DiffusionModel
 from bench.diffusion.observations import Observation
 from bench.diffusion.queries import Query
 from bench.diffusion.training import Trainer, TrainingData, TrainingJob, TrainingRun, train_together
-from bench.errors import BenchError, reason_of
+from bench.errors import BenchError, DamagedArtifact, reason_of
 from bench.foundation.digests import digest_of
 from bench.foundation.machine import active_threads, machine_kind
 from bench.records import folder
@@ -94,8 +94,20 @@ class Ledger:
     def data(self) -> TrainingData:
         """D as the model sees it, computed on first use."""
         if self._data is None:
-            self._data = TrainingData.of(self.study.dataset, DiffusionModel(self.study.model))
+            self._data = self._encoded()
         return self._data
+
+    def _encoded(self) -> TrainingData:
+        """Memory-mapped from the folder's cache, encoded by whoever comes first, made anew where it is damaged."""
+        source, model = self.study.dataset, DiffusionModel(self.study.model)
+        name = digest_of([source.digest, self.study.parts["text_encoder"], self.study.parts["autoencoder"]])
+        place = self.store.path(*folder.encoded(name))
+        with self.store.lock(f"encoded-{name}"):
+            try:
+                return TrainingData.kept(place, source, model)
+            except DamagedArtifact as error:
+                self.store.set_aside(place, str(error))
+                return TrainingData.kept(place, source, model)
 
     def key(self, job: TrainingJob) -> str:
         """Names the model that ``job`` trains."""
