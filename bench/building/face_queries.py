@@ -1,10 +1,11 @@
 """Choose the queries of `faces`: prompts and noises whose picture, under the original model, shows rare values.
 
 The prompts are drawn with keys, the common values at random. A noise is taken if the probe finds every part that the
-prompt asks for, and in the group "unnamed" the rare detail that no prompt can ask for, among NUM_NOISES noises; else
-another prompt is tried. The two groups take turns, and each goes round its rare values, so that the first 8, 16 and
-32 queries are balanced too. The weights of the original model come from a safetensors file, or from a results folder
-of the study (`models/`).
+prompt asks for and no other rare value. In the group "named" the prompt asks for the rare values, and a noise is looked
+for that shows them. In the group "unnamed" no prompt can ask: NUM_NOISES noises of each of many prompts are drawn, and
+those whose picture happens to have one rare detail are kept. The two groups take turns, and each goes round its rare
+values, so that the first 8, 16 and 32 queries are balanced too. The weights of the original model come from a
+safetensors file, such as `benchmarks.faces_recipe --weights` keeps.
 
 Usage: python -m bench.building.face_queries WEIGHTS --output DIR
 """
@@ -12,8 +13,9 @@ Usage: python -m bench.building.face_queries WEIGHTS --output DIR
 import argparse
 import json
 from collections.abc import Iterator
-from itertools import count, cycle
+from itertools import count, cycle, zip_longest
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -26,15 +28,18 @@ from bench.foundation.machine import compute_threads
 from bench.pretrained.probe import Probe, embedded_probe
 from bench.studies import Study, study
 
-NUM_NOISES = {"named": 24, "unnamed": 72}
+NUM_NOISES = 24
 MOST_PROMPTS = 8
+"""Prompts that are tried for the rare values of one query."""
+POOL_PROMPTS = {"reported": 64, "held-out": 24}
+"""Prompts whose noises are searched for unnamed details."""
+Entry = dict[str, Any]
 COUNTS = {"reported": 32, "held-out": 8}
 """Queries of each group."""
 SHIFTS = {"reported": 0, "held-out": 5}
 """Where each split begins in the list of rare values."""
 PAIR_EVERY = 4
 """Every fourth query of the group "named" asks for two rare values."""
-BATCH = 24
 
 
 def rare_values(*, named: bool) -> list[tuple[str, str]]:
@@ -44,10 +49,15 @@ def rare_values(*, named: bool) -> list[tuple[str, str]]:
     return [values[turn] for turn in range(longest) for values in by_part if turn < len(values)]
 
 
-def wanted(group: str, split: str) -> Iterator[Face]:
-    """The rare values of each query of a group, without end."""
-    values = rare_values(named=group == "named")
-    values = values[SHIFTS[split] :] + values[: SHIFTS[split]]
+def shifted(split: str, *, named: bool) -> list[tuple[str, str]]:
+    """The rare values in the order in which the queries of a split go round them."""
+    values = rare_values(named=named)
+    return values[SHIFTS[split] :] + values[: SHIFTS[split]]
+
+
+def wanted(split: str) -> Iterator[Face]:
+    """The rare values of each query of the group "named", without end."""
+    values = shifted(split, named=True)
     singles = cycle(values)
     pairs = cycle(
         {one[0]: one[1], other[0]: other[1]}
@@ -56,7 +66,7 @@ def wanted(group: str, split: str) -> Iterator[Face]:
         if one[0] != other[0]
     )
     for turn in count(1):
-        yield next(pairs) if group == "named" and turn % PAIR_EVERY == 0 else dict([next(singles)])
+        yield next(pairs) if turn % PAIR_EVERY == 0 else dict([next(singles)])
 
 
 def rare_in(face: Face) -> Face:
@@ -73,51 +83,80 @@ def a_face(rare: Face, *key: str | int) -> Face:
     raise ValueError(f"no face with {rare}")
 
 
-def search(
-    model: DiffusionModel, the_study: Study, probe: Probe, group: str, rare: Face, *key: str | int
-) -> tuple[str, int] | None:
-    """A prompt and the seed of a noise whose picture shows what it should, or None."""
-    for turn in range(MOST_PROMPTS):
-        prompt = caption(a_face(rare, "query", *key, turn))
-        needed = asked_parts(prompt) | rare
-        first = seeds.integer("query-seeds", *key, turn) % 1_000_000
-        for start in range(0, NUM_NOISES[group], BATCH):
-            candidates = range(first + start, first + start + BATCH)
-            noise = torch.stack([seeds.normal(model.latent_shape, "query-noise", seed) for seed in candidates])
-            images = model.autoencoder.decode(the_study.sampler.sample(model, noise, [prompt] * BATCH))
-            for seed, face in zip(candidates, probe.parts(images), strict=True):
-                if all(face[part] == value for part, value in needed.items()) and rare_in(face) == rare:
+class Search:
+    """Looks for pictures under one model."""
+
+    def __init__(self, model: DiffusionModel, the_study: Study, probe: Probe) -> None:
+        self.model, self.study, self.probe = model, the_study, probe
+
+    def good(self, prompt: str, *key: str | int) -> Iterator[tuple[int, Face]]:
+        """Seed and rare values of each of NUM_NOISES noises whose picture has every part that `prompt` asks for."""
+        first = seeds.integer("query-seeds", *key) % 1_000_000
+        candidates = range(first, first + NUM_NOISES)
+        noise = torch.stack([seeds.normal(self.model.latent_shape, "query-noise", seed) for seed in candidates])
+        images = self.model.autoencoder.decode(self.study.sampler.sample(self.model, noise, [prompt] * NUM_NOISES))
+        asked = asked_parts(prompt)
+        for seed, face in zip(candidates, self.probe.parts(images), strict=True):
+            if all(face[part] == value for part, value in asked.items()):
+                yield seed, rare_in(face)
+
+    def named(self, split: str) -> list[Entry]:
+        """The queries of the group "named"."""
+        chosen: list[Entry] = []
+        for turn, rare in enumerate(wanted(split)):
+            found = self._shown(rare, split, "named", turn)
+            if found is None:
+                print(f"{split} named {turn}: no picture shows {rare}", flush=True)
+                continue
+            chosen.append(entry(*found, "named", rare))
+            print(f"{split} named {turn}: {chosen[-1]}", flush=True)
+            if len(chosen) == COUNTS[split]:
+                break
+        return chosen
+
+    def _shown(self, rare: Face, *key: str | int) -> tuple[str, int] | None:
+        """A prompt that asks for `rare`, and the seed of a noise whose picture shows it, or None."""
+        for turn in range(MOST_PROMPTS):
+            prompt = caption(a_face(rare, "query", *key, turn))
+            for seed, shown in self.good(prompt, *key, turn):
+                if shown == rare:
                     return prompt, seed
-    return None
+        return None
+
+    def unnamed(self, split: str) -> list[Entry]:
+        """The queries of the group "unnamed", one for each prompt; the details take turns as far as they are found."""
+        found: dict[tuple[str, str], list[Entry]] = {pair: [] for pair in shifted(split, named=False)}
+        for turn in range(POOL_PROMPTS[split]):
+            prompt = caption(a_face({}, "query", split, "unnamed", turn))
+            hits = [(seed, rare) for seed, rare in self.good(prompt, split, "unnamed", turn) if len(rare) == 1]
+            usable = [hit for hit in hits if next(iter(hit[1].items())) in found]
+            if usable:
+                seed, rare = min(usable, key=lambda hit: len(found[next(iter(hit[1].items()))]))
+                found[next(iter(rare.items()))].append(entry(prompt, seed, "unnamed", rare))
+            print(f"{split} unnamed {turn}: {len(usable)} of {NUM_NOISES}", flush=True)
+        print({" ".join(pair): len(entries) for pair, entries in found.items()}, flush=True)
+        rounds = zip_longest(*found.values())
+        chosen = [one for one_round in rounds for one in one_round if one is not None]
+        if len(chosen) < COUNTS[split]:
+            raise ValueError(f"only {len(chosen)} pictures of {split} show a rare unnamed detail")
+        return chosen[: COUNTS[split]]
 
 
-def choose(model: DiffusionModel, the_study: Study, probe: Probe, group: str, split: str) -> list[dict[str, object]]:
-    """The queries of one group, as they are written."""
-    chosen: list[dict[str, object]] = []
-    for turn, rare in enumerate(wanted(group, split)):
-        found = search(model, the_study, probe, group, rare, split, group, turn)
-        if found is None:
-            print(f"{split} {group} {turn}: no picture shows {rare}", flush=True)
-            continue
-        prompt, seed = found
-        chosen.append({"prompt": prompt, "seed": seed, "group": group, "rare": [list(pair) for pair in rare.items()]})
-        print(f"{split} {group} {turn}: {chosen[-1]}", flush=True)
-        if len(chosen) == COUNTS[split]:
-            break
-    return chosen
+def entry(prompt: str, seed: int, group: str, rare: Face) -> Entry:
+    """A query as it is written."""
+    return {"prompt": prompt, "seed": seed, "group": group, "rare": [list(pair) for pair in rare.items()]}
 
 
 def build(weights: Path, output: Path) -> None:
     """Write `queries.json` into the folder `output`."""
     the_study = study("faces")
     model = DiffusionModel(the_study.model).load(load_file(weights))
-    probe = embedded_probe()
+    search = Search(model, the_study, embedded_probe())
     texts = []
     for split in COUNTS:
         with compute_threads(1):
-            named, unnamed = (choose(model, the_study, probe, group, split) for group in NUM_NOISES)
-        entries = [entry for pair in zip(named, unnamed, strict=True) for entry in pair]
-        lines = ",\n".join(f"    {json.dumps(entry)}" for entry in entries)
+            pairs = zip(search.named(split), search.unnamed(split), strict=True)
+        lines = ",\n".join(f"    {json.dumps(one)}" for pair in pairs for one in pair)
         texts.append(f'  "{split}": [\n{lines}\n  ]')
     (output / "queries.json").write_text("{\n" + ",\n".join(texts) + "\n}\n", encoding="utf-8")
 
