@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from bench.records.rows import labels
 from bench.report.statistics import interval
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +32,7 @@ def numbers(text: str) -> tuple[float, ...]:
 def from_rows() -> dict[tuple[str, int, str], Figures]:
     """Made here from the committed rows: every interval of a mean and of a difference."""
     rows = pd.read_parquet(FOLDER / "results.parquet")
+    rows = rows.assign(method=labels(rows))
     rows = rows[(rows["design"] == "paired") & (rows["status"] == "done") & (rows["method"] != "random reference")]
     found = {}
     for (metric, k), own in rows.groupby(["metric", "k"]):
