@@ -1,49 +1,55 @@
-"""The command ``bench``: parses, composes, prints. Everything it does is a few calls on ``bench``'s objects."""
+"""The command ``bench``: parses, composes, prints. Everything it does is a few calls on ``bench``'s objects.
+
+What a command needs is imported when it runs, so that help and completion come at once.
+"""
 
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 import bench  # noqa: F401 - sets the thread environment before torch is imported
-from bench.authoring.checking import check
-from bench.authoring.external import imported
-from bench.authoring.template import write_method
-from bench.contracts import Method
 from bench.errors import BenchError, InvalidInput
-from bench.experiments.datamodels import DatamodelTest
-from bench.experiments.datamodels import table_cells as table_cells_of_lds
-from bench.experiments.leave_k_out import DEFAULT_METRICS, DESIGNS, Report, Run
-from bench.experiments.one_prompt import attribute
-from bench.experiments.planning import plan
-from bench.experiments.reference import Reference
-from bench.experiments.tuning import tune, variants
-from bench.experiments.verification import TOLERANCE, rows_to_verify, verify
-from bench.experiments.workspace import Workspace
-from bench.foundation.console import progress_on
-from bench.pretrained import weights
-from bench.pretrained.encoders import WEIGHTS
-from bench.registry import label_of, load_plugin, methods, metrics, register_method, variant_of
-from bench.report.board import RANKED_BY
-from bench.report.publishing import line_cells, publish
-from bench.report.summary import TABLE_HEAD, table_cells
-from bench.studies import STUDIES, study
+from bench.foundation.commands import BenchGroup, Named
 
-INTERRUPTED = 130
+if TYPE_CHECKING:
+    from bench.contracts import Method
+    from bench.experiments.experiment import Experiment
+    from bench.experiments.leave_k_out import Report, Run
+
 Command = Callable[..., Any]
+FOLDER = click.Path(path_type=Path)
 
 
-def _options(*options: Command) -> Callable[[Command], Command]:
+def _method_names() -> list[str]:
+    from bench.registry import methods
+
+    return ["all", *methods.names()]
+
+
+def _metric_names() -> list[str]:
+    from bench.registry import metrics
+
+    return metrics.names()
+
+
+def _study_names() -> list[str]:
+    from bench.studies import STUDIES
+
+    return list(STUDIES)
+
+
+METHOD, METRIC, STUDY = Named("NAME", _method_names), Named("NAME", _metric_names), Named("NAME", _study_names)
+K = click.IntRange(min=1)
+
+
+def _options(*options: Command) -> Command:
     def decorate(function: Command) -> Command:
         for option in reversed(options):
             function = option(function)
@@ -53,55 +59,54 @@ def _options(*options: Command) -> Callable[[Command], Command]:
 
 
 def _load_plugins(context: click.Context, option: click.Parameter, paths: Sequence[Path]) -> None:
-    def work() -> None:
+    if paths:
+        from bench.registry import load_plugin
+
         for path in paths:
             load_plugin(path)
-
-    _guarded(work)
-
-
-plugins = click.option(
-    "--plugin",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    callback=_load_plugins,
-    expose_value=False,
-    is_eager=True,
-    help="A file with a method or metric of your own; repeatable.",
-)
 
 
 def _use_weights(context: click.Context, option: click.Parameter, given: Sequence[str]) -> None:
     """Use the weights of --weights until the command ends."""
-    pairs = dict(_pair(text, "--weights ENCODER=PATH") for text in given)
-    context.with_resource(weights.chosen(pairs, WEIGHTS))
+    if given:
+        from bench.pretrained import weights
+        from bench.pretrained.encoders import WEIGHTS
+
+        pairs = dict(_pair(text, "--weights ENCODER=PATH") for text in given)
+        context.with_resource(weights.chosen(pairs, WEIGHTS))
 
 
+def _folder(default: str) -> Command:
+    return click.option("--results", type=FOLDER, help=f"Results folder. [default: {default}]")
+
+
+plugins = click.option(
+    "--plugin", multiple=True, type=FOLDER, callback=_load_plugins, expose_value=False, is_eager=True,
+    help="A file with a method or metric of your own; repeatable.",
+)  # fmt: skip
 weights_option = click.option(
-    "--weights",
-    multiple=True,
-    metavar="ENCODER=PATH",
-    expose_value=False,
-    callback=lambda *given: _guarded(lambda: _use_weights(*given)),
+    "--weights", multiple=True, metavar="ENCODER=PATH", expose_value=False, callback=_use_weights,
     help="A safetensors file or folder with pretrained weights, or 'random'; repeatable.",
-)
+)  # fmt: skip
 settings_option = click.option(
     "--set", "settings", multiple=True, metavar="METHOD.SETTING=VALUE", help="Change a method's setting."
 )
-where = _options(
-    plugins,
-    weights_option,
-    click.option("--study", "study_name", default="fashion", show_default=True, help="Study to work on."),
-    click.option("--results", type=click.Path(path_type=Path), help="Results folder. [default: results/runs/STUDY]"),
-    click.option("--device", default="cpu", show_default=True, help="Where to compute: cpu, cuda, cuda:1, …"),
+study_option = click.option(
+    "--study", "study_name", type=STUDY, default="fashion", show_default=True, help="Study to work on."
 )
+device_option = click.option(
+    "--device", default="cpu", show_default=True, help="Where to compute: cpu, cuda, cuda:1, …"
+)
+where = _options(plugins, weights_option, study_option, _folder("results/runs/STUDY"), device_option)
 common = _options(where, settings_option)
+method_option = click.option("--method", "method_name", type=METHOD, required=True)
 methods_option = click.option(
-    "--method", "method_names", multiple=True, metavar="NAME", help="May be given repeatedly; 'all' for all."
+    "--method", "method_names", type=METHOD, multiple=True, help="May be given repeatedly; 'all' for all."
 )
 metrics_option = click.option(
-    "--metric", "metric_names", multiple=True, default=DEFAULT_METRICS, show_default=True, metavar="NAME"
-)
+    "--metric", "metric_names", type=METRIC, multiple=True, default=("loss_change", "regeneration_mse"),
+    show_default=True,
+)  # fmt: skip
 seed_option = click.option(
     "--seed", type=int, default=0, show_default=True, help="Of the study: original model, draws and noises."
 )
@@ -115,22 +120,20 @@ retraining_options = _options(
 )
 run_options = _options(
     methods_option,
-    click.option(
-        "--scores", "score_files", multiple=True, type=click.Path(path_type=Path), help="Scores made elsewhere."
-    ),
+    click.option("--scores", "score_files", multiple=True, type=FOLDER, help="Scores made elsewhere."),
     click.option("--name", "score_names", multiple=True, metavar="NAME", help="What to call the method of --scores."),
-    click.option(
-        "--k", "budgets", multiple=True, type=int, help="Images to remove; repeatable. [default: the study's]"
-    ),
+    click.option("--k", "budgets", multiple=True, type=int, help="Images to remove. [default: the study's]"),
     metrics_option,
     seed_option,
     click.option("--seeds", type=int, default=1, show_default=True, help="Evaluation seeds to average over."),
-    click.option("--design", type=click.Choice(DESIGNS), default="paired", show_default=True),
+    click.option(
+        "--design", "pairing", type=click.Choice(("paired", "unpaired", "both")), default="paired", show_default=True
+    ),
     retraining_options,
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=BenchGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="attribution-bench")
 def main() -> None:
     """Who made this image possible? Remove the images that a method names, retrain, and see."""
@@ -142,37 +145,32 @@ def main() -> None:
 @weights_option
 def list_(kind: str | None) -> None:
     """List studies, methods and metrics, or one KIND of these."""
+    from bench.registry import methods, metrics
+    from bench.studies import STUDIES
 
-    def work() -> None:
-        console = _console()
-        listings: dict[str, tuple[tuple[str, ...], Callable[[], list[tuple[str, ...]]]]] = {
-            "studies": (("name", "what it is"), lambda: [(name, make().description) for name, make in STUDIES.items()]),
-            "methods": (("name", "what it is", "needs", "here"), lambda: [_listed(name) for name in methods.names()]),
-            "metrics": (
-                ("name", "what it is", "here"),
-                lambda: [_listed_metric(name) for name in metrics.names()],
-            ),
-        }
-        for title, (head, lines) in listings.items():
-            if kind in (None, title):
-                table = Table(*head, title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-                for line in lines():
-                    table.add_row(*(escape(cell) for cell in line))
-                console.print(table, "")
-
-    _guarded(work)
+    listings: dict[str, tuple[tuple[str, ...], Callable[[], list[tuple[str, ...]]]]] = {
+        "studies": (("name", "what it is"), lambda: [(name, make().description) for name, make in STUDIES.items()]),
+        "methods": (("name", "what it is", "needs", "here"), lambda: [_listed(name) for name in methods.names()]),
+        "metrics": (("name", "what it is", "here"), lambda: [_listed_metric(name) for name in metrics.names()]),
+    }
+    for title, (head, lines) in listings.items():
+        if kind in (None, title):
+            _table(head, lines(), title=title)
 
 
 def _listed(name: str) -> tuple[str, ...]:
     """A method's line: its name, definition, needs, and whether it can run here."""
-    method = methods.create(name)
-    variant = variant_of(name)
+    from bench.registry import methods
+
+    method, variant = methods.create(name), name.partition(":")[2]
     settings = ", ".join(f"{key}={value}" for key, value in method.variants[variant].items()) if variant else ""
     return name, settings or method.summary, method.needs, f"no: {why}" if (why := method.unavailable()) else "yes"
 
 
 def _listed_metric(name: str) -> tuple[str, ...]:
     """A metric's line: its name, definition, direction, and whether it can be computed here."""
+    from bench.registry import metrics
+
     metric = metrics.create(name)
     direction = "higher" if metric.higher_is_better else "lower"
     return name, f"{metric.summary}; {direction} is better", f"no: {why}" if (why := metric.unavailable()) else "yes"
@@ -182,28 +180,20 @@ def _listed_metric(name: str) -> tuple[str, ...]:
 @common
 @run_options
 @dry_run_option
-def run(**given: Any) -> None:
+def run(dry_run: bool, **given: Any) -> None:
     """Run the gold-standard test: score, remove the top K, retrain, measure.
 
     Scores made elsewhere enter by --scores FILE --name NAME; results/README.md tells how the file must look.
     """
-
-    def work() -> None:
-        _import_scores(given["score_files"], given["score_names"])
-        the_run = _run(given)
-        console = _console()
-        if given["dry_run"]:
-            _print_plan(the_run)
-            return
-        with progress_on(console) as progress:
-            report = the_run.execute(progress)
-        _print(console, report)
-        if report.failures:
-            raise BenchError("; ".join(f"{name} failed: {why}" for name, why in report.failures.items()))
-        if len(report.skipped) == len(the_run.methods):
-            raise BenchError("every method was skipped; see the reasons above.")
-
-    _guarded(work)
+    the_run = _run(given)
+    report = _executed(the_run, dry_run)
+    if report is None:
+        return
+    _print(report)
+    if report.failures:
+        raise BenchError("; ".join(f"{name} failed: {why}" for name, why in report.failures.items()))
+    if len(report.skipped) == len(the_run.methods):
+        raise BenchError("every method was skipped; see the reasons above.")
 
 
 @main.command("plan")
@@ -212,46 +202,36 @@ def run(**given: Any) -> None:
 @click.option("--effect", type=float, help="A difference of the first metric: how many queries does it take to see it?")
 def plan_(effect: float | None, **given: Any) -> None:
     """Say what `bench run` with the same options would cost, and what it could show. Nothing is trained or scored."""
-
-    def work() -> None:
-        _import_scores(given["score_files"], given["score_names"])
-        _print_plan(_run(given), effect)
-
-    _guarded(work)
+    _print_plan(_run(given), effect)
 
 
 @main.command("verify")
 @plugins
 @weights_option
-@click.option("--results", type=click.Path(path_type=Path), required=True, help="A results folder.")
+@click.option("--results", type=FOLDER, required=True, help="A results folder.")
 @click.option("--row", type=int, help="Number of a row of results.parquet, from 0; or:")
-@click.option("--method", metavar="NAME", help="As the table calls it.")
+@click.option("--method", type=METHOD, help="As the table calls it.")
 @click.option("--query", metavar="ID", help="Such as q03.")
 @click.option("--k", type=int, help="Images removed.")
-@click.option("--device", default="cpu", show_default=True, help="Where to compute: cpu, cuda, cuda:1, …")
+@device_option
 @click.option(
-    "--tolerance",
-    type=click.FloatRange(0.0),
-    default=TOLERANCE,
-    show_default=True,
-    help="Where the published machine is another: share of the mean absolute figure at that K.",
-)
+    "--tolerance", type=click.FloatRange(0.0), default=0.01, show_default=True,
+    help="Where the published machine is another: share of the mean absolute value at that K.",
+)  # fmt: skip
 def verify_(
     results: Path, row: int | None, method: str | None, query: str | None, k: int | None, device: str, tolerance: float
 ) -> None:
-    """Recompute a published figure: retrain from its records, observe, compare. Exit code 1 where it disagrees."""
+    """Recompute a published value: retrain from its records, observe, compare. Exit code 1 where it disagrees."""
+    from bench.experiments.verification import rows_to_verify, verify
+    from bench.foundation.console import console_here, progress_on
 
-    def work() -> None:
-        console = _console()
-        rows = rows_to_verify(results, row=row, method=method, query=query, k=k)
-        with progress_on(console) as progress:
-            found = verify(results, rows, device=device, tolerance=tolerance, progress=progress)
-        for one in found:
-            _line(console, one.line())
-        if not all(one.agrees for one in found):
-            sys.exit(1)
-
-    _guarded(work)
+    rows = rows_to_verify(results, row=row, method=method, query=query, k=k)
+    with progress_on(console_here()) as progress:
+        found = verify(results, rows, device=device, tolerance=tolerance, progress=progress)
+    for one in found:
+        _line(one.line())
+    if not all(one.agrees for one in found):
+        click.get_current_context().exit(1)
 
 
 @main.command("reference")
@@ -262,25 +242,13 @@ def verify_(
 @seed_option
 @retraining_options
 @dry_run_option
-def reference_(**given: Any) -> None:
+def reference_(dry_run: bool, models: int, budgets: Sequence[int], **given: Any) -> None:
     """Measure the random reference: random images removed, from few up to nearly all, the same for all methods."""
+    from bench.experiments.reference import Reference
 
-    def work() -> None:
-        console = _console()
-        the_run = Reference(
-            study=replace(study(given["study_name"]), seed=given["seed"]), models=given["models"],
-            metrics=[metrics.create(name) for name in given["metric_names"]], budgets=given["budgets"],
-            num_queries=given["queries"], results=given["results"], device=given["device"], workers=given["workers"],
-            size_limit_mib=given["keep_models_mib"],
-        )  # fmt: skip
-        if given["dry_run"]:
-            _print_plan(the_run)
-            return
-        with progress_on(console) as progress:
-            report = the_run.execute(progress)
-        _print(console, report)
-
-    _guarded(work)
+    report = _executed(Reference(models=models, budgets=budgets, **_shared(given)), dry_run)
+    if report is not None:
+        _print(report)
 
 
 @main.command("lds")
@@ -289,199 +257,180 @@ def reference_(**given: Any) -> None:
 @click.option("--subsets", type=int, default=64, show_default=True, help="Random halves to train on.")
 @click.option("--seeds", type=int, default=1, show_default=True, help="Trainings of each half to average over.")
 @retraining_options
-def lds_(**given: Any) -> None:
+@dry_run_option
+def lds_(dry_run: bool, subsets: int, seeds: int, **given: Any) -> None:
     """Measure the linear datamodeling score: do sums of scores rank models that were trained on random halves?"""
+    from bench.experiments.datamodels import DatamodelTest, table_cells
 
-    def work() -> None:
-        console = _console()
-        test = DatamodelTest(
-            study=study(given["study_name"]),
-            methods=_methods(given["method_names"], given["study_name"], given["settings"]),
-            subsets=given["subsets"], seeds=given["seeds"], num_queries=given["queries"], results=given["results"],
-            metrics=[metrics.create("loss_change")], device=given["device"], workers=given["workers"],
-            size_limit_mib=given["keep_models_mib"],
-        )  # fmt: skip
-        with progress_on(console) as progress:
-            found = test.measure(progress)
-        table = Table("method", "LDS [95 % interval over subsets]", "subsets", box=None, padding=(0, 2, 0, 0))
-        for cells in table_cells_of_lds(found.table):
-            table.add_row(*(escape(cell) for cell in cells))
-        console.print(table)
-        for name, why in found.skipped.items():
-            _line(console, f"skipped {name}: {why}")
-        for why in found.failures:
-            _line(console, f"a subset was left out: {why}")
-
-    _guarded(work)
+    chosen = _methods(given["method_names"], given["study_name"], given["settings"])
+    shared = _shared(given | {"metric_names": ["loss_change"], "seed": 0})
+    found = _executed(DatamodelTest(methods=chosen, subsets=subsets, seeds=seeds, **shared), dry_run)
+    if found is None:
+        return
+    _table(("method", "LDS [95 % interval over subsets]", "subsets"), table_cells(found.table))
+    for name, why in found.skipped.items():
+        _line(f"skipped {name}: {why}")
+    for why in found.failures:
+        _line(f"a subset was left out: {why}")
 
 
 @main.command("attribute")
 @common
-@click.option("--method", "method_name", required=True, metavar="NAME")
+@method_option
 @click.option("--prompt", required=True, help="What to generate.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the initial noise.")
 @click.option("--top", type=int, default=16, show_default=True, help="How many training images to show.")
-def attribute_(
-    study_name: str, results: Path | None, device: str, settings: Sequence[str], method_name: str,
-    prompt: str, seed: int, top: int,
-) -> None:  # fmt: skip
+def attribute_(method_name: str, prompt: str, seed: int, top: int, **given: Any) -> None:
     """Name the training images that mattered for a prompt: a contact sheet, no retraining."""
+    from bench.experiments.leave_k_out import Run
+    from bench.experiments.one_prompt import attribute
+    from bench.foundation.console import console_here, progress_on
+    from bench.studies import study
 
-    def work() -> None:
-        the_study, console = study(study_name), _console()
-        [method] = _methods([method_name], study_name, settings)
-        with progress_on(console) as progress:
-            folder = results or Path("results/runs") / study_name
-            observed = [metrics.create(name) for name in DEFAULT_METRICS]
-            workspace = Workspace(the_study, folder, metrics=observed, device=device, progress=progress)
-            answer = attribute(workspace, method, prompt, seed=seed, top=top)
-        table = Table(*answer.table.columns, box=None, padding=(0, 2, 0, 0))
-        for line in answer.table.itertuples(index=False):
-            table.add_row(str(line.rank), line.id, line.caption, f"{line.score:.6f}")
-        console.print(table)
-        _line(console, f"contact sheet: {answer.sheet}")
-
-    _guarded(work)
+    [method] = _methods([method_name], given["study_name"], given["settings"])
+    with progress_on(console_here()) as progress:
+        home = Run(study=study(given["study_name"]), methods=[], results=given["results"], device=given["device"])
+        answer = attribute(home.open(progress), method, prompt, seed=seed, top=top)
+    lines = [(str(x.rank), x.id, x.caption, f"{x.score:.6f}") for x in answer.table.itertuples(index=False)]
+    _table(tuple(answer.table.columns), lines)
+    _line(f"contact sheet: {answer.sheet}")
 
 
 @main.command("tune")
 @common
-@click.option("--method", "method_name", required=True, metavar="NAME")
-@click.option(
-    "--grid",
-    "grids",
-    multiple=True,
-    required=True,
-    metavar="SETTING=V1,V2,…",
-    help="Values to try; repeatable.",
-)
+@method_option
+@click.option("--grid", "grids", multiple=True, required=True, metavar="SETTING=V1,V2,…", help="Values to try.")
 @click.option("--queries", type=int, default=2, show_default=True, help="How many held-out queries.")
 @click.option("--k", "budgets", multiple=True, type=int, help="Images to remove. [default: the study's middle K]")
-@click.option("--workers", type=int, default=1, show_default=True)
+@click.option("--workers", type=int, default=1, show_default=True, help="Processes that train side by side.")
 @click.option("--save", is_flag=True, help="Keep the best settings for this study in the method's tuned.json.")
+@dry_run_option
 def tune_(
-    study_name: str, results: Path | None, device: str, settings: Sequence[str], method_name: str,
-    grids: Sequence[str], queries: int, budgets: Sequence[int], workers: int, save: bool,
-) -> None:  # fmt: skip
+    method_name: str, grids: Sequence[str], budgets: Sequence[int], save: bool, dry_run: bool, **given: Any
+) -> None:
     """Choose a method's settings on held-out queries, by leave-K-out retraining."""
+    from bench.experiments.tuning import TuningRun, variants
 
-    def work() -> None:
-        the_study, console = study(study_name), _console()
-        pairs = [_pair(grid, "--grid SETTING=V1,V2,…") for grid in grids]
-        [method] = _methods([method_name], study_name, settings)
-        grid = {name: [_value(value) for value in values.split(",")] for name, values in pairs}
-        the_run = Run(
-            study=the_study, methods=variants(method, grid), held_out=True, device=device,
-            budgets=budgets or [the_study.middle_budget], num_queries=queries, results=results, workers=workers,
-        )  # fmt: skip
-        with progress_on(console) as progress:
-            tuning = tune(the_run, method_name, progress)
-        _print(console, tuning.report)
-        _line(console, f"best: {tuning.best.settings()} on {tuning.tuned_on}")
-        if save:
-            _line(console, f"kept in {tuning.save(study_name)}")
-
-    _guarded(work)
+    pairs = [_pair(grid, "--grid SETTING=V1,V2,…") for grid in grids]
+    [method] = _methods([method_name], given["study_name"], given["settings"])
+    grid = {name: [_value(value) for value in values.split(",")] for name, values in pairs}
+    shared = _shared(given | {"metric_names": ("loss_change", "regeneration_mse"), "seed": 0})
+    budgets = budgets or [shared["study"].middle_budget]
+    tuning = _executed(TuningRun(tuned=method_name, methods=variants(method, grid), budgets=budgets, **shared), dry_run)
+    if tuning is None:
+        return
+    _print(tuning.report)
+    _line(f"best: {tuning.best.settings()} on {tuning.tuned_on}")
+    if save:
+        _line(f"kept in {tuning.save(given['study_name'])}")
 
 
 @main.command("leaderboard")
 @plugins
-@click.option("--study", "study_name", default="fashion", show_default=True, help="Whose runs.")
-@click.option(
-    "--from",
-    "sources",
-    multiple=True,
-    metavar="FOLDER",
-    type=click.Path(path_type=Path),
-    help="Results folder to merge; repeatable.",
-)
-@click.option("--results", type=click.Path(path_type=Path), help="Leaderboard's folder. [default: results/STUDY]")
+@study_option
+@click.option("--from", "sources", multiple=True, metavar="FOLDER", type=FOLDER, help="Results folder to merge.")
+@_folder("results/STUDY")
 def leaderboard_(study_name: str, sources: Sequence[Path], results: Path | None) -> None:
     """Merge runs into a leaderboard: parquet, CSV, Markdown, figures and one HTML page. Trains nothing."""
+    from bench.report.board import RANKED_BY
+    from bench.report.publishing import line_cells, publish
+    from bench.studies import study
 
-    def work() -> None:
-        console = _console()
-        published = publish(study(study_name), sources, results or Path("results") / study_name)
-        table = Table("K", "rank", "method", RANKED_BY, box=None, padding=(0, 2, 0, 0))
-        for line in published.board.lines:
-            table.add_row(*(escape(cell) for cell in line_cells(line)))
-        console.print(table)
-        for note in published.notes:
-            _line(console, note)
-        if failed := sum(len(failure.queries) for failure in published.board.failures):
-            _line(console, f"{failed} figures failed and are left out; the page lists them with their reasons.")
-        for path in published.files:
-            _line(console, f"written: {path}")
-
-    _guarded(work)
+    published = publish(study(study_name), sources, results or Path("results") / study_name)
+    _table(("K", "rank", "method", RANKED_BY), [line_cells(line) for line in published.board.lines])
+    for note in published.notes:
+        _line(note)
+    if failed := sum(len(failure.queries) for failure in published.board.failures):
+        _line(f"{failed} values failed and are left out; the page lists them with their reasons.")
+    for path in published.files:
+        _line(f"written: {path}")
 
 
 @main.command("check")
 @plugins
 @weights_option
-@click.argument("names", nargs=-1, required=True, metavar="NAME…")
-@click.option("--study", "study_name", default="small", show_default=True, help="Study to try the method on.")
-@click.option(
-    "--results", type=click.Path(path_type=Path), help="Where its model is kept. [default: a temporary folder]"
-)
+@click.argument("names", nargs=-1, required=True, metavar="NAME…", type=METHOD)
+@click.option("--study", "study_name", type=STUDY, default="small", show_default=True, help="Study to try it on.")
+@_folder("a temporary folder")
 @settings_option
 def check_(names: Sequence[str], study_name: str, results: Path | None, settings: Sequence[str]) -> None:
     """Try every promise of the contract on methods, your own included, and say how to mend what is broken."""
+    from bench.authoring.checking import check
+    from bench.registry import named
+    from bench.studies import study
 
-    def work() -> None:
-        console, broken = _console(), 0
-        with tempfile.TemporaryDirectory() as temporary:
-            for method in _methods(names, study_name, settings):
-                _line(console, label_of(method, study_name))
-                for finding in check(method, study(study_name), results or Path(temporary)):
-                    broken += finding.status == "broken"
-                    message = f": {finding.message}" if finding.message else ""
-                    _line(console, f"  {finding.status:8} {finding.check}{message}")
-        if broken:
-            raise BenchError(f"{broken} promise{'s' if broken > 1 else ''} broken.")
-
-    _guarded(work)
+    broken = 0
+    with tempfile.TemporaryDirectory() as temporary:
+        for method in _methods(names, study_name, settings):
+            _line(named(method, study_name).label)
+            for finding in check(method, study(study_name), results or Path(temporary)):
+                broken += finding.status == "broken"
+                message = f": {finding.message}" if finding.message else ""
+                _line(f"  {finding.status:8} {finding.check}{message}")
+    if broken:
+        raise BenchError(f"{broken} promise{'s' if broken > 1 else ''} broken.")
 
 
 @main.command("new-method")
 @click.argument("name")
-@click.option("--folder", type=click.Path(path_type=Path), default=Path(), help="Where to write. [default: here]")
+@click.option("--folder", type=FOLDER, default=Path(), help="Where to write. [default: here]")
 def new_method(name: str, folder: Path) -> None:
     """Write a method to begin with, NAME.py, and its test."""
+    from bench.authoring.template import write_method
 
-    def work() -> None:
-        source, test = write_method(name, folder)
-        _line(_console(), f"wrote {source} and {test}")
-        _line(_console(), f"next: bench check --plugin {source} {name}")
-        _line(_console(), f"then: bench run --plugin {source} --method {name} --queries 2")
+    source, test = write_method(name, folder)
+    _line(f"wrote {source} and {test}")
+    _line(f"next: bench check --plugin {source} {name}")
+    _line(f"then: bench run --plugin {source} --method {name} --queries 2")
 
-    _guarded(work)
+
+def _shared(given: dict[str, Any]) -> dict[str, Any]:
+    """What every experiment takes."""
+    from bench.registry import metrics
+    from bench.studies import study
+
+    return {
+        "study": replace(study(given["study_name"]), seed=given["seed"]),
+        "metrics": [metrics.create(name) for name in given["metric_names"]],
+        "num_queries": given["queries"],
+        "results": given["results"],
+        "device": given["device"],
+        "workers": given["workers"],
+        "size_limit_mib": given.get("keep_models_mib", 1024.0),
+    }
 
 
 def _run(given: dict[str, Any]) -> Run:
-    the_study = replace(study(given["study_name"]), seed=given["seed"])
-    return Run(
-        study=the_study,
-        methods=_methods([*given["method_names"], *given["score_names"]], the_study.name, given["settings"]),
-        metrics=[metrics.create(name) for name in given["metric_names"]],
-        budgets=given["budgets"],
-        num_queries=given["queries"],
-        seeds=given["seeds"],
-        design=given["design"],
-        results=given["results"],
-        device=given["device"],
-        workers=given["workers"],
-        size_limit_mib=given["keep_models_mib"],
-    )
+    from bench.experiments.leave_k_out import Run
+
+    _import_scores(given["score_files"], given["score_names"])
+    chosen = _methods([*given["method_names"], *given["score_names"]], given["study_name"], given["settings"])
+    own = {name: given[name] for name in ("budgets", "seeds", "pairing")}
+    return Run(methods=chosen, **own, **_shared(given))
 
 
-def _print_plan(the_run: Run, effect: float | None = None) -> None:
-    console = _console()
-    for line in plan(the_run, effect=effect).lines():
-        _line(console, line)
+def _executed(experiment: Experiment[Any], dry_run: bool) -> Any:
+    """What the experiment reports; its plan is printed instead where ``dry_run``."""
+    from bench.foundation.console import console_here, progress_on
+
+    if dry_run:
+        _print_plan(experiment)
+        return None
+    with progress_on(console_here()) as progress:
+        return experiment.execute(progress)
+
+
+def _print_plan(experiment: Experiment[Any], effect: float | None = None) -> None:
+    from bench.experiments.planning import plan
+
+    for line in plan(experiment, effect=effect).lines():
+        _line(line)
 
 
 def _import_scores(files: Sequence[Path], names: Sequence[str]) -> None:
+    from bench.authoring.external import imported
+    from bench.registry import register_method
+
     if len(files) != len(names):
         raise InvalidInput(
             f"--scores was given {len(files)} times and --name {len(names)} times; each file needs a name."
@@ -492,6 +441,8 @@ def _import_scores(files: Sequence[Path], names: Sequence[str]) -> None:
 
 def _methods(names: Sequence[str], study_name: str, settings: Sequence[str]) -> list[Method]:
     """The methods by name ("all" stands for all, without variants), with the settings of --set."""
+    from bench.registry import methods
+
     if not names:
         raise InvalidInput("No method was given: --method NAME (`bench list methods` shows them), or --scores FILE.")
     every = [method.name for method in methods]
@@ -522,43 +473,28 @@ def _value(text: str) -> Any:
         return text
 
 
-def _print(console: Console, report: Report) -> None:
-    table = Table(*TABLE_HEAD, box=None, padding=(0, 2, 0, 0))
-    for cells in table_cells(report.table):
-        table.add_row(*(escape(cell) for cell in cells))
-    console.print(table)
-    for name, why in report.skipped.items():
-        _line(console, f"skipped {name}: {why}")
-    for name, why in report.skipped_metrics.items():
-        _line(console, f"skipped {name}: {why}")
+def _print(report: Report) -> None:
+    from bench.report.summary import TABLE_HEAD, table_cells
+
+    _table(TABLE_HEAD, table_cells(report.table))
+    for name, why in {**report.skipped, **report.skipped_metrics}.items():
+        _line(f"skipped {name}: {why}")
     for method, facts in report.manifest["methods"].items():
-        _line(console, f"{method}: {facts['tuned_on']}")
-    _line(console, f"table, frame, manifest and figures: {report.folder}")
+        _line(f"{method}: {facts['tuned_on']}")
+    _line(f"table, frame, manifest and figures: {report.folder}")
 
 
-def _line(console: Console, text: str) -> None:
+def _table(head: Sequence[str], lines: Iterable[Sequence[str]], *, title: str | None = None) -> None:
+    from bench.foundation.console import console_here, table
+
+    console_here().print(table(head, lines, title=title), *([""] if title else []))
+
+
+def _line(text: str) -> None:
     """Text as it is, in one line."""
-    console.print(escape(text), highlight=False, soft_wrap=True)
+    from bench.foundation.console import print_line
 
-
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=180)
-
-
-def _guarded(work: Callable[[], None]) -> None:
-    """What the user can mend ends with one line and exit code 2; Ctrl-C keeps everything that is finished."""
-    try:
-        work()
-    except BenchError as error:
-        click.echo(f"bench: {error}", err=True)
-        sys.exit(2)
-    except OSError as error:
-        click.echo(f"bench: a file could not be read or written: {error}", err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        click.echo("bench: interrupted; what is finished is kept. Run the same command to go on.", err=True)
-        sys.exit(INTERRUPTED)
+    print_line(text)
 
 
 if __name__ == "__main__":

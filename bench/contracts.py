@@ -113,13 +113,13 @@ class Metric(ABC):
     """How much of its capability to make a query a retrained model lost.
 
     Attributes:
-        name: on the command line and in tables; with whatever makes figures incomparable, such as an encoder's name.
+        name: on the command line and in tables; with whatever makes values incomparable, such as an encoder's name.
         summary: its definition in one line.
-        unit: of its figures.
-        higher_is_better: whether a higher figure means that the removed images mattered more.
+        unit: of its values.
+        higher_is_better: whether a higher value means that the removed images mattered more.
         observation: what it compares.
-        version: raise it when the same observations give other figures; rows of different versions are never mixed.
-        relative_to_controls: the figure is the value on the query minus the mean value on control queries, whose
+        version: raise it when the same observations give other values; rows of different versions are never mixed.
+        relative_to_controls: the value is that on the query minus the mean value on control queries, whose
             prompts have nothing to do with the query's (``Study.controls``).
     """
 
@@ -145,10 +145,10 @@ class Metric(ABC):
             raise Unavailable(why)
 
     def sources(self) -> dict[str, str]:
-        """What its figures depend on beyond the observations: weights with their hash."""
+        """What its values depend on beyond the observations: weights with their hash."""
         return {}
 
     @property
     def digest(self) -> str:
-        """Names the evaluator: figures of different digests are never compared."""
+        """Names the evaluator: values of different digests are never compared."""
         return digest_of([self.name, self.version, self.observation.name, self.sources()])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from importlib.metadata import entry_points
 from importlib.util import module_from_spec, spec_from_file_location
@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from bench.contracts import Method, Metric
 from bench.errors import BenchError, InvalidInput, UnknownName
+from bench.records.names import NAME, RESERVED, MethodName
 
 P = TypeVar("P", Method, Metric)
 
@@ -37,7 +38,10 @@ class Registry(Generic[P]):
         self._loaded = False
 
     def register(self, cls: type[P]) -> type[P]:
-        """Class decorator: enter ``cls`` under its ``name``; a name that is taken by another class is refused."""
+        """Class decorator: enter ``cls`` under its ``name``; a bad name, or one that another class has, is refused."""
+        check_name(self.kind, cls.name)
+        for variant in variants_of(cls):
+            check_name(f"variant of {self.kind}", variant, reserved=())
         taken = self._classes.get(cls.name)
         if taken is not None and taken.__module__ != cls.__module__:
             raise InvalidInput(
@@ -99,44 +103,32 @@ class Registry(Generic[P]):
                 entry.load()
 
 
+def check_name(kind: str, name: str, *, reserved: Collection[str] = RESERVED) -> None:
+    """Raise InvalidInput where a ``kind`` of plugin must not be called ``name``."""
+    parts = name.split("@", 1) if isinstance(name, str) and kind == "metric" else [name]  # a metric's encoder
+    if not all(isinstance(part, str) and NAME.fullmatch(part) for part in parts) or name in reserved:
+        raise InvalidInput(
+            f"A {kind} cannot be called {name!r}: small letters, digits, '_' and '-' are expected, a letter or digit "
+            f"first{', and none of: ' + ', '.join(reserved) if reserved else ''}."
+        )
+
+
 def variants_of(cls: type[Any]) -> Mapping[str, Mapping[str, Any]]:
     """The named settings of a plugin; a metric has none."""
     return getattr(cls, "variants", {})
 
 
-def label_of(method: Method, study: str) -> str:
-    """``name`` or ``name:variant`` as tuned for ``study``; in brackets the settings that differ, and its caveat."""
+def named(method: Method, study: str) -> MethodName:
+    """How rows call ``method``: variant, caveat, and the settings that differ from those tuned for ``study``."""
     given = method.settings()
 
-    def others(name: str) -> dict[str, Any]:
-        usual = methods.create(name, study).settings()
+    def others(variant: str) -> dict[str, Any]:
+        usual = methods.create(f"{method.name}:{variant}" if variant else method.name, study).settings()
         return {key: value for key, value in given.items() if value != usual[key]}
 
-    names = [method.name, *(f"{method.name}:{variant}" for variant in method.variants)]
-    name = next((name for name in names if not others(name)), method.name)
-    rest = [f"{key}={value}" for key, value in others(name).items()] + [method.caveat()] * bool(method.caveat())
-    return f"{name}[{', '.join(rest)}]" if rest else name
-
-
-def variant_of(name: str) -> str:
-    """The variant in ``name:variant`` or in a label, "" where there is none."""
-    return name.partition("[")[0].partition(":")[2]
-
-
-def base_of(label: str) -> str:
-    """The method's own name in a label: without variant, settings in brackets, and digest."""
-    return label.partition("[")[0].partition(":")[0].partition(" #")[0]
-
-
-def is_variant(label: str) -> bool:
-    """Whether ``label`` names a variant, or settings other than those tuned for the study."""
-    return ":" in label or "[" in label
-
-
-def without_variants(labels: Iterable[str]) -> list[str]:
-    """``labels``, each once, without the variants of a method that is among them: for charts that these would crowd."""
-    names = list(dict.fromkeys(labels))
-    return [name for name in names if not (is_variant(name) and base_of(name) in names)]
+    variant = next((variant for variant in ("", *method.variants) if not others(variant)), "")
+    caveat = {method.caveat(): True} if method.caveat() else {}
+    return MethodName.of(method.name, variant, others(variant) | caveat)
 
 
 def tuned(cls: type[Any], study: str, variant: str = "") -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A study: data set, model, recipe, queries and budgets, all fixed and summed up in one digest.
 
 Every embedded study is a function below that returns one; its docstring states a command, the machine it ran on and
-the figures to expect. ``study("fashion")`` finds them by name.
+the values to expect. ``study("fashion")`` finds them by name.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 from bench.data.dataset import Dataset, load_embedded
 from bench.diffusion.autoencoder import autoencoder
 from bench.diffusion.model import ModelConfig
+from bench.diffusion.phrases import text_encoder
 from bench.diffusion.queries import Query, QuerySpec
 from bench.diffusion.sampling import Sampler
-from bench.diffusion.text import embedded_encoder
 from bench.diffusion.training import Recipe
 from bench.errors import InvalidInput, UnknownName
 from bench.foundation import seeds
@@ -40,6 +40,7 @@ class Study:
         model, recipe, sampler: of the generative model.
         prompts: of the reported queries, one query each.
         held_out_prompts: of the queries that settings are tuned on, never reported.
+        prompt_seeds, held_out_seeds: of the noises of these queries; () for 0, 1, … and for 1000, 1001, …
         budgets: the K of the study, ascending.
         num_queries: how many queries a run has by default.
         seed: of the original model θ0, of its training draws and of everything else that is keyed.
@@ -57,6 +58,8 @@ class Study:
     budgets: tuple[int, ...]
     num_queries: int = 8
     seed: int = 0
+    prompt_seeds: tuple[int, ...] = ()
+    held_out_seeds: tuple[int, ...] = ()
     description: str = field(default="", compare=False)
 
     @cached_property
@@ -71,7 +74,7 @@ class Study:
         return {
             "training_version": TRAINING_VERSION,
             "dataset": self.dataset.digest,
-            "text_encoder": embedded_encoder(self.model.num_tokens).digest,
+            "text_encoder": text_encoder(model.pop("text_encoder"), self.model.num_tokens).digest,
             "autoencoder": autoencoder(model.pop("autoencoder")).digest,
             "model": model,
             "recipe": asdict(self.recipe),
@@ -95,7 +98,8 @@ class Study:
                 f"--queries {count}: study '{self.name}' has {len(self.prompts)} queries; "
                 f"give 1 to {len(self.prompts)}."
             )
-        return [QuerySpec(f"q{i:02d}", prompt, i) for i, prompt in enumerate(self.prompts[:count])]
+        chosen = self.prompt_seeds or range(len(self.prompts))
+        return [QuerySpec(f"q{i:02d}", prompt, chosen[i]) for i, prompt in enumerate(self.prompts[:count])]
 
     def held_out_queries(self, count: int) -> list[QuerySpec]:
         """The first ``count`` held-out queries, on which settings are tuned: other prompts, other seeds."""
@@ -103,8 +107,9 @@ class Study:
             raise InvalidInput(
                 f"--queries {count}: study '{self.name}' holds out {len(self.held_out_prompts)} queries for tuning."
             )
+        chosen = self.held_out_seeds or range(HELD_OUT_SEED, HELD_OUT_SEED + len(self.held_out_prompts))
         prompts = self.held_out_prompts[:count]
-        return [QuerySpec(f"{HELD_OUT}-{i:02d}", prompt, HELD_OUT_SEED + i) for i, prompt in enumerate(prompts)]
+        return [QuerySpec(f"{HELD_OUT}-{i:02d}", prompt, chosen[i]) for i, prompt in enumerate(prompts)]
 
     def controls(self, query: Query | QuerySpec, *, held_out: bool = False) -> list[QuerySpec]:
         """The control queries of ``query``: other queries with other prompts, one for each prompt.
@@ -164,7 +169,7 @@ def fashion() -> Study:
 def tiny() -> Study:
     """A slice of ``fashion`` for tests: 200 images, a small network, a few steps. It resolves nothing.
 
-    A run of three methods on two queries takes seconds anywhere; its figures mean nothing.
+    A run of three methods on two queries takes seconds anywhere; its values mean nothing.
     """
     whole = fashion()
     return replace(
@@ -223,7 +228,33 @@ def emoji() -> Study:
     )  # fmt: skip
 
 
-STUDIES: dict[str, Callable[[], Study]] = {"fashion": fashion, "emoji": emoji, "small": small, "tiny": tiny}
+def faces() -> Study:
+    """Portraits of 16×16 pixels whose parts are known: 6,000 faces, captions such as "pale skin, pink hat, smile"."""
+    return Study(
+        name="faces",
+        description="6,000 portraits at 16×16 pixels whose parts are known",
+        dataset_name="faces",
+        model=ModelConfig(
+            sample_size=16, latent_channels=3, block_channels=(16, 32), cross_attention=(False, True),
+            attention_heads=4, num_tokens=16, text_encoder="phrases",
+        ),
+        recipe=Recipe(
+            num_steps=1500, batch_size=32, learning_rate=3e-3, caption_dropout=0.0, weight_power=0.5, num_shards=1,
+        ),
+        sampler=Sampler(num_steps=25, guidance=1.0),
+        prompts=("dark skin, pink hat, sunglasses, yellow clothes, smile, white background",) * 8,
+        held_out_prompts=("pale skin, teal hat, red clothes, frown, grey background",) * 4,
+        budgets=(100, 200, 500),
+    )  # fmt: skip
+
+
+STUDIES: dict[str, Callable[[], Study]] = {
+    "faces": faces,
+    "fashion": fashion,
+    "emoji": emoji,
+    "small": small,
+    "tiny": tiny,
+}
 
 
 def study(name: str) -> Study:

@@ -8,8 +8,18 @@ each training image by how much of it is forgotten by proxy (arXiv 2406.09408, e
 F is the diagonal of the Fisher information: the mean over draws of the squared per-sample gradient, one image, flip,
 noise and timestep a draw, accumulated in float64.
 
-Deviations: ``damping`` adds a share of each tensor's mean Fisher to its diagonal (the paper has none; the authors'
-follow-up uses 0.1).
+Deviations:
+
+- ``damping`` adds a share of each tensor's mean Fisher to its diagonal (the paper has none; the authors' follow-up
+  uses 0.1).
+- ``query_rise``, where it is above 0, replaces α: the step is the one that raises the query's own loss by that share.
+  So it is on ``fashion``, ``small`` and ``emoji``; the ``step_size`` that is tuned for ``fashion`` is not used then.
+- Losses are compared at every ``timestep_stride``-th timestep from half a stride on (50, 150, … for 100), not at all
+  timesteps of the schedule.
+- ``timestep_limit`` leaves out the timesteps from it on (on ``fashion`` and ``small`` those from 500; by default none).
+- The Fisher is the mean of ``num_fisher_draws`` images drawn with replacement, each with its own flip, noise and
+  timestep, not of a pass over the training set.
+- The gradient of the consolidation term, which is near zero at θ0, is left out, as in the authors' released code.
 
 The variants are the paper's ablations (appendix C.1): other weights, several steps, and plain gradient ascent, whose
 weights it leaves open (here the same K/V). Its step sizes on MSCOCO are 0.01 for cross-attn-kv, 0.005 for cross-attn

@@ -2,7 +2,7 @@
 
     S = cos( φ(G_θ0(ε, c)), φ(G_θ^−K(ε, c)) ),   the same noise and prompt
 
-One metric for each image encoder of ``bench.pretrained.encoders``, as figures under different encoders say different
+One metric for each image encoder of ``bench.pretrained.encoders``, as values under different encoders say different
 things. The paper uses CLIP ViT-B/32. Encoders see natural images; small grey ones are far from those.
 
 Reference: arXiv 2406.09408, equation 3 with d = CLIP similarity. Lower is better: the image is lost.

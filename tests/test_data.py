@@ -173,7 +173,7 @@ def test_files_are_rebuilt_byte_for_byte(tmp_path: Path) -> None:
         "text_encoder": sources / EMOJIBASE_PACKAGE,
     }
     for script, source in inputs.items():
-        command = [sys.executable, "-m", f"bench.data.build.{script}", str(source), "--output", str(tmp_path)]
+        command = [sys.executable, "-m", f"bench.building.{script}", str(source), "--output", str(tmp_path)]
         subprocess.run(command, check=True)
     for built in sorted(tmp_path.iterdir()):
         assert built.read_bytes() == (DATA / built.name).read_bytes(), built.name

@@ -12,7 +12,8 @@ from scipy import stats
 
 from bench import metrics
 from bench.errors import InvalidInput
-from bench.experiments.datamodels import FILE, DatamodelTest, spearman, subset, subset_interval
+from bench.experiments.datamodels import DatamodelTest, spearman, subset, subset_interval
+from bench.records import folder
 from bench.registry import methods
 from bench.studies import study
 from cli import main
@@ -65,7 +66,7 @@ def test_the_score_of_trained_subsets(tiny, tmp_path, monkeypatch):
         study=tiny, methods=[methods.create("pixel")], metrics=[metrics.create("loss_change")], subsets=4, seeds=2,
         num_queries=2, results=tmp_path,
     )  # fmt: skip
-    found = test.measure()
+    found = test.execute()
     assert set(found.table["method"]) == {"pixel", "random"}
     assert found.table["lds"].between(-1, 1).all()
     assert found.table["low"].isna().all()
@@ -74,8 +75,8 @@ def test_the_score_of_trained_subsets(tiny, tmp_path, monkeypatch):
     assert len(set(record["subsets"])) == 4
     assert len(list((tmp_path / "models").iterdir())) == 1 + 4 * 2  # the original, for the queries
     monkeypatch.setattr("bench.retraining.ledger.Ledger._train", lambda *args: pytest.fail("trained again"))
-    pd.testing.assert_frame_equal(test.measure().frame, found.frame)
-    fewer = replace(test, subsets=3).measure()
+    pd.testing.assert_frame_equal(test.execute().frame, found.frame)
+    fewer = replace(test, subsets=3).execute()
     assert len(fewer.frame) == 8
     assert "no interval" in (tmp_path / "lds.md").read_text()
 
@@ -92,4 +93,4 @@ def test_the_command_prints_the_score(tmp_path):
     outcome = CliRunner().invoke(main, ["lds", *given], catch_exceptions=False)
     assert outcome.exit_code == 0, outcome.output
     assert "pixel" in outcome.output
-    assert (tmp_path / FILE).exists()
+    assert (tmp_path / folder.LDS).exists()

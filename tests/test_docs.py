@@ -21,7 +21,7 @@ from cli import main
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
     *ROOT.glob("*.md"),
-    *ROOT.glob("docs/*.md"),
+    *ROOT.glob("docs/**/*.md"),
     ROOT / "results" / "README.md",
     ROOT / "benchmarks" / "README.md",
 ]
@@ -74,7 +74,7 @@ def test_adding_a_method_as_the_readme_says_puts_it_into_the_table(tmp_path, mon
             arguments += ["--study", "tiny"]  # hardly trained, which is all that a method without a model needs
         outcome = CliRunner().invoke(main, arguments, catch_exceptions=False)
         assert outcome.exit_code == 0, outcome.output
-    assert len(Path("brightness.py").read_text().splitlines()) < 40
+    assert len(Path("brightness.py").read_text().splitlines()) == 35  # as the README says
     table = pd.read_parquet("results/runs/tiny/results.parquet")
     assert set(table["method"]) == {"brightness", "random", "nothing removed"}
     assert (table["status"] == "done").all()
@@ -94,13 +94,13 @@ def test_every_public_name_is_documented():
         assert documented or name in ("methods", "metrics", "register_method", "register_metric"), name
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_to_files_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
         assert (path.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_command_in_a_document_is_understood(path, tmp_path, monkeypatch, forgotten_plugins):
     monkeypatch.chdir(tmp_path)
     write_method("brightness", tmp_path)

@@ -14,14 +14,14 @@ from torch.nn import functional
 
 import bench.pretrained.encoders
 import bench.pretrained.weights
+from bench.attribution import features
 from bench.diffusion.queries import Query
 from bench.errors import InvalidInput, Unavailable, UnknownName
 from bench.experiments.leave_k_out import Run
-from bench.experiments.one_prompt import features
 from bench.experiments.planning import plan
 from bench.pretrained.encoders import ENCODERS, HEADS, WEIGHTS, Encoder, Preprocessing, encoder
 from bench.pretrained.weights import CONVERSION, RANDOM, Hub, Nowhere, Weights, chosen, read_safetensors
-from bench.registry import label_of, methods
+from bench.registry import methods, named
 from tests.test_cli import bench as command
 
 IMAGE_METHODS = {"clip": "clip", "dino": "dino", "dinov2": "dinov2", "efficientnet": "efficientnet"}
@@ -298,7 +298,7 @@ def test_weights_come_from_the_file_the_folder_or_the_hub_in_this_order(tmp_path
 def test_random_weights_are_declared_everywhere(context, queries, linear):
     method = methods.create("dino")
     assert "random" in method.sources()["dino"]
-    assert label_of(method, "tiny") == "dino[random weights of dino]"
+    assert named(method, "tiny").label == "dino[random weights of dino]"
     before = torch.get_rng_state()
     first = method.scores(context, queries)
     bench.pretrained.encoders._loaded.cache_clear()

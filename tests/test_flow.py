@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import pandas as pd
 import pytest
@@ -16,11 +17,13 @@ import torch
 
 from bench import Run, methods
 from bench.diffusion.sampling import Sampler
+from bench.diffusion.training import TrainingRun
 from bench.experiments.planning import plan
 from bench.foundation.progress import Progress
 from bench.records import rows as results
 from bench.records.store import read_tensors
 from bench.studies import Study, study
+from methods.pixel import Pixel
 
 QUICK = {"num_fisher_draws": 128, "num_gradient_draws": 128, "timestep_stride": 250}
 
@@ -40,8 +43,9 @@ def test_a_run_gives_every_figure_with_both_floors(finished):
     run, report = finished
     frame = report.frame
     assert list(frame.columns) == list(results.COLUMNS)
-    assert set(frame["method"]) == {"ours[num_fisher_draws=128, num_gradient_draws=128, timestep_stride=250]",
-                                    "pixel", "random", "nothing removed"}  # fmt: skip
+    assert set(frame["method"]) == {"ours", "pixel", "random", "nothing removed"}
+    assert set(frame["settings"]) == {"", json.dumps(QUICK, sort_keys=True)}
+    assert "ours[num_fisher_draws=128, num_gradient_draws=128, timestep_stride=250]" in set(report.table["method"])
     assert len(frame) == 2 * 2 * 4
     assert (frame["status"] == "done").all()
     assert frame["value"].notna().all()
@@ -124,10 +128,24 @@ def test_two_workers_give_the_same_figures(finished, tiny, tmp_path, monkeypatch
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def test_equal_removal_sets_train_once(finished, tiny, tmp_path):
-    run, _ = finished
-    names = [path.name for path in (run.folder / "models").iterdir()]
-    assert len(names) == len(set(names)) == 2 + 3 * 2  # θ0, the pairs' original, three methods × two queries
+@dataclass(frozen=True, kw_only=True)
+class Twin(Pixel):
+    """Names the images of ``pixel`` under another name."""
+
+    name: ClassVar[str] = "twin"
+
+
+def test_equal_removal_sets_train_once(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(methods._classes, "twin", Twin)
+    steps, advance = [], TrainingRun.advance
+    monkeypatch.setattr(TrainingRun, "advance", lambda self: steps.append(self.draws.seed) or advance(self))
+    run = quick_run(tiny, tmp_path, names=("pixel",), num_queries=1)
+    frame = replace(run, methods=[*run.methods, Twin()]).execute().frame
+    keys = frame.groupby("method")["model_key"].unique().str.join("")
+    assert keys["pixel"] == keys["twin"] != keys["random"]
+    assert len(steps) == 4 * tiny.recipe.num_steps  # θ0, the pairs' original, the twins' model, random's
+    values = {name: rows["value"].tolist() for name, rows in frame.groupby("method")}
+    assert values["pixel"] == values["twin"] != values["random"]
 
 
 def test_a_damaged_model_and_observation_are_set_aside_and_rebuilt(finished, tiny, tmp_path):
@@ -150,7 +168,7 @@ def test_models_beyond_the_size_limit_are_deleted_and_their_figures_stay(tiny, t
 
 
 def test_both_designs_can_be_reported(tiny, tmp_path):
-    report = quick_run(tiny, tmp_path, names=("pixel",), design="both", num_queries=1).execute()
+    report = quick_run(tiny, tmp_path, names=("pixel",), pairing="both", num_queries=1).execute()
     loss = report.frame.query("metric == 'loss_change'").set_index(["method", "design"])["value"]
     floor = loss["nothing removed", "unpaired"]
     for method in ("pixel", "random"):

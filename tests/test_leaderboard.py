@@ -21,14 +21,16 @@ from matplotlib.colors import to_hex
 
 from bench.diffusion.queries import Query, save_queries
 from bench.foundation.digests import digest_of
+from bench.records.names import MethodName
 from bench.records.rows import NOTHING_REMOVED, REFERENCE, Row, frame_of
 from bench.records.store import Store, read_tensors, write_json, write_tensors
-from bench.registry import methods, without_variants
-from bench.report.board import leaderboard
+from bench.registry import methods
+from bench.report.board import charted, leaderboard
 from bench.report.board_figures import ablations, cost, curves, families, page_charts
-from bench.report.figures import colour_of, mark_of
+from bench.report.figures import MARKS, colour_of
+from bench.report.gallery import Gallery
 from bench.report.merging import merge_folders, open_folder
-from bench.report.page import SCRIPTS, escaped, script
+from bench.report.page import SCRIPTS, escaped, payload, script
 from bench.report.publishing import publish
 from bench.studies import Study, study
 from cli import main
@@ -112,10 +114,11 @@ class Folder:
 
     def _row(self, metric, method, k, query, value, failed):
         lost = failed or not np.isfinite(value)
-        floor = method == NOTHING_REMOVED
+        floor, name = method == NOTHING_REMOVED, MethodName.of_old_label(method)
         return Row(
             study="tiny", study_digest=self.study.digest,
-            method=method, method_digest="" if floor else self.digest(method), query=query.id,
+            method=name.method, variant=name.variant, settings=name.settings,
+            method_digest="" if floor else self.digest(method), query=query.id,
             query_digest=query.digest, prompt=query.prompt, k=k, metric=metric,
             design="unpaired" if floor else "paired", seed=1000 if floor else 0,
             value=float("nan") if failed else value,
@@ -302,7 +305,9 @@ def test_variants_leave_the_other_figures_to_their_method(tmp_path):
     names = [text.get_text() for text in cost(board, 20).axes[0].texts]
     for shown in (legend, names):
         assert ("ours" in shown, "ours:sgd-1" in shown) == (True, False)
-    assert without_variants(["ours:all", "random", "ours:sgd-1"]) == ["ours:all", "random", "ours:sgd-1"]
+    assert charted([line for line in board.lines if line.method != "ours" and line.k == 20]) == [
+        line.method for line in board.lines if line.method != "ours" and line.k == 20
+    ]
 
 
 def test_variants_leave_the_verdicts_between_methods_as_they_were(tmp_path):
@@ -491,7 +496,7 @@ def page_data(text: str) -> dict:
 def test_the_page_is_one_file_that_needs_no_network(published):
     text = (published[0] / "leaderboard.html").read_text()
     assert len(text) < 2_000_000
-    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//|@import|url\(|fetch\(""", text)
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//|@import|url\((?!#)|fetch\(""", text)
     data = page_data(text)
     assert len(data["lines"]) == 6
     shown = data["gallery"]["queries"][0]
@@ -563,8 +568,9 @@ def test_a_method_has_one_colour_on_every_figure(tmp_path):
         assert drawn == {name: colour_of(name) for name in ("ours", "pixel", "random", "trak")}
         texts = {text.get_text(): to_hex(text.get_color()) for text in cost(board, 20).axes[0].texts}
         assert {name: texts[name] for name in drawn} == drawn
-    assert colour_of("ours:sgd-1") == colour_of("ours")
-    assert mark_of("ours:sgd-1") != mark_of("ours")
+    marks = payload(boards[1], Gallery(), {})["marks"]
+    assert marks["ours"] == [colour_of("ours"), MARKS["o"]]
+    assert (marks["ours:sgd-1"][0], marks["ours:sgd-1"][1] != MARKS["o"]) == (colour_of("ours"), True)
 
 
 def test_no_two_methods_have_the_same_colour():
@@ -586,6 +592,8 @@ def test_the_page_shows_the_charts_of_the_files(published):
         assert "K of 200 images removed" in chart or not name.startswith("curves")
         assert {one.tag.rpartition("}")[2] for one in tree.iter()} & {"script", "style", "metadata"} == set()
         assert len(chart) < 40_000
+    ticks = [text for text in re.findall(r"<text[^>]*>([^<]*)</text>", charts["curves_loss_change"]) if "0.00" in text]
+    assert len(set(ticks)) == len(ticks) > 2
 
 
 SELF_TEST = (Path(__file__).parent / "leaderboard_selftest.js").read_text()

@@ -8,7 +8,7 @@ import torch
 from test_flow import quick_run
 
 from bench import metrics
-from bench.diffusion.queries import MAX_CONTROLS, Query, QuerySpec, control_specs, held_out_specs, reported_specs
+from bench.diffusion.queries import Query
 from bench.diffusion.sampling import Sampler
 from bench.errors import InvalidInput, ResultsFolderError, Unavailable
 from bench.experiments.evaluation import figure
@@ -16,8 +16,8 @@ from bench.experiments.leave_k_out import Run
 from bench.experiments.retrieval import average_precision, recall_at_k
 from bench.foundation.progress import Progress
 from bench.pretrained.encoders import encoder
-from bench.records import rows as results
-from bench.studies import study
+from bench.records import folder
+from bench.studies import MAX_CONTROLS, study
 
 SIMILARITY = "regeneration_similarity@efficientnet"
 WITH_CONTROLS = ("loss_change", "specificity")
@@ -50,22 +50,23 @@ def test_specificity_takes_the_mean_of_the_controls_off(name):
 
 def test_controls_have_other_prompts_and_do_not_depend_on_the_run():
     fashion = study("fashion")
-    pool = reported_specs(fashion, len(fashion.prompts))
+    pool = fashion.queries(len(fashion.prompts))
     for spec in pool:
-        controls = control_specs(pool, spec)
+        controls = fashion.controls(spec)
         assert len({control.prompt for control in controls}) == len(controls) == 7
         assert spec.prompt not in {control.prompt for control in controls}
-    assert control_specs(pool, pool[1]) == control_specs(pool, pool[9])  # the same prompt
-    many = [QuerySpec(f"q{i}", f"prompt {i}", i) for i in range(100)]
-    assert len(control_specs(many, many[0])) == MAX_CONTROLS
-    assert control_specs(many, many[0]) != control_specs(many, many[1])
-    assert control_specs(pool[:1], pool[0]) == []
+    assert fashion.controls(pool[1]) == fashion.controls(pool[9])  # the same prompt
+    many = replace(fashion, prompts=tuple(f"prompt {i}" for i in range(100)))
+    specs = many.queries(2)
+    assert len(many.controls(specs[0])) == MAX_CONTROLS
+    assert many.controls(specs[0]) != many.controls(specs[1])
+    assert replace(fashion, prompts=fashion.prompts[:1]).controls(pool[0]) == []
 
 
 def test_held_out_queries_are_controlled_by_held_out_ones():
     tiny = study("tiny")
     run = Run(study=tiny, methods=[], held_out=True, metrics=chosen("specificity"))
-    held_out = held_out_specs(tiny, len(tiny.held_out_prompts))
+    held_out = tiny.held_out_queries(len(tiny.held_out_prompts))
     assert run.control_specs(held_out[0]) == held_out[1:]
     assert Run(study=tiny, methods=[]).control_specs(held_out[0]) == []
 
@@ -165,7 +166,7 @@ def test_figures_of_different_evaluators_are_never_mixed(controlled, monkeypatch
 
 def test_rows_from_before_evaluators_were_kept_are_read(controlled):
     run, _ = controlled
-    path = run.folder / results.FILE
+    path = run.folder / folder.ROWS
     kept = pd.read_parquet(path)
     kept.drop(columns="evaluator").to_parquet(path)
     assert set(run.execute().merged["evaluator"]) >= {metrics.create("loss_change").digest}

@@ -1,7 +1,7 @@
 """What a plan counts and estimates, and that it spends nothing; what verification recomputes, and what it catches."""
 
-import math
 import subprocess
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -14,8 +14,9 @@ from bench import metrics
 from bench.errors import InvalidInput
 from bench.experiments.planning import plan
 from bench.experiments.reference import Reference
-from bench.experiments.throughput import Throughput, here, measured, recorded
+from bench.experiments.throughput import Throughput, here, recorded
 from bench.experiments.verification import rows_to_verify, verify
+from bench.records import folder
 from bench.records import rows as results
 from bench.records.store import Store
 from cli import main
@@ -37,6 +38,8 @@ def test_a_plan_counts_what_is_asked_shared_and_cached(finished):
     more = plan(replace(run, num_queries=2, budgets=[8, 20]))
     assert (more.asked, more.trainings, more.cached) == (10, 10, 2)  # the originals miss the second query
     assert (more.to_train, more.to_observe, more.to_score) == (6, 2, 2)
+    assert more.seconds > 0
+    assert more.records_mib > 0
 
 
 def test_the_draws_of_the_reference_are_shared_by_all_queries(tiny, tmp_path):
@@ -74,11 +77,20 @@ def test_times_come_from_records_of_the_same_layout_else_from_a_probe(finished):
     assert 0.2 < probed.training_seconds / known.training_seconds < 5
 
 
-def test_a_layout_of_workers_is_measured_with_that_many_processes(finished):
-    run, _ = finished
-    found = measured(run.open(), 2, 2)
-    assert (found.workers, found.training_seconds > 0, found.start_seconds > 0) == (2, True, True)
-    assert "2 workers of" in found.layout
+def test_a_layout_of_workers_is_measured_with_that_many_processes(tiny, tmp_path, monkeypatch):
+    probes, submit = [], ProcessPoolExecutor.submit
+
+    def watched(self, *task, **given):
+        probes.append(submit(self, *task, **given))
+        return probes[-1]
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", watched)
+    speed, seconds = plan(quick_run(tiny, tmp_path, names=("pixel",), num_queries=1, workers=2)).times[0]
+    times = [probe.result() for probe in probes]
+    assert len(times) == 2
+    assert speed.training_seconds == pytest.approx(np.mean([training for _, training, _ in times]))
+    assert "2 workers of" in speed.layout
+    assert seconds >= 2 * speed.training_seconds + speed.start_seconds  # four models are two rounds
 
 
 def test_rounds_and_shares_make_the_time(finished):
@@ -102,7 +114,7 @@ def test_the_number_of_queries_for_an_effect_needs_rows(finished, tiny, tmp_path
     run, _ = finished
     assert "cannot be told" in plan(run, effect=0.1).power[0]
     rng = np.random.default_rng(0)
-    workspace = quick_run(tiny, tmp_path).open()
+    quick_run(tiny, tmp_path).open()
     rows = [
         {"method": method, "method_digest": method, "query": f"q{i}", "query_digest": f"q{i}", "k": 8,
          "metric": "loss_change", "design": "paired", "value": rng.normal(0, 1), "status": "done", "seed": 0}
@@ -113,7 +125,6 @@ def test_the_number_of_queries_for_an_effect_needs_rows(finished, tiny, tmp_path
     results.merge(Store(tmp_path), frame)
     [large] = plan(quick_run(tiny, tmp_path, names=("pixel",)), effect=10.0).power
     [small] = plan(quick_run(tiny, tmp_path, names=("pixel",)), effect=1.0).power
-    assert workspace.study is tiny
     numbers = [int(line.split(": ")[1].split()[0]) for line in (large, small)]
     assert numbers[0] < 10 < numbers[1] < 100
 
@@ -155,10 +166,10 @@ def test_a_published_row_is_recomputed_to_the_bit(published):
 
 def test_a_row_that_was_altered_disagrees(published, tmp_path):
     subprocess.run(["cp", "-r", f"{published}/.", str(tmp_path)], check=True)
-    frame = pd.read_parquet(tmp_path / results.FILE)
+    frame = pd.read_parquet(tmp_path / folder.ROWS)
     at = frame.index[(frame["method"] == "random reference") & (frame["metric"] == "loss_change")][1]
     frame.loc[at, "value"] = np.nextafter(frame.loc[at, "value"], 1)
-    frame.to_parquet(tmp_path / results.FILE)
+    frame.to_parquet(tmp_path / folder.ROWS)
     outcome = command(tmp_path, "--row", str(at))
     assert outcome.exit_code == 1, outcome.output
     assert "DISAGREES" in outcome.output
@@ -168,7 +179,7 @@ def test_a_row_that_was_altered_disagrees(published, tmp_path):
     honest, usual = row["value"], frame["value"][alike].abs().mean()
     for share, agrees in ((0.005, True), (0.02, False)):  # of what such figures are on average, where 0.01 is allowed
         frame.loc[at, "value"] = honest + share * usual
-        frame.to_parquet(tmp_path / results.FILE)
+        frame.to_parquet(tmp_path / folder.ROWS)
         outcome = command(tmp_path, "--row", str(at))
         assert (outcome.exit_code == 0, "another machine kind" in outcome.output) == (agrees, True)
 
@@ -176,6 +187,7 @@ def test_a_row_that_was_altered_disagrees(published, tmp_path):
 def test_the_unpaired_floor_can_be_verified_too(published):
     outcome = command(published, "--method", "nothing removed")
     assert outcome.exit_code == 0, outcome.output
+    assert outcome.output.count("agrees: ") == 2
 
 
 def test_what_cannot_be_verified_is_said(published, tmp_path):
@@ -199,4 +211,4 @@ def test_what_cannot_be_verified_is_said(published, tmp_path):
         assert (outcome.exit_code, words in outcome.output) == (2, True)
     outcome = command(tmp_path)
     assert (outcome.exit_code, "holds no figures" in outcome.output) == (2, True)
-    assert math.isfinite(rows["value"].iloc[0])
+    assert verify(published, rows)[0].agrees  # the unchanged rows can be

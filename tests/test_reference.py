@@ -11,10 +11,10 @@ from test_flow import quick_run
 
 from bench.errors import InvalidInput
 from bench.experiments.reference import Reference, random_removal, sweep
-from bench.records import rows as results
-from bench.records.rows import REFERENCE
+from bench.records import folder
+from bench.records.rows import REFERENCE, labels
 from bench.report.figures import loss_change
-from bench.report.summary import equivalent, labels, reference_curve, summarize, table_cells
+from bench.report.summary import equivalent, reference_curve, summarize, table_cells
 from bench.studies import study
 from cli import main
 
@@ -131,4 +131,4 @@ def test_the_command_prints_the_curve(tmp_path):
     outcome = CliRunner().invoke(main, ["reference", *given], catch_exceptions=False)
     assert outcome.exit_code == 0, outcome.output
     assert REFERENCE in outcome.output
-    assert (tmp_path / results.FILE).exists()
+    assert (tmp_path / folder.ROWS).exists()

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from bench.records.rows import COLUMNS
-from bench.report.statistics import mean_and_error, paired_interval
+from bench.report.statistics import interval, mean_and_error, p_value
 
 
 def test_standard_error_is_the_sample_deviation_over_root_n():
@@ -23,21 +24,35 @@ def test_the_interval_covers_the_truth_at_its_stated_rate():
     covered = 0
     for _ in range(1000):
         shared = stream.normal(size=8) * 10
-        interval = paired_interval(shared + stream.normal(0.5, 1, 8), shared)
-        covered += interval.low <= 0.5 <= interval.high
+        found = interval(shared + stream.normal(0.5, 1, 8) - shared)
+        covered += found.low <= 0.5 <= found.high
     assert 930 <= covered <= 970
 
 
-def test_pairing_removes_what_queries_share():
-    shared = np.array([0.0, 10.0, 20.0, 30.0])
-    interval = paired_interval(shared + np.array([1.0, 1.1, 0.9, 1.0]), shared)
-    assert 0.8 < interval.low < 1 < interval.high < 1.2
+def test_the_interval_is_students():
+    values = np.random.default_rng(1).exponential(size=9)
+    theirs = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    found = interval(values)
+    assert (found.mean, found.low, found.high) == pytest.approx((values.mean(), theirs.low, theirs.high))
+    assert p_value(values, 0.7) == pytest.approx(stats.ttest_1samp(values, 0.7).pvalue)
 
 
-def test_one_pair_has_no_interval():
-    interval = paired_interval([1.0], [0.5])
-    assert interval.mean == 0.5
-    assert math.isnan(interval.low)
+def test_the_p_value_is_five_percent_at_the_bounds_of_the_interval():
+    found = interval([3.0, 1.0, 4.0, 1.0, 5.0, 9.0])
+    for bound in (found.low, found.high):
+        assert p_value([3.0, 1.0, 4.0, 1.0, 5.0, 9.0], bound) == pytest.approx(0.05)
+
+
+def test_fewer_than_four_values_have_no_interval_and_no_p_value():
+    found = interval([1.0, 2.0, 3.0])
+    assert found.mean == 2.0
+    assert math.isnan(found.low)
+    assert math.isnan(p_value([1.0, 2.0, 3.0]))
+
+
+def test_equal_values_have_an_interval_of_no_width():
+    assert interval([2.0] * 5) == (2.0, 2.0, 2.0)
+    assert (p_value([2.0] * 5), p_value([0.0] * 5)) == (0.0, 1.0)
 
 
 def test_the_data_dictionary_describes_every_column():

@@ -4,20 +4,19 @@ import json
 
 import pandas as pd
 import pytest
-from test_flow import quick_run
 
 from bench import methods
-from bench.experiments.tuning import tune, variants
+from bench.experiments.tuning import TuningRun, variants
 
 
 @pytest.fixture
 def run(tiny, tmp_path):
     grid = variants(methods.create("random"), {"draw": [0, 1]})
-    return quick_run(tiny, tmp_path, names=(), methods=grid)
+    return TuningRun(study=tiny, tuned="random", methods=grid, budgets=[8], num_queries=2, results=tmp_path)
 
 
 def test_tuning_keeps_the_settings_with_the_largest_mean_on_held_out_queries(run):
-    found = tune(run, "random")
+    found = run.execute()
     frame = found.report.frame.query("metric == 'loss_change' and design == 'paired'")
     assert set(frame["query"]) == {"held-out-00", "held-out-01"}
     means = frame.groupby("method_digest")["value"].mean()
@@ -26,17 +25,17 @@ def test_tuning_keeps_the_settings_with_the_largest_mean_on_held_out_queries(run
 
 
 def test_older_figures_of_the_same_name_do_not_decide(run):
-    found = tune(run, "random")
+    found = run.execute()
     path = run.folder / "tuning" / "results.parquet"
     frame = pd.read_parquet(path)
     worse = frame[(frame["metric"] == "loss_change") & ~frame["method_digest"].isin([found.best.digest, ""])]
     older = worse.assign(method_digest="older settings", value=1e3)
     pd.concat([frame, older], ignore_index=True).to_parquet(path)
-    assert tune(run, "random").best.digest == found.best.digest
+    assert run.execute().best.digest == found.best.digest
 
 
 def test_saved_settings_are_what_later_runs_find(run, tmp_path, monkeypatch):
-    found = tune(run, "random")
+    found = run.execute()
     monkeypatch.setattr("methods.random_images.__file__", str(tmp_path / "method.py"))
     saved = json.loads(found.save("tiny").read_text())["random"]["tiny"]
     assert methods.create("random", **saved["settings"]).digest == found.best.digest

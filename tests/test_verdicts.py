@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from bench.report.statistics import bootstrap_interval, equivalent_random, queries_needed, verdicts
+from bench.report.statistics import equivalent_random, interval, queries_needed, verdicts
 
 
 def simulated(rng, shifts, queries=20):
@@ -41,7 +41,7 @@ def test_the_direction_of_the_metric_counts():
 def test_too_few_queries_give_no_verdict_and_no_interval():
     frame = simulated(np.random.default_rng(3), [9.0, 0.0], queries=3)
     assert verdicts(frame)["a", "b"].verdict == "too few queries"
-    assert np.isnan(bootstrap_interval([1.0, 2.0, 3.0]).low)
+    assert np.isnan(interval([1.0, 2.0, 3.0]).low)
 
 
 def test_a_missing_figure_leaves_out_its_query_alone():
@@ -76,13 +76,26 @@ def test_queries_needed_agrees_with_a_simulation():
     assert queries_needed(0.0, 1.0) is None
 
 
-def test_the_bootstrap_interval_covers_the_mean_as_often_as_it_says():
-    rng = np.random.default_rng(6)
-    inside = 0
-    for _ in range(200):
-        bounds = bootstrap_interval(rng.normal(size=30))
-        inside += bounds.low <= 0 <= bounds.high
-    assert inside / 200 >= 0.9
+def test_a_verdict_implies_an_interval_without_zero():
+    rng = np.random.default_rng(7)
+    settled = 0
+    for _ in range(100):
+        frame = simulated(rng, [0.9, 0.0, 0.4, 0.2], queries=12)
+        for (one, other), found in verdicts(frame).items():
+            bounds = interval(frame[one] - frame[other])
+            assert found.difference == pytest.approx(bounds.mean)
+            if found.verdict != "indistinguishable":
+                settled += 1
+                assert bounds.low > 0 if found.verdict == "better" else bounds.high < 0
+    assert settled > 50
+
+
+def test_two_methods_alone_are_settled_just_where_their_interval_excludes_zero():
+    rng = np.random.default_rng(8)
+    for _ in range(100):
+        frame = simulated(rng, [0.6, 0.0], queries=8)
+        bounds = interval(frame["a"] - frame["b"])
+        assert (bounds.low > 0 or bounds.high < 0) == (verdicts(frame)["a", "b"].verdict != "indistinguishable")
 
 
 def test_equivalent_random_reads_the_monotone_curve_and_never_beyond_it():

@@ -11,7 +11,7 @@ from bench.registry import methods
 
 METHOD = '''"""{title}: say the idea in one line.
 
-    τ(ẑ, z_i) = max over flips of − | mean(x̂) − mean(x_i) |
+    τ(ẑ, z_i) = max over flips of − | b(x̂) − b(x_i) |,   b = mean + contrast · spread of an image's pixels
 
 Reference: the paper, its section or equation. Replace the formula and the code below by yours.
 """
@@ -34,14 +34,16 @@ class {title}(Method):
     summary: ClassVar[str] = "closeness of mean brightness"
     self_rank: ClassVar[str] = "many images share a brightness"
 
-    scale: float = 1.0
+    contrast: float = 0.0
 
     def scores(self, context: AttributionContext, queries: Sequence[Query]) -> Tensor:
         """Queries × images, higher = more influential."""
         made = context.model.autoencoder.decode(torch.stack([query.latent for query in queries]))
-        of_queries = made.mean((1, 2, 3))[:, None]
-        sides = [context.dataset.pixels(flipped=flipped).mean((1, 2, 3))[None, :] for flipped in (False, True)]
-        return torch.maximum(*(-self.scale * (of_queries - side).abs() for side in sides))
+        sides = [self.brightness(context.dataset.pixels(flipped=flipped)) for flipped in (False, True)]
+        return torch.maximum(*(-(self.brightness(made)[:, None] - side).abs() for side in sides))
+
+    def brightness(self, images: Tensor) -> Tensor:
+        return images.mean((1, 2, 3)) + self.contrast * images.std((1, 2, 3))
 '''
 
 TEST = '''"""The contract suite on {name}: `pytest {file}`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 
@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+
+from bench.errors import UnknownName
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +27,11 @@ class Dataset:
         captions: N texts.
         concepts: N words for what is shown, styles: N words for how ("" where there is one style).
         images: uint8, images × height × width × channels.
+        digest: of ids, captions and images; the parts are not in it.
+        parts: part → N values ("" where an image lacks it), for controls, metrics and pages; no method reads them.
+            Empty where a data set has no known parts.
+        boxes: part → [x0, y0, x1, y1] in pixels (x1, y1 excluded), which holds every pixel that the part changes.
+        named_parts: those of which captions may speak.
     """
 
     name: str
@@ -34,6 +41,9 @@ class Dataset:
     styles: tuple[str, ...]
     images: UInt8[Tensor, "images height width channels"]
     digest: str = field(init=False)
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    boxes: Mapping[str, tuple[int, int, int, int]] = field(default_factory=dict)
+    named_parts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         sha = hashlib.sha256(json.dumps([self.ids, self.captions]).encode())
@@ -49,6 +59,12 @@ class Dataset:
         """Indices in the order of ids: draw images from it, and the draw does not depend on how they are stored."""
         return sorted(range(len(self)), key=self.ids.__getitem__)
 
+    def carriers(self, part: str, value: str) -> list[int]:
+        """Indices of the images whose ``part`` is ``value``, ascending; raises UnknownName for an unknown part."""
+        if part not in self.parts:
+            raise UnknownName("part", part, self.parts)
+        return [index for index, found in enumerate(self.parts[part]) if found == value]
+
     def pixels(
         self, indices: Sequence[int] | None = None, *, flipped: bool = False
     ) -> Float[Tensor, "images channels height width"]:
@@ -59,14 +75,16 @@ class Dataset:
 
 
 def load_embedded(name: str, *, split: str = "train", per_concept: int | None = None) -> Dataset:
-    """A data set that ships with the project (``bench/data/<name>.parquet``).
+    """A data set that ships with the project (``bench/data/<name>.parquet`` or ``bench/data/<name>/<name>.parquet``).
 
     Args:
-        name: "fashion" or "emoji".
+        name: "fashion", "emoji" or "faces".
         split: rows of which split ("train" or "held-out").
         per_concept: keep only the first so many images of each concept.
     """
-    with resources.as_file(resources.files("bench.data") / f"{name}.parquet") as path:
+    folder = resources.files("bench.data")
+    nested = folder / name / f"{name}.parquet"
+    with resources.as_file(nested if nested.is_file() else folder / f"{name}.parquet") as path:
         table = pq.read_table(path)
     meta = json.loads(table.schema.metadata[b"bench"])
     rows = table.to_pandas()
@@ -82,4 +100,7 @@ def load_embedded(name: str, *, split: str = "train", per_concept: int | None = 
         concepts=tuple(rows["concept"]),
         styles=tuple(rows["style"]),
         images=torch.from_numpy(images.copy()),
+        parts={part: tuple(rows[part]) for part in meta.get("parts", ())},
+        boxes={part: tuple(meta["boxes"][part]) for part in meta.get("parts", ())},
+        named_parts=tuple(meta.get("named_parts", ())),
     )

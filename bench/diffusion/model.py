@@ -23,7 +23,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bench.diffusion.autoencoder import Autoencoder, autoencoder
-from bench.diffusion.text import TextEncoder, embedded_encoder
+from bench.diffusion.phrases import text_encoder
+from bench.diffusion.text import TextEncoder
 from bench.foundation import seeds
 
 
@@ -42,6 +43,7 @@ class ModelConfig:
         num_tokens: length of the text sequence.
         autoencoder: by name, see ``bench.diffusion.autoencoder``.
         num_timesteps, beta_start, beta_end: of the linear noise schedule.
+        text_encoder: by name, see ``bench.diffusion.phrases.text_encoder``.
     """
 
     sample_size: int
@@ -58,6 +60,7 @@ class ModelConfig:
     num_timesteps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
+    text_encoder: str = "words"
 
     def unet_arguments(self, text_dim: int) -> dict[str, Any]:
         """Arguments of ``diffusers.UNet2DConditionModel``."""
@@ -90,7 +93,7 @@ class DiffusionModel:
     def __init__(self, config: ModelConfig, *, seed: int = 0, device: torch.device | None = None) -> None:
         self.config = config
         self.device = device or torch.device("cpu")
-        self.text_encoder: TextEncoder = embedded_encoder(config.num_tokens)
+        self.text_encoder: TextEncoder = text_encoder(config.text_encoder, config.num_tokens)
         self.autoencoder: Autoencoder = autoencoder(config.autoencoder)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeds.integer("initial-weights", seed))

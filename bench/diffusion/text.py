@@ -1,7 +1,7 @@
 """The frozen text encoder of the embedded studies: words as vectors of a pretrained language model.
 
 ``bench/data/text_encoder.safetensors`` holds one vector for each known word, derived from all-MiniLM-L6-v2 by the
-committed script ``bench/data/build/text_encoder.py``. A prompt of words w_1 … w_n becomes a sequence of states as a
+committed script ``bench/building/text_encoder.py``. A prompt of words w_1 … w_n becomes a sequence of states as a
 language model would give them, each word seen in the context of its sentence:
 
     s   = rms( Σ_j v(w_j) / sqrt(r(w_j)) … over content words )    the sentence, frequent words weighing little

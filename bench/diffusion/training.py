@@ -17,7 +17,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bench.data.dataset import Dataset
+from bench.diffusion.fast_unet import fast_forward
 from bench.diffusion.model import DiffusionModel, ModelConfig
 from bench.errors import InvalidInput, TrainingFailed
 from bench.foundation import seeds
@@ -277,6 +278,13 @@ class TrainingRun:
         }
 
 
+@runtime_checkable
+class Trainer(Protocol):
+    """Steps trainings until all are finished; yields the losses of those under way after each step."""
+
+    def __call__(self, runs: Sequence[TrainingRun]) -> Iterator[list[float]]: ...
+
+
 def train_together(runs: Sequence[TrainingRun]) -> Iterator[list[float]]:
     """Advance many trainings in step until all are finished; yields their losses after each step.
 
@@ -297,6 +305,6 @@ def _replicas(unet: nn.Module, weights: Float[Tensor, " weights"], count: int) -
             parameter.data = weights[start:stop].view_as(parameter)
             parameter.grad = gradient[start:stop].view_as(parameter)
             start = stop
-        replicas.append(replica)
+        replicas.append(fast_forward(replica))
         gradients.append(gradient)
     return replicas, gradients

@@ -2,9 +2,9 @@
 
     LDS(τ, ẑ) = Spearman over subsets S_1 … S_M of ( Σ_{i ∈ S_m} τ(ẑ, z_i), −L(ẑ, θ_{S_m}) ),   θ_S = A(S)
 
-S_m are random halves of D; L averages ``query_loss@5`` over timesteps and the training seeds of the subset. A higher
-score says that images count for more, so a subset with a higher sum should have the lower loss: +1 is perfect, 0 is
-chance. The mean over queries has a bootstrap interval over subsets.
+S_m are random halves of D; L is the mean over timesteps (``loss_change``) and over the training seeds of the subset.
+A higher score says that images count for more, so a subset with a higher sum should have the lower loss: +1 is perfect,
+0 is chance. The mean over queries has a bootstrap interval over subsets.
 
 Secondary: it assumes that influence adds up, which similarity methods and unlearning do not claim. Read it beside
 leave-K-out, never instead. Reference: Park et al., 2023 (arXiv 2303.14186), section 2. OURS: subsets train for as many
@@ -16,82 +16,138 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from bench.contracts import Method
+from bench.contracts import Method, Metric
 from bench.diffusion.queries import Query
 from bench.diffusion.training import TrainingJob
 from bench.errors import BenchError, InvalidInput
-from bench.experiments.evaluation import evaluation_seed
-from bench.experiments.leave_k_out import Run
+from bench.experiments.design import Chosen, Controls, Design
+from bench.experiments.evaluation import Comparison, evaluation_seed
+from bench.experiments.experiment import Experiment, Measured, at_least_one
 from bench.experiments.selection import drawn
 from bench.experiments.workspace import Workspace
 from bench.foundation.digests import digest_of
-from bench.foundation.machine import compute_threads
-from bench.foundation.progress import Progress
 from bench.records import folder
+from bench.records.names import MethodName
+from bench.records.rows import BASELINE, Row, frame_of
 from bench.records.store import Store, write_json, write_whole
-from bench.report.statistics import BOOTSTRAP_RESAMPLES, CONFIDENCE, Interval
-from bench.retraining.ledger import Request
+from bench.registry import methods as method_registry
+from bench.registry import metrics as metric_registry
+from bench.registry import named
+from bench.report.statistics import Interval, resampled_bounds
 from bench.studies import Study
 
 KEYS = ["study_digest", "method_digest", "query_digest", "subsets_digest", "seeds"]
 MIN_SUBSETS = 10
 """Fewer give no interval."""
-OBSERVATION = "query_loss@5"
+METRIC = "loss_change"
+SUBSET = "random subset"
+MAX_SUBSETS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatamodelTest(Run):
-    """A run that trains on random subsets; ``budgets`` and ``design`` are not used, ``seeds`` are those of a subset.
+class DatamodelTest(Experiment["Datamodels"]):
+    """Models trained on random subsets, each compared with the model of its seed that was trained on all of D.
+
+    The comparison subtracts the same loss from all subsets of a seed, so it changes no rank.
 
     Attributes:
+        methods: whose scores are summed; ``random`` is added where it is missing.
         subsets: how many.
         share: of D in each.
+        seeds: trainings of each subset to average over.
     """
 
+    metrics: Sequence[Metric] = field(default_factory=lambda: [metric_registry.create(METRIC)])
+    methods: Sequence[Method]
     subsets: int = 64
     share: float = 0.5
+    seeds: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.subsets < 3:
-            raise InvalidInput(f"--subsets {self.subsets}: at least 3 are expected, for ranks to be correlated.")
+        at_least_one("seeds", self.seeds)
+        if not 3 <= self.subsets <= MAX_SUBSETS:
+            raise InvalidInput(
+                f"--subsets {self.subsets}: 3 to {MAX_SUBSETS} are expected, for ranks to be correlated."
+            )
         if not 0 < self.share * len(self.study.dataset) < len(self.study.dataset):
             raise InvalidInput(f"A share of {self.share}: between 0 and 1 is expected.")
-        if OBSERVATION not in {metric.observation.name for metric in self.metrics}:
-            raise InvalidInput(f"The linear datamodeling score needs a metric of {OBSERVATION}: loss_change.")
+        if METRIC not in {metric.name for metric in self.metrics}:
+            raise InvalidInput(f"The linear datamodeling score needs the metric {METRIC}.")
 
-    def measure(self, progress: Progress | None = None) -> Datamodels:
-        """Train what is not trained yet and score. May be interrupted and called again at any time."""
-        with compute_threads(self.threads):
-            workspace = self.open(progress)
-            queries = workspace.queries(self.specs)
-            scores, skipped = self._scores(workspace, queries)
-            subsets = [subset(self.study, index, self.share) for index in range(self.subsets)]
-            jobs = [[self._job(kept, seed) for seed in range(self.seeds)] for kept in subsets]
-            requests = [Request(job, tuple(queries)) for some in jobs for job in some]
-            failed = self._retrain(workspace, requests)
-            losses = _losses(workspace, jobs, queries)
+    def label(self, method: Method) -> str:
+        """The method's name in tables."""
+        return named(method, self.study.name).label
+
+    def originals(self) -> list[TrainingJob]:
+        """On all of D, one for each seed."""
+        return [TrainingJob((), evaluation_seed(self.study, seed)) for seed in range(self.seeds)]
+
+    def kept(self) -> list[tuple[int, ...]]:
+        """The images of each subset."""
+        return [subset(self.study, index, self.share) for index in range(self.subsets)]
+
+    def comparisons(self, workspace: Workspace, queries: Sequence[Query], controls: Controls, *, ahead: bool) -> Chosen:
+        """Every subset under every seed, for every query."""
+        found = []
+        for index, kept in enumerate(self.kept()):
+            left_out = tuple(sorted(set(range(len(self.study.dataset))) - set(kept)))
+            for original in self.originals():
+                found += [
+                    Comparison(
+                        named=MethodName(SUBSET),
+                        method_digest=str(index),
+                        query=query,
+                        k=len(left_out),
+                        retrained=TrainingJob(left_out, original.seed),
+                        original=original,
+                        score_seconds=0.0,
+                        controls=controls.get(query.id, ()),
+                    )
+                    for query in queries
+                ]
+        if not ahead:
+            return Chosen(comparisons=found)
+        scored = {method: [q for q in queries if not workspace.is_scored(method, q)] for method in self.with_floor}
+        return Chosen(comparisons=found, unscored=scored)
+
+    @property
+    def with_floor(self) -> list[Method]:
+        """The methods, with the random floor."""
+        named = any(method.name == BASELINE for method in self.methods)
+        return [*self.methods, *([] if named else [method_registry.create(BASELINE)])]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Subsets and seeds."""
+        return {"subsets": self.subsets, "share": self.share, "seeds": self.seeds}
+
+    def report(self, workspace: Workspace, design: Design, measured: Measured) -> Datamodels:
+        """Score, and correlate sums of scores with losses."""
+        queries, subsets = design.queries, self.kept()
+        scores, skipped = self._scores(workspace, queries)
+        losses = _losses(measured.rows, len(subsets), [query.id for query in queries])
         record = self._record_subsets(workspace.store, subsets)
-        lines, rows = [], []
+        there = ~np.isnan(losses).any(1)
+        lines, found = [], []
         for method, matrix in scores.items():
             sums = np.stack([matrix[:, list(kept)].sum(1) for kept in subsets])
-            there = ~np.isnan(losses).any(1)
             own = spearman(sums[there], -losses[there])
-            interval = subset_interval(sums[there], -losses[there])
-            lines.append((self.label(method), *interval, int(there.sum())))
+            lines.append((self.label(method), *subset_interval(sums[there], -losses[there]), int(there.sum())))
             for query, value in zip(queries, own, strict=True):
-                rows.append(self._row(method, query, float(value), int(there.sum()), record))
+                found.append(self._row(method, query, float(value), int(there.sum()), record))
         table = pd.DataFrame(lines, columns=["method", "lds", "low", "high", "subsets"])
         table = table.sort_values("lds", ascending=False, ignore_index=True)
-        frame = _merge(workspace.store, pd.DataFrame(rows))
+        frame = _merge(workspace.store, pd.DataFrame(found))
         write_whole(workspace.store.path(folder.LDS_TABLE), markdown(table, len(queries), self.seeds).encode())
-        return Datamodels(table, frame, skipped, sorted(set(failed.values())))
+        return Datamodels(table, frame, skipped, sorted(set(measured.failed.values())))
 
     def _scores(
         self, workspace: Workspace, queries: Sequence[Query]
@@ -107,10 +163,6 @@ class DatamodelTest(Run):
                 skipped[self.label(method)] = str(error)
                 workspace.progress.say(f"skipped {self.label(method)}: {error}")
         return scores, skipped
-
-    def _job(self, kept: Sequence[int], seed: int) -> TrainingJob:
-        left_out = set(range(len(self.study.dataset))) - set(kept)
-        return TrainingJob(tuple(sorted(left_out)), evaluation_seed(self.study, seed))
 
     def _record_subsets(self, store: Store, drawn: Sequence[Sequence[int]]) -> str:
         """Keep the hash of every subset's ids; returns the digest of all of them."""
@@ -171,7 +223,7 @@ def spearman(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def subset_interval(sums: np.ndarray, targets: np.ndarray, *, seed: int = 0) -> Interval:
-    """Mean over queries of Spearman's ρ with its percentile bootstrap interval over subsets.
+    """Mean over queries of Spearman's ρ with its ``resampled_bounds`` over subsets.
 
     NaN bounds for fewer than MIN_SUBSETS subsets.
 
@@ -181,11 +233,8 @@ def subset_interval(sums: np.ndarray, targets: np.ndarray, *, seed: int = 0) -> 
     mean = _mean(spearman(sums, targets)) if len(sums) > 1 else float("nan")
     if len(sums) < MIN_SUBSETS:
         return Interval(mean, float("nan"), float("nan"))
-    rng = np.random.default_rng(seed)
-    samples = rng.integers(0, len(sums), (BOOTSTRAP_RESAMPLES // 5, len(sums)))
-    drawn = [_mean(spearman(sums[sample], targets[sample])) for sample in samples]
-    low, high = np.nanquantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(mean, float(low), float(high))
+    low, high = resampled_bounds(lambda chosen: _mean(spearman(sums[chosen], targets[chosen])), len(sums), seed=seed)
+    return Interval(mean, low, high)
 
 
 def _mean(values: np.ndarray) -> float:
@@ -193,15 +242,16 @@ def _mean(values: np.ndarray) -> float:
     return float(known.mean()) if len(known) else float("nan")
 
 
-def _losses(workspace: Workspace, jobs: Sequence[Sequence[TrainingJob]], queries: Sequence[Query]) -> np.ndarray:
-    """Subsets × queries, the mean over timesteps and seeds; NaN where a training failed."""
-
-    def loss(job: TrainingJob, query: Query) -> float:
-        kept, _ = workspace.ledger.observed(job)
-        found = kept.get(query.observed_as(OBSERVATION))
-        return float("nan") if found is None else float(found.double().mean())
-
-    return np.array([[np.mean([loss(job, query) for job in some]) for query in queries] for some in jobs])
+def _losses(rows: Sequence[Row], subsets: int, queries: Sequence[str]) -> np.ndarray:
+    """Subsets × queries, the loss change as a mean over seeds; NaN where a training failed."""
+    frame = frame_of(rows)
+    own = frame[frame["metric"] == METRIC]
+    whole = own.assign(subset=own["method_digest"].astype(int))
+    table = whole.pivot_table(
+        index="subset", columns="query", values="value", aggfunc=lambda values: values.mean(skipna=False), dropna=False
+    )
+    found: np.ndarray = table.reindex(index=range(subsets), columns=list(queries)).to_numpy(float)
+    return found
 
 
 def _merge(store: Store, new: pd.DataFrame) -> pd.DataFrame:

@@ -21,6 +21,7 @@ from torch import Tensor
 from bench.contracts import Metric
 from bench.diffusion.queries import Query
 from bench.diffusion.training import TrainingJob
+from bench.records.names import MethodName
 from bench.records.rows import Row
 from bench.retraining.ledger import Ledger
 from bench.studies import Study
@@ -41,7 +42,7 @@ class Comparison:
     """A retrained model to be compared with an original one, for one query.
 
     Attributes:
-        method: label of what chose the images to remove, or NOTHING_REMOVED for the floor.
+        named: what chose the images to remove, or NOTHING_REMOVED for the floor.
         method_digest: of the method with its settings, "" for the floor.
         query: for which.
         k: how many images were removed.
@@ -50,7 +51,7 @@ class Comparison:
         controls: queries with other prompts, for metrics that are relative to them.
     """
 
-    method: str
+    named: MethodName
     method_digest: str
     query: Query
     k: int
@@ -128,7 +129,9 @@ def _row(
     return Row(
         study=ledger.study.name,
         study_digest=ledger.study.digest,
-        method=comparison.method,
+        method=comparison.named.method,
+        variant=comparison.named.variant,
+        settings=comparison.named.settings,
         method_digest=comparison.method_digest,
         query=query.id,
         query_digest=query.digest,

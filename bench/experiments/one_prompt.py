@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from bench.contracts import Method
+from bench.diffusion.phrases import text_encoder
 from bench.diffusion.queries import QuerySpec
-from bench.diffusion.text import embedded_encoder
 from bench.errors import InvalidInput
 from bench.experiments.selection import top_k
 from bench.experiments.workspace import Workspace
@@ -17,7 +17,7 @@ from bench.foundation.digests import digest_of
 from bench.foundation.machine import available_threads, compute_threads
 from bench.records import folder
 from bench.records.store import write_whole
-from bench.registry import label_of
+from bench.registry import named
 from bench.report import figures
 
 
@@ -52,7 +52,7 @@ def attribute(
         raise InvalidInput(f"--top {top}: give a number between 1 and {len(dataset)}.")
     if not prompt.strip():
         raise InvalidInput("--prompt is empty: say what to generate, such as 'a photo of a bag'.")
-    embedded_encoder(workspace.study.model.num_tokens).tokens(prompt)
+    text_encoder(workspace.study.model.text_encoder, workspace.study.model.num_tokens).tokens(prompt)
     method.prepare()
     with compute_threads(threads or available_threads()):
         [query] = workspace.queries([QuerySpec(f"free-{digest_of([prompt, seed], 8)}", prompt, seed)])
@@ -70,7 +70,7 @@ def attribute(
     figure = figures.contact_sheet(
         workspace.images([query])[0],
         prompt,
-        label_of(method, workspace.study.name),
+        named(method, workspace.study.name).label,
         list(dataset.pixels(chosen)),
         labels,
     )

@@ -1,4 +1,4 @@
-"""What a run would do, before it spends anything: retrainings, what is cached, time, disk, and what it could show."""
+"""What an experiment would do, before it spends anything: trainings, what is cached, time, disk, what it could show."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
-import torch
 
 from bench.contracts import Method
 from bench.diffusion.model import DiffusionModel
-from bench.diffusion.queries import Query, QuerySpec, load_queries
+from bench.diffusion.queries import Query
 from bench.diffusion.training import TrainingJob
-from bench.experiments.evaluation import Comparison
-from bench.experiments.leave_k_out import Run, Selections, requests_of
+from bench.experiments.design import Design
+from bench.experiments.experiment import Experiment
+from bench.experiments.leave_k_out import Run
 from bench.experiments.throughput import Throughput, here, recorded
 from bench.experiments.workspace import Workspace
 from bench.records import folder
 from bench.records import rows as results
-from bench.registry import is_variant
+from bench.registry import named
 from bench.report.statistics import CONFIDENCE, MIN_QUERIES, families, queries_needed
 from bench.retraining.ledger import Request
 
@@ -30,7 +31,7 @@ USUAL_BYTES = 1600.0
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The cost of a run.
+    """The cost of an experiment.
 
     Attributes:
         asked: retrained models that the comparisons ask for, if none were shared.
@@ -90,83 +91,62 @@ class Plan:
         ]
 
 
-def plan(run: Run, *, effect: float | None = None) -> Plan:
-    """What ``run`` would train, without training or scoring anything.
+def plan(experiment: Experiment[Any], *, effect: float | None = None) -> Plan:
+    """What ``experiment`` would train, by its own design, without training or scoring anything.
 
     Args:
-        run: to plan.
-        effect: a difference of the run's first metric, to say how many queries it takes to see it.
+        experiment: to plan.
+        effect: a difference of the first metric, to say how many queries it takes to see it.
     """
-    workspace = run.open()
-    ledger = workspace.ledger
-    kept = load_queries(workspace.store)
-    queries = [_query(kept, spec, workspace) for spec in run.specs]
-    controls = {q.id: tuple(_query(kept, spec, workspace) for spec in run.control_specs(q)) for q in queries}
-    reasons = {method: method.unavailable() for method in run.with_floor}
-    methods = [method for method, why in reasons.items() if not why]
-    selected = _selections(run, workspace, methods, queries)
-    comparisons = run.compare(workspace, queries, selected, controls)
-    requests = requests_of(comparisons) + _lone_originals(run, methods, queries, comparisons)
-
-    unscored = {m: [q for q in queries if not workspace.is_selected(m, q, max(run.ks))] for m in methods}
-    unknown = sum(len(missing) for missing in unscored.values()) * len(run.ks) * len(run.seed_pairs())
-    missing = [request for request in requests if ledger.missing(request)]
+    workspace = experiment.open()
+    design = experiment.design(workspace, ahead=True)
+    chosen, ledger, original = design.chosen, workspace.ledger, workspace.original_job()
+    missing = [request for request in design.requests if ledger.missing(request)]
     to_observe = [request for request in missing if ledger.is_trained(request.job)]
     to_train = [request for request in missing if not ledger.is_trained(request.job)]
-    needs_original = any(unscored.values()) or any(query.id not in kept for query in queries)
-    original = workspace.original_job()
+    needs_original = any(chosen.unscored.values()) or not design.complete
     again = needs_original and not ledger.is_trained(original) and original not in {each.job for each in to_train}
-
-    known = recorded(workspace)
-    unknown_request = Request(original, tuple(queries[:1]), next(iter(controls.values()), ()))
+    trained_count = len(to_train) + chosen.unknown + again
     pairs = [_pairs(workspace, request) for request in missing]
-    pairs += [_pairs(workspace, unknown_request, fresh=True)] * unknown
-    trained_count = len(to_train) + unknown + again
-    workers = max(1, min(run.workers, len(missing) + unknown))
-    speeds = [here(workspace, workers, run.threads, known)] if trained_count or missing else []
-    speeds += [one for one in known if speeds and one is not speeds[0]]
-    scoring, unknown_scoring = _scoring(run, workspace, unscored)
-    model_mib = sum(weight.numel() for weight in DiffusionModel(run.study.model).unet.parameters()) * 4 / 2**20
+    pairs += [_pairs(workspace, _unknown_request(design, original), fresh=True)] * chosen.unknown
+    scoring, unknown_scoring = _scoring(experiment, workspace, chosen.unscored)
+    model_mib = sum(weight.numel() for weight in DiffusionModel(experiment.study.model).unet.parameters()) * 4 / 2**20
     return Plan(
-        asked=len(comparisons) + unknown,
-        trainings=len(requests) + unknown,
-        cached=len(requests) - len(missing),
+        asked=len(chosen.comparisons) + chosen.unknown,
+        trainings=len(design.requests) + chosen.unknown,
+        cached=len(design.requests) - len(missing),
         to_train=trained_count,
         original_again=again,
         to_observe=len(to_observe),
-        to_score=sum(len(some) for some in unscored.values()),
+        to_score=sum(len(some) for some in chosen.unscored.values()),
         scoring_seconds=scoring,
         unknown_scoring=unknown_scoring,
-        times=[(speed, _seconds(speed, trained_count, pairs)) for speed in speeds],
+        times=_times(experiment, workspace, trained_count, pairs),
         model_mib=model_mib,
-        models_mib=min(trained_count * model_mib, run.size_limit_mib),
+        models_mib=min(trained_count * model_mib, experiment.size_limit_mib),
         records_mib=sum(sum(each.values()) for each in pairs) * _bytes_of_an_observation(workspace) / 2**20,
-        power=[] if effect is None else _power(run, workspace, methods, effect),
-        skipped={run.label(method): why for method, why in reasons.items() if why}
-        | {metric.name: why for metric in run.metrics if (why := metric.unavailable())},
+        power=[] if effect is None else _power(experiment, workspace, effect),
+        skipped=dict(chosen.skipped)
+        | {metric.name: why for metric in experiment.metrics if (why := metric.unavailable())},
     )
 
 
-def _query(kept: Mapping[str, Query], spec: QuerySpec, workspace: Workspace) -> Query:
-    """The query of ``spec``; where it is to come, a stand-in for which nothing has been observed."""
-    model = workspace.study.model
-    nothing = torch.zeros(model.latent_channels, model.sample_size, model.sample_size)
-    return kept.get(spec.id) or Query(spec.id, spec.prompt, spec.seed, nothing, nothing, workspace.study.sampler)
+def _unknown_request(design: Design, original: TrainingJob) -> Request:
+    """What a model that is not known yet will be observed on."""
+    return Request(original, tuple(design.queries[:1]), next(iter(design.controls.values()), ()))
 
 
-def _selections(run: Run, workspace: Workspace, methods: Sequence[Method], queries: Sequence[Query]) -> Selections:
-    """The top K that are known without scoring."""
-    known = {m: [query for query in queries if workspace.is_selected(m, query, max(run.ks))] for m in methods}
-    return {method: workspace.selections(method, some, run.ks) for method, some in known.items() if some}
-
-
-def _lone_originals(
-    run: Run, methods: Sequence[Method], queries: Sequence[Query], comparisons: Sequence[Comparison]
-) -> list[Request]:
-    """Originals of further seeds, which comparisons that are not known yet will need."""
-    named = {each.original for each in comparisons} | {each.retrained for each in comparisons}
-    jobs = [TrainingJob((), seed) for _, seed in run.seed_pairs()] if methods else []
-    return [Request(job, tuple(queries)) for job in dict.fromkeys(jobs) if job not in named]
+def _times(
+    experiment: Experiment[Any], workspace: Workspace, trainings: int, pairs: Sequence[Mapping[str, int]]
+) -> list[tuple[Throughput, float]]:
+    """Wall seconds on each machine kind that is known, the machine at hand first; empty where nothing is left to do."""
+    if not trainings and not pairs:
+        return []
+    known = recorded(workspace)
+    workers = max(1, min(experiment.workers, max(trainings, len(pairs))))
+    first = here(workspace, workers, experiment.threads, known)
+    speeds = [first, *(one for one in known if one is not first)]
+    return [(speed, _seconds(speed, trainings, pairs)) for speed in speeds]
 
 
 def _pairs(workspace: Workspace, request: Request, *, fresh: bool = False) -> dict[str, int]:
@@ -188,13 +168,15 @@ def _seconds(speed: Throughput, trainings: int, pairs: Sequence[Mapping[str, int
     return start + math.ceil(trainings / workers) * speed.training_seconds + observing / workers
 
 
-def _scoring(run: Run, workspace: Workspace, unscored: Mapping[Method, Sequence[Query]]) -> tuple[float, list[str]]:
+def _scoring(
+    experiment: Experiment[Any], workspace: Workspace, unscored: Mapping[Method, Sequence[Query]]
+) -> tuple[float, list[str]]:
     """Seconds that the missing scores will take, by what other queries took, and the methods that have none."""
     total, unknown = 0.0, []
     for method, queries in unscored.items():
         seconds = workspace.usual_score_seconds(method)
         if queries and math.isnan(seconds):
-            unknown.append(run.label(method))
+            unknown.append(named(method, experiment.study.name).label)
         elif queries:
             total += seconds * len(queries)
     return total, unknown
@@ -210,16 +192,21 @@ def _bytes_of_an_observation(workspace: Workspace) -> float:
     return sum(path.stat().st_size for path in paths if path.exists()) / count if count else USUAL_BYTES
 
 
-def _power(run: Run, workspace: Workspace, methods: Sequence[Method], effect: float) -> list[str]:
+def _power(experiment: Experiment[Any], workspace: Workspace, effect: float) -> list[str]:
     """At each K, how many queries it takes to see ``effect`` between two methods, by the deviations measured so far.
 
     The significance is shared out among the pairs of the plan's methods, as the leaderboard does.
     """
-    metric = run.metrics[0]
+    if not isinstance(experiment, Run):
+        return ["how many queries a difference takes is told for leave-K-out runs alone"]
+    run, metric = experiment, experiment.metrics[0]
+    methods = [method for method in run.with_floor if not method.unavailable()]
     labels = [run.label(method) for method in methods]
-    asked = families(labels, [label for label in labels if is_variant(label)])
+    plain = [named(method, run.study.name).plain for method in methods]
+    asked = families(labels, [label for label, alone in zip(labels, plain, strict=True) if not alone])
     share = {frozenset(pair): (1 - CONFIDENCE) / len(pairs) for pairs in asked for pair in pairs}
     frame = results.load(workspace.store)
+    frame = frame.assign(method=results.labels(frame))
     rows = frame[(frame["metric"] == metric.name) & (frame["status"] == "done") & (frame["design"] == "paired")]
     lines = []
     for k in run.ks:

@@ -15,15 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from bench.contracts import Method
 from bench.diffusion.queries import Query
 from bench.diffusion.training import TrainingJob
-from bench.errors import InvalidInput
+from bench.experiments.design import Chosen, Controls, Design
 from bench.experiments.evaluation import Comparison
-from bench.experiments.leave_k_out import Controls, Run, Selections
+from bench.experiments.experiment import Experiment, Measured, at_least_one
+from bench.experiments.leave_k_out import Report, check_pairing, seed_pairs, written
 from bench.experiments.selection import drawn
 from bench.experiments.workspace import Workspace
 from bench.foundation.digests import digest_of
+from bench.records.names import MethodName
 from bench.records.rows import REFERENCE
 from bench.studies import Study
 
@@ -33,22 +34,27 @@ SMALLEST_LEFT = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reference(Run):
-    """A run that removes random images; ``methods`` is not used.
+class Reference(Experiment[Report]):
+    """Random images removed, the same for all methods.
 
     Attributes:
+        budgets: the K; the sweep of the study by default.
         models: how many draws at each K.
+        seeds, pairing: as of ``Run``.
     """
 
-    methods: Sequence[Method] = ()
+    budgets: Sequence[int] = ()
     models: int = 3
+    seeds: int = 1
+    pairing: str = "paired"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.models < 1:
-            raise InvalidInput(f"--models {self.models}: at least 1 is expected.")
-        if self.held_out:
-            raise InvalidInput("The random reference is measured on the reported queries.")
+        for k in self.budgets:
+            self.study.check_budget(k)
+        at_least_one("--models", self.models)
+        at_least_one("seeds", self.seeds)
+        check_pairing(self.pairing)
 
     @property
     def ks(self) -> tuple[int, ...]:
@@ -56,36 +62,38 @@ class Reference(Run):
         return tuple(sorted(set(self.budgets))) or sweep(self.study)
 
     @property
-    def with_floor(self) -> list[Method]:
-        """None: nothing is scored."""
-        return []
+    def facts(self) -> dict[str, Any]:
+        """Budgets, seeds, and how many draws."""
+        own = {"budgets": list(self.ks), "seeds": self.seeds, "design": self.pairing}
+        return own | {"reference_models": self.models}
 
-    @property
-    def run_facts(self) -> dict[str, Any]:
-        """How many draws."""
-        return {"reference_models": self.models}
+    def originals(self) -> list[TrainingJob]:
+        """Those that removals are compared with."""
+        return [TrainingJob((), original) for _, original in seed_pairs(self)]
 
-    def compare(
-        self, workspace: Workspace, queries: Sequence[Query], selections: Selections, controls: Controls
-    ) -> list[Comparison]:
+    def comparisons(self, workspace: Workspace, queries: Sequence[Query], controls: Controls, *, ahead: bool) -> Chosen:
         """Every draw at every K, against the original model, for every query."""
-        pairs = self.seed_pairs()
-        return [
+        found = [
             Comparison(
-                REFERENCE,
-                draw_digest(draw),
-                query,
-                k,
-                TrainingJob(random_removal(self.study, draw, k), retrained),
-                TrainingJob((), original),
-                0.0,
-                controls.get(query.id, ()),
+                named=MethodName(REFERENCE),
+                method_digest=draw_digest(draw),
+                query=query,
+                k=k,
+                retrained=TrainingJob(random_removal(self.study, draw, k), retrained),
+                original=TrainingJob((), original),
+                score_seconds=0.0,
+                controls=controls.get(query.id, ()),
             )
             for k in self.ks
             for draw in range(self.models)
             for query in queries
-            for retrained, original in pairs
+            for retrained, original in seed_pairs(self)
         ]
+        return Chosen(comparisons=found)
+
+    def report(self, workspace: Workspace, design: Design, measured: Measured) -> Report:
+        """The table with the curve, beside what else the folder has."""
+        return written(self, workspace, design, measured)
 
 
 def sweep(study: Study) -> tuple[int, ...]:

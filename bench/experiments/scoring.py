@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -90,13 +91,21 @@ def _compute(
 def checked_scores(
     method: Method, context: AttributionContext, queries: Sequence[Query]
 ) -> Float[Tensor, "queries images"]:
-    """What ``method`` returns; raises MethodFailed where it raises, or returns another shape or non-finite scores."""
+    """What ``method`` returns; MethodFailed where it raises, or returns no finite tensor of this shape.
+
+    A BenchError is raised as it is: the user can mend it.
+    """
     try:
         matrix = method.scores(context, queries)
     except BenchError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise MethodFailed(f"Method '{method.name}' raised {type(error).__name__}: {error}.") from error
+    if not isinstance(matrix, Tensor):
+        kind = type(matrix)
+        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        hint = " torch.as_tensor makes one of it." if isinstance(matrix, np.ndarray | list | tuple) else ""
+        raise MethodFailed(f"Method '{method.name}' returned {name}; expected a torch.Tensor, queries × images.{hint}")
     expected = (len(queries), len(context.dataset))
     if tuple(matrix.shape) != expected:
         hint = " It is transposed." if tuple(matrix.shape) == expected[::-1] else ""

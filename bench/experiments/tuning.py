@@ -6,15 +6,19 @@ import itertools
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.contracts import Method
+from bench.errors import BenchError
+from bench.experiments.design import Design
+from bench.experiments.experiment import Measured
 from bench.experiments.leave_k_out import Report, Run
-from bench.foundation.progress import Progress
+from bench.experiments.workspace import Workspace
+from bench.records.rows import labels
 from bench.records.store import write_json
-from bench.registry import TUNED_FILE, methods, variant_of
+from bench.registry import TUNED_FILE, methods
 from bench.report.summary import summarize
 
 OBJECTIVE = "loss_change"
@@ -42,7 +46,7 @@ class Tuning:
         assert source is not None
         path = Path(source).with_name(TUNED_FILE)
         everything = json.loads(path.read_text()) if path.exists() else {}
-        is_variant = bool(variant_of(self.name))  # keeps every setting: what is left out is as tuned for the method
+        is_variant = ":" in self.name  # keeps every setting: what is left out is as tuned for the method
         defaults = methods.create(self.name).settings()
         changed = {key: value for key, value in self.best.settings().items() if is_variant or value != defaults[key]}
         everything.setdefault(self.name, {})[study] = {"settings": changed, "tuned_on": self.tuned_on}
@@ -57,15 +61,27 @@ def variants(method: Method, grid: Mapping[str, Sequence[Any]]) -> list[Method]:
     return [methods.create(method.name, **(own | dict(zip(grid, values, strict=True)))) for values in combinations]
 
 
-def tune(run: Run, name: str, progress: Progress | None = None) -> Tuning:
-    """Compare the methods of ``run``, settings of ``name``, by mean loss change over its held-out queries."""
-    for method in run.methods:
-        method.prepare()
-    report = replace(run, held_out=True).execute(progress)
-    label_of = {run.label(method): method for method in run.methods}
-    table = summarize(report.frame)  # this run's figures alone: the folder may hold older ones by the same names
-    rows = table[(table["metric"] == OBJECTIVE) & table["method"].isin(label_of)]
-    best = rows.groupby("method")["mean"].mean().idxmax()
-    budgets = ", ".join(str(k) for k in run.ks)
-    tuned_on = f"{run.query_count} held-out queries of {run.study.name}, mean loss change at K = {budgets}"
-    return Tuning(report, name, label_of[best], tuned_on)
+@dataclass(frozen=True, kw_only=True)
+class TuningRun(Run):
+    """A run on held-out queries whose methods are settings of one; the highest mean loss change wins.
+
+    Attributes:
+        tuned: name of the method or variant.
+    """
+
+    tuned: str
+    held_out: bool = True
+
+    def report(self, workspace: Workspace, design: Design, measured: Measured) -> Tuning:  # type: ignore[override]
+        """The rows of all settings, and the best of them."""
+        report = super().report(workspace, design, measured)
+        labelled = report.frame.assign(method=labels(report.frame))
+        table = summarize(labelled)  # this run's rows alone: the folder may hold older ones by the same names
+        by_label = {self.label(method): method for method in self.methods}
+        own = table[(table["metric"] == OBJECTIVE) & table["method"].isin(by_label)]
+        if own.empty:
+            raise BenchError("no setting has a value: " + "; ".join({**report.skipped, **report.failures}.values()))
+        best = own.groupby("method")["mean"].mean().idxmax()
+        budgets = ", ".join(str(k) for k in self.ks)
+        tuned_on = f"{self.query_count} held-out queries of {self.study.name}, mean loss change at K = {budgets}"
+        return Tuning(report, self.tuned, by_label[best], tuned_on)

@@ -22,18 +22,19 @@ import pandas as pd
 from bench.contracts import Metric
 from bench.diffusion.queries import Query, load_queries
 from bench.diffusion.training import TrainingJob
-from bench.errors import InvalidInput, ResultsFolderError
-from bench.experiments.evaluation import Comparison, evaluate
-from bench.experiments.leave_k_out import Run, requests_of
+from bench.errors import InvalidInput, ResultsFolderError, TrainingFailed
+from bench.experiments.design import Chosen, Controls, Design
+from bench.experiments.evaluation import Comparison
+from bench.experiments.experiment import Experiment, Measured
 from bench.experiments.reference import draw_digest, random_removal
 from bench.experiments.workspace import Workspace
-from bench.foundation.machine import available_threads, compute_threads, machine_kind
+from bench.foundation.machine import machine_kind
 from bench.foundation.progress import Progress
 from bench.records import folder as names
 from bench.records import rows as results
+from bench.records.names import MethodName
 from bench.records.store import Store, read_json
 from bench.registry import metrics
-from bench.retraining.ledger import Request
 from bench.studies import STUDIES, Study, study
 
 TOLERANCE = 0.01
@@ -65,7 +66,7 @@ class Verified:
         """For people."""
         row, kind = self.row, "the same machine kind" if self.same_machine else "another machine kind"
         return (
-            f"{'agrees' if self.agrees else 'DISAGREES'}: {row['metric']} of {row['method']}, {row['query']}, "
+            f"{'agrees' if self.agrees else 'DISAGREES'}: {row['metric']} of {_label(row)}, {row['query']}, "
             f"K = {row['k']}, {row['design']}, seed {row['seed']}: published {row['value']!r}, recomputed "
             f"{self.value!r}, allowed difference {self.tolerance:.3g} ({kind})"
         )
@@ -85,19 +86,88 @@ def rows_to_verify(
         if not 0 <= row < len(frame):
             raise InvalidInput(f"--row {row}: {folder} has the rows 0 to {len(frame) - 1}.")
         return frame.iloc[[row]]
-    chosen = frame
-    for name, value in (("method", method), ("query", query), ("k", k)):
+    chosen = frame.assign(label=results.labels(frame))
+    for name, value in (("label", method), ("query", query), ("k", k)):
         if value is not None:
             chosen = chosen[chosen[name] == value]
     if not len(chosen):
-        raise InvalidInput(f"No row of {folder} has that method, query and K; methods: {_listed(frame['method'])}.")
+        raise InvalidInput(
+            f"No row of {folder} has that method, query and K; methods: {_listed(results.labels(frame))}."
+        )
     models = chosen[["model_key", "query"]].drop_duplicates()
     if len(models) > 1:
         raise InvalidInput(
             f"{len(models)} figures are meant; name one by --row, or by --method, --query and --k "
-            f"(methods: {_listed(chosen['method'])}; queries: {_listed(chosen['query'])}; K: {_listed(chosen['k'])})."
+            f"(methods: {_listed(chosen['label'])}; queries: {_listed(chosen['query'])}; K: {_listed(chosen['k'])})."
         )
-    return chosen
+    return chosen.drop(columns="label")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification(Experiment[list[Verified]]):
+    """A published row of each metric, made anew: one query, one retrained model.
+
+    Attributes:
+        published: the folder that holds the rows.
+        records: the rows.
+        tolerance: for a machine kind other than the published one, a share of the mean absolute value that the folder
+            has of the same metric, design and K.
+    """
+
+    published: Path
+    records: Sequence[dict[str, Any]]
+    tolerance: float = TOLERANCE
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The first of the rows: they share query and model."""
+        return self.records[0]
+
+    def asked(self, workspace: Workspace, *, ahead: bool) -> tuple[list[Query], Controls]:
+        """The published query and its controls: what is verified is the row, not the query's making."""
+        kept, row = load_queries(Store(self.published)), self.row
+        query = kept.get(row["query"])
+        if query is None or query.digest != row["query_digest"]:
+            raise InvalidInput(
+                f"{self.published} does not hold the row's query {row['query']} (digest {row['query_digest']})."
+            )
+        specs = self.control_specs(query)
+        absent = [spec.id for spec in specs if spec.id not in kept]
+        if absent:
+            raise InvalidInput(f"{self.published} does not hold the control queries {', '.join(absent)}.")
+        return [query], {query.id: tuple(kept[spec.id] for spec in specs)}
+
+    def comparisons(self, workspace: Workspace, queries: Sequence[Query], controls: Controls, *, ahead: bool) -> Chosen:
+        """What the row compares, from the published records."""
+        [query], row = queries, self.row
+        retrained = TrainingJob(_removed(self.published, self.study, query, row), row["seed"])
+        if workspace.ledger.key(retrained) != row["model_key"]:
+            raise InvalidInput(
+                f"The row's model {row['model_key']} is not the one that its records lead to "
+                f"({workspace.ledger.key(retrained)}): row and records do not belong together."
+            )
+        comparison = Comparison(
+            named=MethodName(row["method"], row["variant"], row["settings"]),
+            method_digest=row["method_digest"],
+            query=query,
+            k=row["k"],
+            retrained=retrained,
+            original=TrainingJob((), row["seed"] if row["design"] == "paired" else self.study.seed),
+            score_seconds=0.0,
+            controls=controls[query.id],
+        )
+        return Chosen(comparisons=[comparison])
+
+    def report(self, workspace: Workspace, design: Design, measured: Measured) -> list[Verified]:
+        """Each row beside the published one."""
+        if measured.failed:
+            raise TrainingFailed("; ".join(sorted(set(measured.failed.values()))))
+        same = self.row["machine"] == machine_kind(workspace.device)
+        published = results.load(Store(self.published))
+        return [
+            Verified(record, row.value, 0.0 if same else self.tolerance * _usual_size(published, record), same)
+            for record, row in zip(self.records, measured.rows, strict=True)
+        ]
 
 
 def verify(
@@ -108,59 +178,31 @@ def verify(
     tolerance: float = TOLERANCE,
     progress: Progress | None = None,
 ) -> list[Verified]:
-    """Recompute ``rows`` of the results folder ``folder``, which belong to one query and one retrained model.
-
-    Args:
-        tolerance: for a machine kind other than the published one, a share of the mean absolute figure that the folder
-            has of the same metric, design and K.
-    """
+    """Recompute ``rows`` of the results folder ``folder``, which belong to one query and one retrained model."""
     records = [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
-    first = records[0]
     failed = [record for record in records if record["status"] != "done"]
     if failed:
-        raise InvalidInput(f"The row is published as failed ({failed[0]['reason']}): there is no figure to verify.")
-    the_study = _study(folder, first)
+        raise InvalidInput(f"The row is published as failed ({failed[0]['reason']}): there is no value to verify.")
     chosen: list[Metric] = [metrics.create(record["metric"]) for record in records]
     for metric, record in zip(chosen, records, strict=True):
         metric.prepare()
         if record["evaluator"] not in ("", metric.digest):
             raise InvalidInput(
                 f"'{metric.name}' was published by evaluator {record['evaluator']}; here it is {metric.digest} "
-                "(another version, or other weights): figures cannot be compared."
+                "(another version, or other weights): values cannot be compared."
             )
-    with tempfile.TemporaryDirectory(prefix="bench-verify-") as fresh, compute_threads(available_threads()):
-        run = Run(study=the_study, methods=[], metrics=chosen, results=Path(fresh), device=device)
-        workspace = run.open(progress)
-        comparison = _comparison(folder, workspace, run, first)
-        if workspace.ledger.key(comparison.retrained) != first["model_key"]:
-            raise InvalidInput(
-                f"The row's model {first['model_key']} is not the one that its records lead to "
-                f"({workspace.ledger.key(comparison.retrained)}): row and records do not belong together."
-            )
-        _fulfil(workspace, requests_of([comparison]))
-        found = evaluate(workspace.ledger, [comparison], chosen, {})
-        same = first["machine"] == machine_kind(workspace.device)
-    published = results.load(Store(folder))
-    return [
-        Verified(record, row.value, 0.0 if same else tolerance * _usual_size(published, record), same)
-        for record, row in zip(records, found, strict=True)
-    ]
+    with tempfile.TemporaryDirectory(prefix="bench-verify-") as fresh:
+        experiment = Verification(
+            study=_study(folder, records[0]), metrics=chosen, results=Path(fresh), device=device,
+            published=folder, records=records, tolerance=tolerance,
+        )  # fmt: skip
+        return experiment.execute(progress)
 
 
 def _usual_size(published: pd.DataFrame, row: dict[str, Any]) -> float:
     """Mean absolute value of the ``published`` figures of the row's metric, design and K, itself among them."""
     alike = (published[["metric", "design", "k"]] == [row["metric"], row["design"], row["k"]]).all(axis=1)
     return float(published.loc[alike, "value"].abs().mean())
-
-
-def _fulfil(workspace: Workspace, requests: Sequence[Request]) -> None:
-    steps = workspace.study.recipe.num_steps
-    for index, request in enumerate(requests):
-
-        def on_step(step: int, index: int = index) -> None:
-            workspace.progress.advance("retrain", index * steps + step, len(requests) * steps)
-
-        workspace.ledger.fulfil(request, on_step)
 
 
 def _study(folder: Path, row: dict[str, Any]) -> Study:
@@ -177,23 +219,6 @@ def _study(folder: Path, row: dict[str, Any]) -> Study:
     return the_study
 
 
-def _comparison(folder: Path, workspace: Workspace, run: Run, row: dict[str, Any]) -> Comparison:
-    """What the row compares, from the records of ``folder``."""
-    kept = load_queries(Store(folder))
-    query = kept.get(row["query"])
-    if query is None or query.digest != row["query_digest"]:
-        raise InvalidInput(f"{folder} does not hold the row's query {row['query']} (digest {row['query_digest']}).")
-    specs = run.control_specs(query)
-    absent = [spec.id for spec in specs if spec.id not in kept]
-    if absent:
-        raise InvalidInput(f"{folder} does not hold the control queries {', '.join(absent)}.")
-    controls = tuple(kept[spec.id] for spec in specs)
-    base = workspace.study.seed
-    original = TrainingJob((), row["seed"] if row["design"] == "paired" else base)
-    retrained = TrainingJob(_removed(folder, workspace.study, query, row), row["seed"])
-    return Comparison(row["method"], row["method_digest"], query, row["k"], retrained, original, 0.0, controls)
-
-
 def _removed(folder: Path, the_study: Study, query: Query, row: dict[str, Any]) -> tuple[int, ...]:
     """Indices of the images that were left out."""
     if row["method"] == results.NOTHING_REMOVED:
@@ -207,11 +232,15 @@ def _removed(folder: Path, the_study: Study, query: Query, row: dict[str, Any]) 
     ids = read_json(found[0])["ids"] if found else []
     if len(ids) < row["k"]:
         raise InvalidInput(
-            f"{folder}/selections holds {len(ids)} ids for {row['method']} ({row['method_digest']}) and {query.id}; "
+            f"{folder}/selections holds {len(ids)} ids for {_label(row)} ({row['method_digest']}) and {query.id}; "
             f"{row['k']} were removed."
         )
     place = {image: index for index, image in enumerate(the_study.dataset.ids)}
     return tuple(sorted(place[image] for image in ids[: row["k"]]))
+
+
+def _label(row: dict[str, Any]) -> str:
+    return MethodName(row["method"], row["variant"], row["settings"]).label
 
 
 def _listed(column: pd.Series[Any]) -> str:

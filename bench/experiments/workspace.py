@@ -18,15 +18,15 @@ from bench.diffusion.autoencoder import Autoencoder
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.queries import Query, QuerySpec, load_queries, save_queries, synthesize
 from bench.diffusion.training import TrainingJob
-from bench.errors import ResultsFolderError
+from bench.errors import ResultsFolderError, TrainingFailed
 from bench.experiments.scoring import Scores, is_scored, score
 from bench.experiments.selection import top_k
 from bench.foundation.machine import device_of
 from bench.foundation.progress import Progress
 from bench.records import folder
 from bench.records.store import Artifacts, Store, folder_error, write_json
-from bench.retraining.executors import Engine, Executor, Inline, LocalWorkers
-from bench.retraining.ledger import Ledger
+from bench.retraining.executors import Engine, Executor, executor
+from bench.retraining.ledger import Ledger, Request
 from bench.studies import Study
 
 ENSEMBLE_SEED = 2000
@@ -40,6 +40,7 @@ class Workspace:
         study: to work on.
         root: the results folder; made where it is missing, refused where it belongs to another study or version.
         device: "cpu", "cuda", ….
+        workers: processes that train side by side.
         metrics: whose observations are kept of every model.
         progress: told what happens.
         size_limit_mib: of the kept models.
@@ -52,12 +53,13 @@ class Workspace:
         *,
         metrics: Sequence[Metric],
         device: str = "cpu",
+        workers: int = 1,
         progress: Progress | None = None,
         size_limit_mib: float = 1024.0,
     ) -> None:
         self.study, self.metrics = study, tuple(metrics)
         self.progress = progress or Progress()
-        self.device = device_of(device)
+        self.device, self.workers = device_of(device), workers
         self.store = Store(root, note=self.progress.say)
         self.engine = Engine(study, root, device, tuple(metric.name for metric in metrics), size_limit_mib)
         self._open(root)
@@ -98,7 +100,44 @@ class Workspace:
 
     def executor(self, workers: int) -> Executor:
         """This process, or ``workers`` local processes."""
-        return Inline(self.ledger) if workers <= 1 else LocalWorkers(self.engine, workers)
+        return executor("inline" if workers <= 1 else "local", self.engine, self.ledger, workers)
+
+    def fulfil(self, requests: Sequence[Request]) -> dict[TrainingJob, str]:
+        """Train and observe what is missing; returns the reasons of those that failed."""
+        missing = [request for request in requests if self.ledger.is_due(request)]
+        progress, steps = self.progress, self.study.recipe.num_steps
+        done = {i: 0 for i, request in enumerate(missing) if not self.ledger.is_trained(request.job)}
+        here = len(missing) - len(done)
+        again = sum(bool(self.ledger.observed(missing[index].job)[1]) for index in done)
+        progress.say(
+            f"{len(requests)} models: {len(requests) - len(missing)} cached, {here} to observe, "
+            f"{len(done)} to train"
+            + (f" ({again} of them again: their weights were deleted before all was observed)" if again else "")
+        )
+        observed = 0
+        failures: dict[TrainingJob, str] = {}
+
+        def on_step(index: int, step: int) -> None:
+            if index in done:
+                done[index] = step
+                progress.advance("retrain", sum(done.values()), steps * len(done))
+
+        for outcome in self.executor(min(self.workers, len(missing))).fulfil(missing, on_step):
+            on_step(outcome.index, steps)
+            if outcome.index not in done:
+                observed += 1
+                progress.advance("observe", observed, here)
+            if outcome.failure:
+                failures[missing[outcome.index].job] = outcome.failure
+                progress.say(f"failed: {outcome.failure}")
+        return failures
+
+    def train(self, jobs: Sequence[TrainingJob]) -> None:
+        """Train the models of ``jobs`` that are missing; raises TrainingFailed where the first, θ0, fails."""
+        requests = [Request(job) for job in dict.fromkeys(jobs)]
+        failed = self.fulfil(requests) if any(map(self.ledger.is_due, requests)) else {}
+        if jobs[0] in failed:
+            raise TrainingFailed(failed[jobs[0]])
 
     def original_job(self, seed: int = 0) -> TrainingJob:
         """Nothing removed; ``seed`` counts from the study's."""
@@ -186,6 +225,10 @@ class Workspace:
             for query in queries
             for k in budgets
         }
+
+    def is_scored(self, method: Method, query: Query) -> bool:
+        """Whether the scores of ``query`` are kept."""
+        return is_scored(self.store, method, query)
 
     def score_seconds(self, method: Method, query: Query) -> float:
         """What scoring ``query`` took."""

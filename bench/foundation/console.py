@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.table import Table
 
 from bench.foundation.progress import Progress
 
@@ -83,3 +85,22 @@ class LineProgress(Progress):
 def progress_on(console: Console) -> BarProgress | LineProgress:
     """Bars on a terminal, lines elsewhere."""
     return BarProgress(console) if console.is_terminal else LineProgress(console)
+
+
+def console_here() -> Console:
+    """The terminal, or a wide page where the output is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=180)
+
+
+def table(head: Sequence[str], lines: Iterable[Sequence[str]], *, title: str | None = None) -> Table:
+    """A plain table; cells are text, never markup."""
+    made = Table(*head, title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for line in lines:
+        made.add_row(*(escape(cell) for cell in line))
+    return made
+
+
+def print_line(text: str) -> None:
+    """Text as it is, in one line."""
+    console_here().print(escape(text), highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The machine: thread layout, devices, and the description that every published figure carries.
+"""The machine: thread layout, devices, and the description that every published value carries.
 
 Layout on a CPU, found by measurement (``benchmarks/README.md``): torch's own parallelism is off and Python threads
 run whole half-batches side by side. It is faster for small models (no barrier after every operation), and a

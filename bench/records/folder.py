@@ -5,7 +5,7 @@ A results folder belongs to one version of one study. Each function or constant 
 
     study.json       what the study is, with its digest          queries.safetensors    the queries
     selections/      top-K ids by (method, settings, query)       observations/          what was measured, by model key
-    results.parquet  one row per figure; manifest.json, table.md, figures/ beside it
+    results.parquet  one row per value; manifest.json, table.md, figures/ beside it
     subsets/, lds.*  the linear datamodeling score                attributions/, tuning/ contact sheets; held-out runs
     failures/        requests and methods that failed, with their tracebacks
     models/, checkpoints/, cache/, locks/, damaged/               large or transient: never committed

@@ -1,4 +1,4 @@
-"""Stage 8, the results: a long-form frame, one row per figure, with a manifest of what produced it.
+"""Stage 8, the results: a long-form frame, one row per value, with a manifest of what produced it.
 
 Unit and direction belong to the metric; the columns are defined once, here, and described in ``results/README.md``.
 """
@@ -14,6 +14,7 @@ import pandas as pd
 from pyarrow import ArrowInvalid
 
 from bench.records import folder
+from bench.records.names import MethodName
 from bench.records.store import Store, write_whole
 
 KEY_COLUMNS = ["study_digest", "method_digest", "query_digest", "k", "metric", "design", "seed"]
@@ -31,13 +32,15 @@ def _column(meaning: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One figure."""
+    """One value."""
 
     study: str = _column("name of the study")
     study_digest: str = _column("digest of data set, text encoder, model, recipe and seed")
     method: str = _column(
         "attribution method, or 'nothing removed' (unpaired floor), or 'random reference' (its curve)"
     )
+    variant: str = _column("the method's named variant, such as an ablation; '' for the method itself")
+    settings: str = _column("JSON of the settings that differ from those tuned for the study; '' where none does")
     method_digest: str = _column(
         "digest of the method's name, version and settings; of the draw in the random reference"
     )
@@ -86,7 +89,7 @@ def merge(store: Store, new: pd.DataFrame) -> pd.DataFrame:
 
 
 def load(store: Store) -> pd.DataFrame:
-    """The figures kept in a results folder; an empty frame where there are none."""
+    """The rows kept in a results folder; an empty frame where there are none."""
     return next(iter(_earlier(store)), frame_of([]))
 
 
@@ -100,5 +103,30 @@ def _earlier(store: Store) -> list[pd.DataFrame]:
     except (ArrowInvalid, OSError) as error:
         store.set_aside(path, f"{path} cannot be read as parquet ({error}).")
         return []
+    if len(frame) and "variant" not in frame:
+        frame = _with_names(frame)
     fresh = {name: "" for name in COLUMNS if name not in frame}
     return [frame.assign(**fresh)[[*COLUMNS]]] if len(frame) else []
+
+
+def _with_names(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows that are older than the columns ``variant`` and ``settings``, with these."""
+    known = {label: MethodName.of_old_label(label) for label in frame["method"].unique()}
+    named = frame["method"].map(known)
+    return frame.assign(
+        method=[name.method for name in named],
+        variant=[name.variant for name in named],
+        settings=[name.settings for name in named],
+    )
+
+
+def labels(frame: pd.DataFrame) -> pd.Series[str]:
+    """A label for each row's method; where a label stands for several digests, these tell them apart."""
+    plain = pd.Series(
+        [MethodName(*parts).label for parts in zip(frame["method"], frame["variant"], frame["settings"], strict=True)],
+        index=frame.index,
+        dtype="str",
+    )
+    digests = frame.groupby(plain)["method_digest"].nunique()
+    mixed = plain.map(digests > 1) & ~frame["method"].isin([*NOT_RANKED, BASELINE])
+    return plain.where(~mixed, plain + " #" + frame["method_digest"].str[:6])

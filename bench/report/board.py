@@ -11,7 +11,7 @@ A figure that failed is left out of every mean, counted, and listed with its rea
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,20 +20,21 @@ import pandas as pd
 
 from bench.contracts import Method
 from bench.errors import BenchError, ResultsFolderError
-from bench.records.rows import BASELINE, NOT_RANKED, NOTHING_REMOVED
-from bench.registry import is_variant, tuned, variant_of
+from bench.records.names import MethodName
+from bench.records.rows import BASELINE, NOT_RANKED, NOTHING_REMOVED, labels
 from bench.registry import methods as method_registry
 from bench.registry import metrics as metric_registry
+from bench.registry import tuned
 from bench.report.statistics import (
     MIN_QUERIES,
     Equivalent,
     Interval,
     Verdict,
-    bootstrap_interval,
+    interval,
     mean_and_error,
     verdicts,
 )
-from bench.report.summary import equivalent, labels, reference_curve
+from bench.report.summary import equivalent, reference_curve
 
 RANKED_BY = "loss_change"
 
@@ -59,8 +60,8 @@ class Cell:
 
     Attributes:
         mean, standard_error: over queries, as the paper reports them.
-        low, high: bootstrap interval of the mean; NaN where there are too few queries.
-        difference, difference_low, difference_high: to the baseline, paired by query, with its bootstrap interval.
+        low, high: interval of the mean; NaN where there are too few queries.
+        difference, difference_low, difference_high: to the baseline, paired by query, with its interval.
         queries: over how many.
         compared: how many of these have a baseline.
         failed: figures that were left out.
@@ -83,6 +84,7 @@ class Line:
     """One method at one K.
 
     Attributes:
+        method: its label, name: the columns behind it.
         rank: 1 + the number of methods significantly better; None where there are too few queries to say.
         tied: whether others share the rank.
         cells: by metric.
@@ -92,6 +94,7 @@ class Line:
     """
 
     method: str
+    name: MethodName
     k: int
     rank: int | None
     tied: bool
@@ -101,6 +104,13 @@ class Line:
     settings: Mapping[str, Any]
     digest: str
     tuned_on: str
+
+
+def charted(lines: Iterable[Line]) -> list[str]:
+    """The labels of ``lines``, each once, without variants of a method that is among them: these would crowd charts."""
+    names = {line.method: line.name for line in lines}
+    plain = {name.method for name in names.values() if name.plain}
+    return [label for label, name in names.items() if name.plain or name.method not in plain]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,9 +164,13 @@ class Board:
     @property
     def methods(self) -> tuple[str, ...]:
         """Every method once, in the order of the main K, those that it lacks at the end."""
+        return tuple(dict.fromkeys(line.method for line in self.ordered))
+
+    @property
+    def ordered(self) -> list[Line]:
+        """The lines, those of the main K first."""
         main_k = self.main_k
-        main_first = sorted(self.lines, key=lambda line: line.k != main_k)
-        return tuple(dict.fromkeys(line.method for line in main_first))
+        return sorted(self.lines, key=lambda line: line.k != main_k)
 
 
 def leaderboard(frame: pd.DataFrame, manifest: Mapping[str, Any], study: str, num_images: int) -> Board:
@@ -178,7 +192,8 @@ def leaderboard(frame: pd.DataFrame, manifest: Mapping[str, Any], study: str, nu
     facts = _metric_facts(rows, manifest)
     tables = _tables(ranked)
     reference = _reference(rows)
-    pairs = {k: _pairs(tables.get((RANKED_BY, k)), facts) for k in sorted(set(ranked["k"].tolist()))}
+    variants = {str(label) for label, own in ranked.groupby("label") if not _name_of(own).plain}
+    pairs = {k: _pairs(tables.get((RANKED_BY, k)), facts, variants) for k in sorted(set(ranked["k"].tolist()))}
     notes: list[str] = []
     lines: list[Line] = []
     for k, at_k in ranked.groupby("k"):
@@ -242,10 +257,17 @@ def _floors(rows: pd.DataFrame) -> dict[str, float]:
     return {str(metric): float(size) for metric, size in per_query.groupby(level="metric").mean().items()}
 
 
-def _pairs(table: pd.DataFrame | None, facts: Mapping[str, MetricFacts]) -> dict[tuple[str, str], Verdict]:
+def _name_of(rows: pd.DataFrame) -> MethodName:
+    """Of rows of one method."""
+    first = rows.iloc[0]
+    return MethodName(str(first["method"]), str(first["variant"]), str(first["settings"]))
+
+
+def _pairs(
+    table: pd.DataFrame | None, facts: Mapping[str, MetricFacts], variants: Collection[str]
+) -> dict[tuple[str, str], Verdict]:
     if table is None or len(table.columns) < 2:
         return {}
-    variants = [label for label in table if is_variant(label)]
     return verdicts(table, variants=variants, higher_is_better=facts[RANKED_BY].higher_is_better)
 
 
@@ -284,9 +306,11 @@ def _line(
     amount: Equivalent | None = None
     if table is not None and curve is not None and label in table:
         amount = equivalent(table[label].dropna(), curve)
-    settings, tuned_on = _settings(str(rows["method"].iloc[0]), str(rows["method_digest"].iloc[0]), manifest, study)
+    name = _name_of(rows)
+    settings, tuned_on = _settings(name, str(rows["method_digest"].iloc[0]), manifest, study)
     return Line(
         method=label,
+        name=name,
         k=k,
         rank=rank,
         tied=rank is not None and list(ranks.values()).count(rank) > 1,
@@ -306,17 +330,17 @@ def _cell(label: str, table: pd.DataFrame | None, failed: int) -> Cell:
                     difference_high=nan, queries=0, compared=0, failed=failed)  # fmt: skip
     own = table[label].dropna()
     mean, error = mean_and_error(own.to_numpy())
-    interval = bootstrap_interval(own.to_numpy())
+    bounds = interval(own.to_numpy())
     difference, compared = Interval(nan, nan, nan), 0
     if label != BASELINE and BASELINE in table:
         apart = (table[label] - table[BASELINE]).dropna().to_numpy()
         compared = len(apart)
-        difference = bootstrap_interval(apart)
+        difference = interval(apart)
     return Cell(
         mean=mean,
         standard_error=error,
-        low=interval.low,
-        high=interval.high,
+        low=bounds.low,
+        high=bounds.high,
         difference=difference.mean,
         difference_low=difference.low,
         difference_high=difference.high,
@@ -357,15 +381,15 @@ def _failures(rows: pd.DataFrame) -> tuple[Failure, ...]:
     )
 
 
-def _settings(name: str, digest: str, manifest: Mapping[str, Any], study: str) -> tuple[dict[str, Any], str]:
+def _settings(name: MethodName, digest: str, manifest: Mapping[str, Any], study: str) -> tuple[dict[str, Any], str]:
     """A method's settings and what they were tuned on: from the manifest, else from the plugins where they agree."""
-    said = manifest.get("methods", {}).get(name, {})
+    said = manifest.get("methods", {}).get(name.label, {})
     if said.get("digest") == digest:
         return dict(said.get("settings", {})), str(said.get("tuned_on", ""))
     try:
-        method: Method = method_registry.create(name.partition("[")[0], study)
+        method: Method = method_registry.create(f"{name.method}:{name.variant}" if name.variant else name.method, study)
     except BenchError:
         return {}, "not recorded"
     if method.digest != digest:
         return {}, "not recorded"
-    return method.settings(), str(tuned(type(method), study, variant_of(name))["tuned_on"])
+    return method.settings(), str(tuned(type(method), study, name.variant)["tuned_on"])

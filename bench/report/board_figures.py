@@ -13,9 +13,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from bench.records.rows import BASELINE, NOTHING_REMOVED
-from bench.registry import base_of, without_variants
 from bench.report import figures
-from bench.report.board import RANKED_BY, Board, Line
+from bench.report.board import RANKED_BY, Board, Line, charted
 from bench.report.gallery import Gallery
 from bench.report.statistics import mean_and_error
 
@@ -53,7 +52,7 @@ def pdf(figure: Figure) -> bytes:
 def page_charts(board: Board) -> dict[str, str]:
     """The charts of the page as SVG: those of the files, and with variants where there are any."""
     found: dict[str, Figure] = {}
-    some = len(without_variants(board.methods)) < len(board.methods)
+    some = len(charted(board.lines)) < len(board.methods)
     for end, variants in {"": False, **({"_variants": True} if some else {})}.items():
         found |= {f"curves_{metric.name}{end}": curves(board, metric.name, variants) for metric in board.metrics}
         for k in board.ks:
@@ -82,18 +81,20 @@ def curves(board: Board, metric: str, variants: bool = False) -> Figure:
         axes.fill_between(reference.index, low, high, color=figures.GREY, alpha=0.25, linewidth=0)
         axes.plot(reference.index, mean, color=figures.GREY, linewidth=2, label="random reference")
         ks |= {int(k) for k in reference.index}
-    names = sorted(board.methods if variants else without_variants(board.methods))
+    names = sorted(board.methods if variants else charted(board.lines))
     for index, name in enumerate(names):
         own = [line for line in board.lines if line.method == name and metric in line.cells]
         own = [line for line in own if np.isfinite(line.cells[metric].mean)]
         if own:
+            method = own[0].name.method
             errors = np.nan_to_num([line.cells[metric].standard_error for line in own])
             drawn_line = axes.errorbar(
                 figures.dodged([line.k for line in own], index, len(names)),
                 [line.cells[metric].mean for line in own],
                 errors,
-                marker=figures.mark_of(name), markersize=4, capsize=2, linewidth=1.4, label=figures.wrapped(name),
-                color=figures.colour_of(name), linestyle="--" if name == BASELINE else "-",
+                marker=figures.mark_of(method, name), markersize=4, capsize=2, linewidth=1.4,
+                color=figures.colour_of(method), linestyle="--" if name == BASELINE else "-",
+                label=figures.wrapped(name),
             )  # fmt: skip
             _name_series(board, name, drawn_line)
     axes.axhline(0, color=figures.GREY, linewidth=0.8, zorder=0)
@@ -115,13 +116,14 @@ def equivalent_random(board: Board, k: int) -> Figure:
     for place, (line, found) in enumerate(lines):
         length = bounds.get(found.outside, found.images)
         axes.barh(
-            place, length, color=figures.colour_of(line.method), alpha=0.35 if found.outside else 0.85, height=0.62
+            place, length, color=figures.colour_of(line.name.method), alpha=0.35 if found.outside else 0.85, height=0.62
         )
         if np.isfinite(found.low):
             axes.plot([found.low, found.high], [place, place], color="#000000", linewidth=1.2)
         sign = {"above": "> ", "below": "< "}.get(found.outside, "")
         right = max(length, found.high if np.isfinite(found.high) else 0.0)
-        axes.annotate(f" {sign}{length:,.0f}", (right, place), va="center", fontsize=8)
+        axes.annotate(f"{sign}{length:,.0f}", (right, place), xytext=(3, 0), textcoords="offset points", va="center",
+                      fontsize=8)  # fmt: skip
     axes.set_yticks(range(len(lines)), [figures.wrapped(line.method) for line, _ in lines], fontsize=8)
     axes.set(xlabel=f"random images with the loss change of the top {k}", xlim=(0, bounds["above"] * 1.12))
     axes.spines[["top", "right"]].set_visible(False)
@@ -137,7 +139,7 @@ def cost(board: Board, k: int, variants: bool = False) -> Figure:
     axes = figure.add_subplot()
     _floor(axes, board, RANKED_BY)
     lines = sorted((line for line in board.lines if line.k == k and _finite(line)), key=_mean)
-    shown = without_variants(line.method for line in lines)
+    shown = charted(lines)
     lines = [line for line in lines if variants or line.method in shown]
     times = [max(line.score_seconds, 0.01) for line in lines]
     decades = [round(np.log10(seconds)) for seconds in times]
@@ -147,9 +149,10 @@ def cost(board: Board, k: int, variants: bool = False) -> Figure:
     for line, seconds, decade in zip(lines, times, decades, strict=True):
         height = max(_mean(line), lowest.get(decade, -np.inf))
         lowest[decade] = height + gap
-        colour = figures.colour_of(line.method)
+        colour = figures.colour_of(line.name.method)
         error = np.nan_to_num(line.cells[RANKED_BY].standard_error)
-        point = axes.errorbar(seconds, _mean(line), error, marker=figures.mark_of(line.method), capsize=2, color=colour)
+        mark = figures.mark_of(line.name.method, line.method)
+        point = axes.errorbar(seconds, _mean(line), error, marker=mark, capsize=2, color=colour)
         name = axes.annotate(figures.wrapped(line.method), (right[decade], height), xytext=(7, -2),
                              textcoords="offset points", fontsize=8, color=colour)  # fmt: skip
         _name_series(board, line.method, point, name)
@@ -185,21 +188,22 @@ def verdict_matrix(board: Board, k: int) -> Figure:
 
 def families(lines: Sequence[Line]) -> list[str]:
     """Methods that stand there with variants or other settings."""
-    bases = [base_of(line.method) for line in lines]
+    bases = [line.name.method for line in lines]
     return sorted({base for base in bases if bases.count(base) > 1 and base != BASELINE})
 
 
 def ablations(board: Board, base: str, k: int) -> Figure:
     """A method and its variants beside random, mean ± 1 standard error of each metric (figures 12 to 14)."""
-    lines = [line for line in board.lines if line.k == k and base_of(line.method) in (base, BASELINE)]
+    lines = [line for line in board.lines if line.k == k and line.name.method in (base, BASELINE)]
     figure = Figure(figsize=(2.6 * len(board.metrics) + 1.6, 0.36 * len(lines) + 1.0))
     panels = figure.subplots(1, len(board.metrics), squeeze=False, sharey=True)[0]
     for axes, metric in zip(panels, board.metrics, strict=True):
         for place, line in enumerate(reversed(lines)):
             cell = line.cells.get(metric.name)
             if cell is not None and np.isfinite(cell.mean):
-                axes.errorbar(cell.mean, place, xerr=np.nan_to_num(cell.standard_error), capsize=2,
-                              marker=figures.mark_of(line.method), color=figures.colour_of(line.method))  # fmt: skip
+                mark, colour = figures.mark_of(line.name.method, line.method), figures.colour_of(line.name.method)
+                error = np.nan_to_num(cell.standard_error)
+                axes.errorbar(cell.mean, place, xerr=error, capsize=2, marker=mark, color=colour)
         axes.set_xlabel(_label(board, metric.name), fontsize=7)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.tick_params(labelsize=7)
@@ -212,7 +216,7 @@ def ablations(board: Board, base: str, k: int) -> Figure:
 def _pictures(board: Board, pictures: Gallery, shown_queries: Sequence[str]) -> dict[str, Figure]:
     """Top images of the leading methods, and what is made without them, a figure for each K."""
     queries = [query for query in pictures.queries if query.id in shown_queries]
-    leading = without_variants(line.method for line in board.lines if line.k == board.main_k)[:SHOWN_METHODS]
+    leading = charted(line for line in board.lines if line.k == board.main_k)[:SHOWN_METHODS]
     originals = [query.image for query in queries if query.image is not None]
     shown = {(query.id, method.method): method for query in queries for method in query.shown}
     few = queries[: max(1, 40 // max(1, len(leading)))]
@@ -265,6 +269,6 @@ def _floor(axes: Axes, board: Board, metric: str) -> None:
     """The noise floor as a dotted line."""
     if metric in board.floors:
         axes.axhline(board.floors[metric], color=figures.GREY, linestyle=":", linewidth=1.2)
-        axes.annotate("noise floor: nothing removed, another seed", (0.5, board.floors[metric]), fontsize=8,
+        axes.annotate("noise floor: nothing removed, another seed", (0.5, board.floors[metric]), fontsize=7,
                       xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points",
                       ha="center", color=figures.GREY)  # fmt: skip

@@ -16,8 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from torch import Tensor
 
-from bench.records.rows import BASELINE, NOTHING_REMOVED, REFERENCE
-from bench.registry import base_of, is_variant
+from bench.records.rows import BASELINE, NOTHING_REMOVED, REFERENCE, labels
 from bench.report.statistics import mean_and_error
 from bench.report.summary import reference_curve
 
@@ -79,7 +78,7 @@ def svg(figure: Figure) -> str:
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r' id="(?:figure|axes|patch|line2d|text|xtick|ytick|matplotlib\.axis|\w*Collection)_\d+"', "", text)
     text = re.sub(r' id="series-(\d+)(?:-\d+)?"', r' data-series="\1"', text)
-    text = re.sub(r"(-?\d+\.\d{2})\d+", r"\1", text)
+    text = re.sub("<[^>]*>", lambda tag: re.sub(r"(-?\d+\.\d{2})\d+", r"\1", tag[0]), text)  # places, not what is said
     text = re.sub(r" font-family: [^;\"]*;?", "", text)
     text = re.sub(r"#([0-9a-f]{6})\b(?=[;\" ])", r"var(--x\1, #\1)", text)
     return re.sub(r"\s*\n\s*", " ", text)
@@ -188,7 +187,8 @@ def loss_change(frame: pd.DataFrame, metric: str, label: str, num_images: int) -
     """
     figure = Figure(figsize=(5.6, 3.6))
     axes = figure.add_subplot()
-    rows = frame[(frame["metric"] == metric) & (frame["status"] == "done")]
+    told_apart = frame.assign(label=labels(frame))
+    rows = told_apart[(told_apart["metric"] == metric) & (told_apart["status"] == "done")]
     floor = rows[rows["method"] == NOTHING_REMOVED].groupby("query")["value"].mean()
     if len(floor):
         axes.axhline(floor.abs().mean(), color="#999999", linestyle=":", linewidth=1.2)
@@ -200,21 +200,21 @@ def loss_change(frame: pd.DataFrame, metric: str, label: str, num_images: int) -
     if len(curve):
         _draw_reference(axes, curve)
     budgets = sorted(set(paired["k"].tolist()))
-    names = sorted(paired["method"].unique())
-    for index, method in enumerate(names):
-        own = paired[paired["method"] == method]
+    method_of = dict(zip(paired["label"], paired["method"], strict=True))
+    for index, name in enumerate(sorted(method_of)):
+        own, method = paired[paired["label"] == name], method_of[name]
         ks = sorted(set(own["k"].tolist()))
         stats = [mean_and_error(own[own["k"] == k].groupby("query")["value"].mean().to_numpy()) for k in ks]
         style = {"color": colour_of(method), "linestyle": "--" if method == BASELINE else "-"}
         errors = [0.0 if np.isnan(stat.standard_error) else stat.standard_error for stat in stats]
-        places = dodged(ks, index, len(names)) if len(curve) else _shifted(ks, budgets, index, len(names))
+        places = dodged(ks, index, len(method_of)) if len(curve) else _shifted(ks, budgets, index, len(method_of))
         axes.errorbar(
             places,
             [stat.mean for stat in stats],
             errors,
-            marker=mark_of(method),
+            marker=mark_of(method, name),
             capsize=3,
-            label=wrapped(method),
+            label=wrapped(name),
             **style,  # type: ignore[arg-type]
         )
     axes.set(xlabel="K, images removed", ylabel=label)
@@ -267,15 +267,14 @@ def _draw_reference(axes: Axes, curve: pd.DataFrame) -> None:
     axes.fill_between(curve.index, means - errors, means + errors, color="#777777", alpha=0.2, linewidth=0, zorder=0)
 
 
-def colour_of(label: str) -> str:
-    """Of a method and its variants: by name alone, so that it is the same on every figure of every study."""
-    name = base_of(label)
-    return GREY if name == BASELINE else COLOURS[_hashed(f"{COLOUR_SALT} {name}") % len(COLOURS)]
+def colour_of(method: str) -> str:
+    """Of a method and its variants: by its registered name, so that it is the same on every figure of every study."""
+    return GREY if method == BASELINE else COLOURS[_hashed(f"{COLOUR_SALT} {method}") % len(COLOURS)]
 
 
-def mark_of(label: str) -> str:
-    """Tells a method from its variants, and from a method of the same colour."""
-    return "o" if not is_variant(label) else list(MARKS)[1:][_hashed(label) % (len(MARKS) - 1)]
+def mark_of(method: str, label: str) -> str:
+    """A circle for ``method`` itself, another sign for what has another ``label``: variants, other settings."""
+    return "o" if label == method else list(MARKS)[1:][_hashed(label) % (len(MARKS) - 1)]
 
 
 def _hashed(text: str) -> int:

@@ -138,8 +138,7 @@ def _of_query(
 
 def _top(store: Store, method: str, digest: str, query: Query) -> tuple[str, ...]:
     """Ids of the most influential images, none where they were not kept."""
-    name = method.partition("[")[0].partition(":")[0]
-    path = store.path(*folder.selection(name, digest, query.digest))
+    path = store.path(*folder.selection(method, digest, query.digest))
     try:
         return tuple(str(image) for image in read_json(path)["ids"][:SHOWN_IMAGES]) if path.exists() else ()
     except (DamagedArtifact, KeyError, TypeError):

@@ -21,8 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from bench.records.rows import BASELINE
-from bench.registry import without_variants
-from bench.report.board import RANKED_BY, Board, Cell, Line
+from bench.report.board import RANKED_BY, Board, Cell, Line, charted
 from bench.report.figures import MARKS, colour_of, mark_of, style_of_colours
 from bench.report.gallery import Gallery
 from bench.report.statistics import MIN_QUERIES, Verdict, mean_and_error
@@ -86,8 +85,11 @@ def payload(board: Board, pictures: Gallery, facts: Mapping[str, Any]) -> dict[s
         "images": board.num_images,
         "mainK": board.main_k,
         "methods": list(board.methods),
-        "charted": without_variants(board.methods),
-        "marks": {name: [colour_of(name), MARKS[mark_of(name)]] for name in board.methods},
+        "charted": charted(board.ordered),
+        "marks": {
+            line.method: [colour_of(line.name.method), MARKS[mark_of(line.name.method, line.method)]]
+            for line in board.lines
+        },
         "metrics": [
             {
                 "name": metric.name,

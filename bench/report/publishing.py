@@ -14,7 +14,7 @@ import pandas as pd
 
 from bench.errors import ResultsFolderError
 from bench.records import folder as names
-from bench.records.rows import BASELINE
+from bench.records.rows import BASELINE, labels
 from bench.records.store import Store, write_whole
 from bench.report import figures
 from bench.report.board import RANKED_BY, Board, Cell, Line, leaderboard
@@ -22,7 +22,6 @@ from bench.report.board_figures import drawn, page_charts, pdf
 from bench.report.gallery import gallery
 from bench.report.merging import Merged, RunFolder, has_rows, keep, merge_folders, open_folder
 from bench.report.page import page
-from bench.report.summary import labels
 from bench.studies import Study
 
 NAME = "leaderboard"
@@ -165,7 +164,9 @@ def markdown(board: Board, study: str, notes: Sequence[str] = ()) -> str:
     parts.append(
         f"Rank: 1 + the number of methods that are significantly better on {RANKED_BY} at that K (Student's paired "
         "test over queries, Holm's correction for all pairs of methods, and apart for all pairs with a variant); = "
-        "marks methods that share a rank. Intervals: bootstrap over queries.\n"
+        "marks methods that share a rank. Intervals of means and differences: Student's over queries, 95 %, each "
+        "alone: they leave zero out where the same test, uncorrected, does. Those of ≈ random images: "
+        "resampled queries.\n"
     )
     if board.failures:
         listed = [

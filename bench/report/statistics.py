@@ -1,10 +1,15 @@
-"""Statistics over queries: means with standard errors, paired differences with intervals, verdicts, equivalents."""
+"""Statistics over queries: means with standard errors, paired differences with intervals, verdicts, equivalents.
+
+One test says everything about a mean: Student's over queries. ``interval`` holds the means that ``p_value`` does not
+reject, for one question asked alone. A verdict asks about many pairs: it is the same p-value corrected by Holm, so a
+verdict implies an interval without zero, while an interval without zero may be no verdict yet.
+"""
 
 from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +20,7 @@ CONFIDENCE = 0.95
 MIN_QUERIES = 4
 """Fewer give no interval and no verdict."""
 MAX_QUERIES = 100_000
-BOOTSTRAP_RESAMPLES = 5000
+RESAMPLES = 1000
 Values = Sequence[float] | np.ndarray
 
 
@@ -27,7 +32,7 @@ class MeanAndError(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """A mean difference with its two-sided interval; NaN bounds where fewer than two pairs are there."""
+    """A mean with its two-sided interval; NaN bounds where fewer than MIN_QUERIES values are there."""
 
     mean: float
     low: float
@@ -41,35 +46,44 @@ def mean_and_error(values: Values) -> MeanAndError:
     return MeanAndError(float(array.mean()), error)
 
 
-def paired_interval(values: Values, baseline: Values) -> Interval:
-    """Student's 95 % interval of the mean of the differences, query by query."""
-    difference = np.asarray(values, float) - np.asarray(baseline, float)
-    if len(difference) < 2 or np.ptp(difference) == 0:
-        same = float(difference.mean()) if len(difference) > 1 else float("nan")
-        return Interval(float(difference.mean()), same, same)
-    bounds = stats.ttest_1samp(difference, 0.0).confidence_interval(CONFIDENCE)
-    return Interval(float(difference.mean()), float(bounds.low), float(bounds.high))
+def interval(values: Values) -> Interval:
+    """The 95 % interval of the mean of ``values``, one for each query: Student's. The only one of a mean.
 
-
-def bootstrap_interval(differences: Values, *, confidence: float = CONFIDENCE, seed: int = 0) -> Interval:
-    """Mean of paired differences with its bias-corrected bootstrap interval over queries (Efron, 1987).
-
-    NaN bounds for fewer than MIN_QUERIES differences: resampling so few says nothing.
+    It holds the means that ``p_value`` does not reject at 5 %. NaN bounds for fewer than MIN_QUERIES values. Chosen by
+    coverage with few, skewed queries of unequal scale: ``benchmarks/intervals.py``, docs/log/2026-11-25-intervals.md.
     """
-    values = np.asarray(differences, float)
-    mean = float(values.mean()) if len(values) else float("nan")
-    if len(values) < MIN_QUERIES:
+    array = np.asarray(values, float)
+    if len(array) < MIN_QUERIES:
+        mean = float(array.mean()) if len(array) else float("nan")
         return Interval(mean, float("nan"), float("nan"))
-    if np.ptp(values) == 0:
-        return Interval(mean, mean, mean)
-    drawn = stats.bootstrap(
-        (values,),
-        np.mean,
-        confidence_level=confidence,
-        n_resamples=BOOTSTRAP_RESAMPLES,
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Interval(mean, float(drawn.low), float(drawn.high))
+    mean, error = mean_and_error(array)
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(array) - 1)) * error
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def p_value(values: Values, mean: float = 0.0) -> float:
+    """Of Student's two-sided test that the values, one for each query, have this ``mean``. The only one of a mean.
+
+    Below 5 % just where ``interval`` leaves ``mean`` out. NaN for fewer than MIN_QUERIES values.
+    """
+    array = np.asarray(values, float)
+    if len(array) < MIN_QUERIES:
+        return float("nan")
+    found, error = mean_and_error(array)
+    if error == 0:
+        return 1.0 if found == mean else 0.0
+    return float(2 * stats.t.sf(abs(found - mean) / error, len(array) - 1))
+
+
+def resampled_bounds(statistic: Callable[[np.ndarray], float], count: int, *, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap bounds of what is no mean over queries: an equivalent, a mean of rank correlations.
+
+    Args:
+        statistic: of the chosen ones of ``count`` queries or subsets, given by index; NaN does not count.
+    """
+    chosen = np.random.default_rng(seed).integers(0, count, (RESAMPLES, count))
+    low, high = np.nanquantile([statistic(sample) for sample in chosen], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
 
 
 class Verdict(NamedTuple):
@@ -77,7 +91,7 @@ class Verdict(NamedTuple):
 
     Attributes:
         difference: mean over common queries of the first minus the second, positive where the first is better.
-        p_value: of Student's paired test, corrected by Holm for all pairs of its family.
+        p_value: ``p_value`` of the differences, corrected by Holm for all pairs of its family.
         verdict: "better", "worse", "indistinguishable", or "too few queries".
         queries: how many both have.
         deviation: standard deviation of the differences over queries.
@@ -133,17 +147,17 @@ def _family(
 ) -> dict[tuple[str, str], Verdict]:
     """The verdicts on ``pairs``, corrected for these alone; ``sign`` is −1 where lower is better."""
     differences = [(per_query[one] - per_query[other]).dropna().to_numpy(float) for one, other in pairs]
-    raw = [_paired_p_value(values) for values in differences]
+    raw = [p_value(values) for values in differences]
     found = {}
-    for (one, other), values, p_value in zip(pairs, differences, _holm(raw), strict=True):
+    for (one, other), values, corrected in zip(pairs, differences, _holm(raw), strict=True):
         mean = sign * float(values.mean()) if len(values) else float("nan")
         word = "better" if mean > 0 else "worse"
         if len(values) < MIN_QUERIES:
             word = "too few queries"
-        elif not p_value < significance:
+        elif not corrected < significance:
             word = "indistinguishable"
         deviation = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
-        found[one, other] = Verdict(mean, p_value, word, len(values), deviation, significance / len(pairs))
+        found[one, other] = Verdict(mean, corrected, word, len(values), deviation, significance / len(pairs))
     return found
 
 
@@ -173,14 +187,6 @@ def queries_needed(
     return bisect.bisect_left(range(MAX_QUERIES), True, lo=MIN_QUERIES, key=suffices)
 
 
-def _paired_p_value(differences: np.ndarray) -> float:
-    if len(differences) < MIN_QUERIES:
-        return float("nan")
-    if np.ptp(differences) == 0:
-        return 1.0 if differences[0] == 0 else 0.0
-    return float(stats.ttest_1samp(differences, 0.0).pvalue)
-
-
 def _holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down correction (1979); NaN stays NaN and does not count."""
     array = np.asarray(p_values, float)
@@ -197,7 +203,7 @@ class Equivalent(NamedTuple):
 
     Attributes:
         images: on the piecewise linear, monotone curve; NaN where the change lies outside it.
-        low, high: bootstrap interval over queries; NaN where it cannot be told.
+        low, high: ``resampled_bounds`` over queries; NaN where it cannot be told.
         outside: "", "below" or "above": the curve is never extrapolated.
     """
 
@@ -207,28 +213,27 @@ class Equivalent(NamedTuple):
     outside: str
 
 
-def equivalent_random(
-    changes: Values, curve: pd.DataFrame, *, confidence: float = CONFIDENCE, seed: int = 0
-) -> Equivalent:
+def equivalent_random(changes: Values, curve: pd.DataFrame, *, seed: int = 0) -> Equivalent:
     """Where the mean of ``changes`` meets the random reference.
 
     Args:
         changes: of one method at one K, a value for each query, in the order of the curve's columns.
         curve: K × queries, the mean change of the random reference at each K (ascending index).
-        confidence: of the interval, from resampled queries (of method and curve together).
+        seed: of the resampled queries (of method and curve together) that the bounds come from.
     """
     values, reference = np.asarray(changes, float), curve.to_numpy(float)
     counts = curve.index.to_numpy(float)
     images, outside = _inverse(counts, reference.mean(1), float(values.mean()))
     if len(values) < MIN_QUERIES:
         return Equivalent(images, float("nan"), float("nan"), outside)
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(0, len(values), (BOOTSTRAP_RESAMPLES // 5, len(values)))
-    bounded = [_inverse(counts, reference[:, sample].mean(1), float(values[sample].mean())) for sample in drawn]
     ends = {"below": counts[0], "above": counts[-1]}
-    resampled = [ends.get(where, found) for found, where in bounded]
-    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Equivalent(images, float(low), float(high), outside)
+
+    def resampled(chosen: np.ndarray) -> float:
+        found, where = _inverse(counts, reference[:, chosen].mean(1), float(values[chosen].mean()))
+        return float(ends.get(where, found))
+
+    low, high = resampled_bounds(resampled, len(values), seed=seed)
+    return Equivalent(images, low, high, outside)
 
 
 def _inverse(counts: np.ndarray, means: np.ndarray, value: float) -> tuple[float, str]:

@@ -9,10 +9,10 @@ import pandas as pd
 
 from bench.contracts import Metric
 from bench.errors import ResultsFolderError
-from bench.records.rows import BASELINE, NOT_RANKED, NOTHING_REMOVED, REFERENCE, load
+from bench.records.rows import BASELINE, NOTHING_REMOVED, REFERENCE, load
 from bench.records.store import Store
 from bench.registry import metrics
-from bench.report.statistics import Equivalent, equivalent_random, mean_and_error, paired_interval
+from bench.report.statistics import MIN_QUERIES, Equivalent, equivalent_random, interval, mean_and_error
 
 TABLE_HEAD = (
     "metric",
@@ -40,13 +40,6 @@ def check_evaluators(store: Store, chosen: Iterable[Metric]) -> None:
             )
 
 
-def labels(frame: pd.DataFrame) -> pd.Series:
-    """A name for each method with its settings; where a name stands for several, their digests tell them apart."""
-    digests = frame.groupby("method")["method_digest"].nunique()
-    mixed = frame["method"].map(digests > 1) & ~frame["method"].isin([*NOT_RANKED, BASELINE])
-    return frame["method"].where(~mixed, frame["method"] + " #" + frame["method_digest"].str[:6])
-
-
 def reference_curve(frame: pd.DataFrame, metric: str, design: str = "paired") -> pd.DataFrame:
     """The random reference: K × queries, the mean of ``metric`` over draws; empty where it has not been run."""
     rows = frame[(frame["method"] == REFERENCE) & (frame["metric"] == metric) & (frame["design"] == design)]
@@ -71,7 +64,8 @@ def summarize(frame: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
     """Mean ± 1 standard error over queries of each method, K, metric and design, with its difference to ``baseline``.
 
     Values of one query under several seeds are averaged first. The difference is paired by query at the same K,
-    metric and design; ``low`` and ``high`` bound its 95 % interval. Failed figures are left out and counted. Where the
+    metric and design; ``low`` and ``high`` bound its 95 %
+    interval (``statistics.interval``, as on the leaderboard). Failed figures are left out and counted. Where the
     random reference has been run, ``images`` random ones give the same figure (between ``images_low`` and
     ``images_high``; ``outside`` says where the figure lies beyond the curve).
     """
@@ -94,7 +88,7 @@ def summarize(frame: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
         reference = by_group.get((baseline, k, metric, design))
         if method != baseline and reference is not None:
             other = reference.reindex(own.index).dropna()
-            difference = paired_interval(own[other.index].to_numpy(), other.to_numpy())
+            difference = interval((own[other.index] - other).to_numpy())
             line |= {"difference": difference.mean, "low": difference.low, "high": difference.high}
         line |= _equivalent_columns(frame, str(method), str(metric), str(design), own)
         lines.append(line)
@@ -137,12 +131,19 @@ def table_cells(table: pd.DataFrame) -> list[list[str]]:
             str(line.design),
             f"{line.queries}" + (f" ({line.failed} failed)" if line.failed else ""),
             f"{line.mean:.5f} ± {line.standard_error:.5f}" if line.queries > 1 else f"{line.mean:.5f}",
-            "" if pd.isna(line.low) else f"{line.difference:+.5f} [{line.low:+.5f}, {line.high:+.5f}]",
+            _difference_cell(line),
             _equivalent_cell(line),
             f"{line.score_seconds:.2f}" if line.k and line.method != REFERENCE else "",
         ]
         for line in table.itertuples()
     ]
+
+
+def _difference_cell(line: Any) -> str:
+    if pd.isna(line.difference):
+        return ""
+    bounds = f"[{line.low:+.5f}, {line.high:+.5f}]"
+    return f"{line.difference:+.5f} " + (f"(needs {MIN_QUERIES} queries)" if pd.isna(line.low) else bounds)
 
 
 def _equivalent_cell(line: Any) -> str:

@@ -2,45 +2,62 @@
 
 A cluster engine will be a third. All of them fulfil requests through the same ledger, whose files and locks are the
 only thing they share; so it does not matter which engine, or which other run on the same folder, finished what.
+
+What one request raises is its own outcome, kept with its traceback in ``failures/``; the others go on. Two things stop
+all of them: an interrupt, which leaves a checkpoint, and a results folder that cannot be written.
 """
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
-import queue as queues
 import signal
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.errors import BenchError, TrainingFailed
+from bench.errors import ResultsFolderError, TrainingFailed, UnknownName
 from bench.foundation.machine import compute_threads, worker_threads
-from bench.records.store import Store
+from bench.records.store import Store, folder_error
 from bench.registry import PLUGINS, load_plugin, metrics
-from bench.retraining.ledger import Busy, Ledger, Request
+from bench.retraining.ledger import Busy, Ledger, Request, reason_of
 from bench.studies import Study
 
-POLL_SECONDS = 0.5
+REPORT_SECONDS = 0.5
 BUSY_PAUSE_SECONDS = 1.0
+TRIES = 3
+"""A request whose worker died so many times is set aside as failed."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 OnStep = Callable[[int, int], None]
+
+
+class WorkerDied(TrainingFailed):
+    """The process that trained was killed, each time that it was tried."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one request: ``failure`` holds the reason where it failed."""
+    """What became of one request.
+
+    Attributes:
+        index: of the request.
+        failure: the reason where it failed.
+        kind: the type of the exception where it failed, "" elsewhere.
+    """
 
     index: int
     failure: str | None = None
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,6 +94,29 @@ class Executor(ABC):
         """Train and observe. ``on_step(request index, steps done)`` reports from within."""
 
 
+class Pending:
+    """Requests that wait for their turn; one that another process is at work on is left for last: they share the work.
+
+    Attributes:
+        left: pairs of index and request.
+    """
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self.left = deque(enumerate(requests))
+        self._busy_in_a_row = 0
+
+    def put_last(self, index: int, request: Request) -> None:
+        """Another process trains it. A pause follows where that holds for all that are left."""
+        self.left.append((index, request))
+        self._busy_in_a_row += 1
+        if self._busy_in_a_row >= len(self.left):
+            time.sleep(BUSY_PAUSE_SECONDS)
+
+    def one_is_done(self) -> None:
+        """Something went on."""
+        self._busy_in_a_row = 0
+
+
 class Inline(Executor):
     """One request after another, in this process."""
 
@@ -84,102 +124,214 @@ class Inline(Executor):
         self.ledger = ledger
 
     def fulfil(self, requests: Sequence[Request], on_step: OnStep) -> Iterator[Outcome]:
-        """A model that another process is training is left for last: they share the work."""
-        pending = deque(enumerate(requests))
-        busy_in_a_row = 0
-        while pending:
-            index, request = pending.popleft()
+        """Each in its turn."""
+        pending = Pending(requests)
+        while pending.left:
+            index, request = pending.left.popleft()
             try:
-                self.ledger.fulfil(request, lambda step, index=index: on_step(index, step), wait=False)  # type: ignore[misc]
+                yield attempt(self.ledger, index, request, lambda step, index=index: on_step(index, step))  # type: ignore[misc]
             except Busy:
-                pending.append((index, request))
-                busy_in_a_row += 1
-                if busy_in_a_row >= len(pending):
-                    time.sleep(BUSY_PAUSE_SECONDS)
-                continue
-            except BenchError as error:
-                yield Outcome(index, str(error))
+                pending.put_last(index, request)
             else:
-                yield Outcome(index)
-            busy_in_a_row = 0
+                pending.one_is_done()
 
 
 class LocalWorkers(Executor):
-    """N processes on this machine, the processors shared out among them."""
+    """N processes on this machine, the processors shared out among them. One that dies is replaced.
 
-    def __init__(self, engine: Engine, workers: int) -> None:
+    Args:
+        engine: to build the workers' ledgers.
+        ledger: of this process, which keeps the failures of workers that died.
+        workers: how many.
+    """
+
+    def __init__(self, engine: Engine, ledger: Ledger, workers: int) -> None:
         self.engine = replace(engine, study=replace(engine.study))  # leaves cached data behind
-        self.workers = workers
+        self.ledger, self.workers = ledger, workers
 
     def fulfil(self, requests: Sequence[Request], on_step: OnStep) -> Iterator[Outcome]:
         """Every worker takes the next request when it is free."""
-        context = multiprocessing.get_context("spawn")
-        steps, stop = context.Queue(), context.Event()
-        threads = worker_threads(self.workers)
-        pool = ProcessPoolExecutor(
-            self.workers, context, initializer=_start_worker, initargs=(self.engine, self.workers, threads, steps, stop)
+        pending, deaths = Pending(requests), Counter[int]()
+        crew: list[Worker] = []
+        try:
+            while pending.left or any(worker.task for worker in crew):
+                unfinished = len(pending.left) + sum(worker.task is not None for worker in crew)
+                crew += [Worker(self.engine, self.workers) for _ in range(min(self.workers, unfinished) - len(crew))]
+                for worker in crew:
+                    if worker.task is None and pending.left:
+                        worker.give(*pending.left.popleft())
+                wait([place for worker in crew for place in (worker.pipe, worker.process.sentinel)])
+                for worker in list(crew):
+                    is_alive = worker.process.is_alive()  # asked first: all that a dead one has sent is here
+                    for message in worker.messages():
+                        yield from self._heard(worker, message, pending, on_step)
+                    if not is_alive:
+                        crew.remove(worker)
+                        yield from self._buried(worker, pending, deaths)
+        finally:
+            for worker in crew:
+                worker.pipe.close()  # asks it to leave a checkpoint and to end
+            for worker in crew:
+                worker.process.join()
+
+    def _heard(self, worker: Worker, message: Any, pending: Pending, on_step: OnStep) -> Iterator[Outcome]:
+        """Take in what ``worker`` says."""
+        if isinstance(message, Stopped):
+            raise ResultsFolderError(message.reason) if message.is_folder else TrainingFailed(message.reason)
+        if isinstance(message, Outcome):
+            worker.task = None
+            pending.one_is_done()
+            yield message
+        elif isinstance(message, tuple):
+            on_step(*message)
+        elif worker.task is not None:  # None: another process is at work on it
+            task, worker.task = worker.task, None
+            pending.put_last(*task)
+
+    def _buried(self, worker: Worker, pending: Pending, deaths: Counter[int]) -> Iterator[Outcome]:
+        """Put the request of a dead worker last, or give it up."""
+        worker.pipe.close()
+        worker.process.join()
+        if worker.task is None:
+            return
+        index, request = worker.task
+        deaths[index] += 1
+        if deaths[index] < TRIES:
+            self.ledger.store.note(f"A worker process died ({worker.end}): its model is tried again.")
+            pending.left.append(worker.task)
+            return
+        error = WorkerDied(
+            f"Its worker process died {TRIES} times ({worker.end}). Where memory is short, fewer --workers help; "
+            "the same command tries it again."
         )
-        with pool:
-            try:
-                futures = {pool.submit(_fulfil, index, request): index for index, request in enumerate(requests)}
-                yield from _collect(futures, steps, on_step)
-            except BaseException:
-                stop.set()
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+        self.ledger.keep_failure(request.job, error)
+        yield Outcome(index, str(error), type(error).__name__)
 
 
-def _collect(futures: dict[Future[Outcome], int], steps: Any, on_step: OnStep) -> Iterator[Outcome]:
-    waiting = set(futures)
-    while waiting:
-        done, waiting = wait(waiting, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+def attempt(ledger: Ledger, index: int, request: Request, on_step: Callable[[int], None]) -> Outcome:
+    """Fulfil one request; what it raises is its outcome, and kept.
+
+    Raises Busy where another process is at work on it, ResultsFolderError where the folder cannot be written.
+    """
+    try:
+        ledger.fulfil(request, on_step, wait=False)
+    except (Busy, ResultsFolderError):
+        raise
+    except (Exception, SystemExit) as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise folder_error(ledger.store.root, error) from error
+        ledger.keep_failure(request.job, error)
+        return Outcome(index, ledger.reason(request.job, error), type(error).__name__)
+    ledger.forget_failure(request.job)
+    return Outcome(index)
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A worker's word that no request can go on."""
+
+    reason: str
+    is_folder: bool
+
+
+class Worker:
+    """One process and a pipe of its own, so that its death harms no other. Closing the pipe asks it to stop.
+
+    It sends (index, step) now and then, an Outcome, None where its request is busy elsewhere, or Stopped.
+
+    Attributes:
+        task: the request that it is at work on.
+    """
+
+    def __init__(self, engine: Engine, workers: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs, engine, workers))
+        self.process.start()
+        theirs.close()
+        self.task: tuple[int, Request] | None = None
+
+    def give(self, index: int, request: Request) -> None:
+        """Let it fulfil ``request``."""
+        self.task = index, request
+        with suppress(OSError):  # it died: that is seen when its end is
+            self.pipe.send(self.task)
+
+    def messages(self) -> list[Any]:
+        """All that it has sent."""
+        found = []
+        with suppress(EOFError, OSError):
+            while self.pipe.poll():
+                found.append(self.pipe.recv())
+        return found
+
+    @property
+    def end(self) -> str:
+        """How it ended, in words."""
+        code = self.process.exitcode or 0
+        if code == -signal.SIGKILL:
+            return "killed by SIGKILL: out of memory, or by hand"
+        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+
+
+def _work(pipe: Connection, engine: Engine, workers: int) -> None:
+    """The life of a worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    _end_with_parent()
+    with suppress(EOFError, OSError, KeyboardInterrupt), compute_threads(worker_threads(workers)):
+        try:
+            for path in engine.plugins:
+                load_plugin(Path(path))
+            # while it is at work, only the end of the pipe can be read from it
+            ledger = engine.ledger(workers=workers, should_stop=pipe.poll)
+        except Exception as error:
+            pipe.send(Stopped(f"A worker process could not start: {reason_of(error)}", is_folder=False))
+            return
         while True:
+            index, request = pipe.recv()
             try:
-                on_step(*steps.get_nowait())
-            except queues.Empty:
-                break
-        for future in done:
-            try:
-                yield future.result()
-            except BrokenProcessPool:
-                raise TrainingFailed(
-                    "A worker process died (out of memory, or killed). What it had finished is kept: "
-                    "run the same command again, with fewer --workers if memory was short."
-                ) from None
+                outcome: Outcome | None = attempt(ledger, index, request, _reporter(pipe, index))
+            except Busy:
+                outcome = None
+            except ResultsFolderError as error:
+                pipe.send(Stopped(str(error), is_folder=True))
+                return
+            pipe.send(outcome)
 
 
-_worker: dict[str, Any] = {}
-
-
-def _start_worker(engine: Engine, workers: int, threads: int, steps: Any, stop: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; workers leave a checkpoint on ``stop``
-    parent = os.getppid()
-
-    def follow_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=follow_parent, daemon=True).start()
-    for path in engine.plugins:
-        load_plugin(Path(path))
-    context = compute_threads(threads)
-    context.__enter__()
-    _worker.update(ledger=engine.ledger(workers=workers, should_stop=stop.is_set), steps=steps, threads=context)
-
-
-def _fulfil(index: int, request: Request) -> Outcome:
-    ledger, steps = _worker["ledger"], _worker["steps"]
+def _reporter(pipe: Connection, index: int) -> Callable[[int], None]:
     reported = time.monotonic()
 
     def on_step(step: int) -> None:
         nonlocal reported
-        if time.monotonic() - reported > POLL_SECONDS:
+        if time.monotonic() - reported > REPORT_SECONDS:
             reported = time.monotonic()
-            steps.put((index, step))
+            with suppress(OSError):  # the parent has gone: the ledger sees that next
+                pipe.send((index, step))
 
-    try:
-        ledger.fulfil(request, on_step)
-    except BenchError as error:
-        return Outcome(index, str(error))
-    return Outcome(index)
+    return on_step
+
+
+def _end_with_parent() -> None:
+    parent = os.getppid()
+
+    def follow() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+EXECUTORS: Mapping[str, Callable[[Engine, Ledger, int], Executor]] = {
+    "inline": lambda engine, ledger, workers: Inline(ledger),
+    "local": LocalWorkers,
+}
+"""By name: what makes an executor of the workers' engine, this process's ledger and a number of workers."""
+
+
+def executor(name: str, engine: Engine, ledger: Ledger, workers: int = 1) -> Executor:
+    """The executor called ``name``."""
+    if name not in EXECUTORS:
+        raise UnknownName("executor", name, EXECUTORS)
+    return EXECUTORS[name](engine, ledger, workers)

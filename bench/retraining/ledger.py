@@ -8,6 +8,7 @@ be deleted, and a run can go on elsewhere from these small records alone.
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,12 @@ from torch import Tensor
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.observations import Observation
 from bench.diffusion.queries import Query
-from bench.diffusion.training import TrainingData, TrainingJob, TrainingRun, train_together
+from bench.diffusion.training import Trainer, TrainingData, TrainingJob, TrainingRun, train_together
+from bench.errors import BenchError
 from bench.foundation.digests import digest_of
 from bench.foundation.machine import active_threads, machine_kind
 from bench.records import folder
-from bench.records.store import Store, write_tensors
+from bench.records.store import Store, write_json, write_tensors
 from bench.studies import Study
 
 CHECKPOINT_SECONDS = 15.0
@@ -63,6 +65,7 @@ class Ledger:
         size_limit_mib: trained models beyond it are deleted, the oldest first; their observations stay.
         workers: how many processes such as this one train side by side; kept with the times, which depend on it.
         should_stop: asked after each step; True leaves a checkpoint and raises KeyboardInterrupt.
+        trainer: steps the trainings.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Ledger:
         size_limit_mib: float = 1024.0,
         workers: int = 1,
         should_stop: Callable[[], bool] = lambda: False,
+        trainer: Trainer = train_together,
     ) -> None:
         self.study, self.store, self.device = study, store, device
         self.observations = {observation.name: observation for observation in observations}
@@ -83,6 +87,7 @@ class Ledger:
         self.size_limit_mib = size_limit_mib
         self.workers = workers
         self.should_stop = should_stop
+        self.trainer = trainer
         self._data: TrainingData | None = None
 
     @property
@@ -159,6 +164,30 @@ class Ledger:
                     kept |= dict(zip(names, values, strict=True))
             write_tensors(self.store.path(*folder.observation(key)), kept, **facts)
 
+    def keep_failure(self, job: TrainingJob, error: BaseException) -> None:
+        """Keep why ``job`` failed, with the traceback."""
+        record = {
+            "type": type(error).__name__,
+            "message": str(error),
+            "traceback": "".join(traceback.format_exception(error)),
+            "job": {"removed": sorted(self.study.dataset.ids[index] for index in job.removed), "seed": job.seed},
+            "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+            "machine": machine_kind(self.device),
+        }
+        write_json(self._failure_path(job), record)
+
+    def forget_failure(self, job: TrainingJob) -> None:
+        """It succeeded in the end."""
+        self._failure_path(job).unlink(missing_ok=True)
+
+    def reason(self, job: TrainingJob, error: BaseException) -> str:
+        """Why ``job`` failed, in a line; where it is not the user's to mend, with the place of the traceback."""
+        kept = "" if isinstance(error, BenchError) else f" (traceback in {'/'.join(folder.failure(self.key(job)))})"
+        return reason_of(error) + kept
+
+    def _failure_path(self, job: TrainingJob) -> Path:
+        return self.store.path(*folder.failure(self.key(job)))
+
     def _facts(self, job: TrainingJob) -> dict[str, str]:
         found = self.store.tensors(*folder.model(self.key(job)))
         seconds = found[1]["seconds"] if found else "nan"
@@ -189,7 +218,7 @@ class Ledger:
             run.restore(kept[0])
             spent = float(kept[1]["seconds"])
         started = saved = time.monotonic()
-        steps = train_together([run])
+        steps = self.trainer([run])
         try:
             for _ in steps:
                 on_step(run.step)
@@ -223,3 +252,8 @@ class Ledger:
             if path != original:
                 excess -= path.stat().st_size
                 path.unlink(missing_ok=True)
+
+
+def reason_of(error: BaseException) -> str:
+    """``error`` in a line."""
+    return str(error) if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"

@@ -39,13 +39,13 @@ function seconds(value) {
   if (value < 0.01) return "< 0.01";
   return value < 10 ? fixed(value, 2) : value < 1000 ? fixed(value, 0) : count(value);
 }
-function span(low, high, show) { return known(low) && known(high) ? `[${show(low)}, ${show(high)}]` : null; }
+function span(low, high, text) { return known(low) && known(high) ? `[${text(low)}, ${text(high)}]` : null; }
 const rankText = (line) => (known(line.rank) ? `${line.rank}${line.tied ? "=" : ""}` : "\u2013");
-function equivalentText(equivalent) {
-  if (!equivalent) return "\u2013";
-  if (equivalent.outside === "above") return "beyond the curve";
-  if (equivalent.outside === "below") return "below the curve";
-  return count(equivalent.images);
+function equivalentText(amount) {
+  if (!amount) return "\u2013";
+  if (amount.outside === "above") return "beyond the curve";
+  if (amount.outside === "below") return "below the curve";
+  return count(amount.images);
 }
 
 /* ---- what is chosen ---- */

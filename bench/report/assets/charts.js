@@ -1,5 +1,5 @@
 /* ---- charts: drawn with the figures of the files; here they are chosen, named and lit ---- */
-const spoken = (k, pick, show) => at(k).filter((line) => charted(line) && known(pick(line))).map((line) => `${line.method} ${show(pick(line))}`).join(", ");
+const spoken = (k, pick, text) => at(k).filter((line) => charted(line) && known(pick(line))).map((line) => `${line.method} ${text(pick(line))}`).join(", ");
 function chart(id, name, alt) {
   const source = data.charts[state.variants ? `${name}_variants` : name] ?? data.charts[name];
   const box = byId(id);

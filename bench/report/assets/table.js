@@ -26,15 +26,15 @@ function visible() {
 }
 function tableHead() {
   const metric = metricOf(state.metric);
-  const row = el("tr", { role: "row" });
+  const heads = el("tr", { role: "row" });
   for (const column of columns) {
     const label = column.key === "mean" ? `${words(metric.name)} ${unitOf(metric)}`.trim() : column.head;
     const active = state.sort === column.key;
     const button = el("button", { type: "button" }, label);
     button.addEventListener("click", () => sortBy(column.key));
-    row.append(el("th", { scope: "col", role: "columnheader", "data-key": column.key, class: column.num ? "num" : null, "aria-sort": active ? (state.down ? "descending" : "ascending") : "none" }, button));
+    heads.append(el("th", { scope: "col", role: "columnheader", "data-key": column.key, class: column.num ? "num" : null, "aria-sort": active ? (state.down ? "descending" : "ascending") : "none" }, button));
   }
-  byId("table").tHead.replaceChildren(row);
+  byId("table").tHead.replaceChildren(heads);
 }
 function sortBy(key) {
   const column = columns.find((one) => one.key === key);
@@ -53,7 +53,7 @@ function whisker(cell, scale) {
 }
 function row(line, scale) {
   const metric = metricOf(state.metric), cell = cellOf(line);
-  const show = (value) => scaled(value, metric), signed = (value) => scaled(value, metric, true);
+  const plain = (value) => scaled(value, metric), signed = (value) => scaled(value, metric, true);
   const tr = el("tr", { role: "row", class: line.method === data.baseline ? "baseline" : null, "data-method": line.method, "data-k": line.k });
   const add = (key, label, classes, ...content) => tr.append(el("td", { role: "cell", "data-key": key, "data-label": label, class: classes }, ...content));
   add("rank", "Rank", "rank-cell", el("span", { class: "rank" }, rankText(line)));
@@ -64,15 +64,15 @@ function row(line, scale) {
   const few = cell && cell.queries > 0 && cell.queries < data.minQueries;
   if (!cell) add("mean", words(metric.name), "num", "not measured");
   else if (!cell.queries) add("mean", words(metric.name), "num", el("span", { class: "failed" }, "failed"), failed);
-  else add("mean", words(metric.name), "num", show(cell.mean) + (known(cell.se) ? ` \u00b1 ${show(cell.se)}` : ""),
-    el("span", { class: "sub" }, few ? "too few queries for an interval" : span(cell.low, cell.high, show)), el("span", { class: "sub" }, `${cell.queries} quer${cell.queries === 1 ? "y" : "ies"}`), failed);
+  else add("mean", words(metric.name), "num", plain(cell.mean) + (known(cell.se) ? ` \u00b1 ${plain(cell.se)}` : ""),
+    el("span", { class: "sub" }, few ? "too few queries for an interval" : span(cell.low, cell.high, plain)), el("span", { class: "sub" }, `${cell.queries} quer${cell.queries === 1 ? "y" : "ies"}`), failed);
   const baseline = line.method === data.baseline;
   if (baseline) add("diff", `Minus ${data.baseline}`, "wide", el("span", { class: "sub" }, "the baseline"));
   else if (!cell || !known(cell.diff)) add("diff", `Minus ${data.baseline}`, "wide", el("span", { class: "sub" }, cell && cell.queries ? "no baseline" : "\u2013"));
   else add("diff", `Minus ${data.baseline}`, "wide", `${signed(cell.diff)} `, el("span", { class: "sub" }, span(cell.diffLow, cell.diffHigh, signed) ?? "too few queries for an interval",
     cell.compared < cell.queries ? ` \u00b7 ${cell.compared} of ${cell.queries} queries have a baseline` : ""), whisker(cell, scale));
-  const equivalent = line.equivalent;
-  add("equivalent", "\u2248 random images", "num", equivalentText(equivalent), equivalent && span(equivalent.low, equivalent.high, count) ? el("span", { class: "sub" }, span(equivalent.low, equivalent.high, count)) : null);
+  const amount = line.equivalent;
+  add("equivalent", "\u2248 random images", "num", equivalentText(amount), amount && span(amount.low, amount.high, count) ? el("span", { class: "sub" }, span(amount.low, amount.high, count)) : null);
   add("seconds", "Scoring, s a query", "num", seconds(line.seconds));
   add("tuned", "Tuned on", "wide", el("span", { class: "sub" }, line.tuned || "\u2013"));
   return tr;

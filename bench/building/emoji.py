@@ -1,7 +1,7 @@
 """Build `emoji.parquet`: the smileys of three emoji sets at 32 x 32 pixels with captions such as
 "grinning face, noto style".
 
-Usage: python -m bench.data.build.emoji SOURCES --output DIR, where the folder SOURCES holds the four npm
+Usage: python -m bench.building.emoji SOURCES --output DIR, where the folder SOURCES holds the four npm
 packages named in STYLES and CAPTIONS_PACKAGE.
 """
 
@@ -17,8 +17,8 @@ import numpy as np
 import resvg_py
 from PIL import Image
 
-from bench.data.build.images import Example, Metadata, box_mean, write_parquet
-from bench.data.build.packages import read_npm
+from bench.building.images import Example, Metadata, box_mean, write_parquet
+from bench.building.packages import read_npm
 
 
 @dataclass(frozen=True)

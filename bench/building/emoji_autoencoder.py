@@ -5,7 +5,7 @@ A small `diffusers.AutoencoderKL`, trained on the training split of `emoji.parqu
 trained weights are a running average. As in Stable Diffusion, `scaling_factor` is 1 / the latents' global standard
 deviation; channels are never whitened one by one.
 
-Usage: python -m bench.data.build.emoji_autoencoder --output DIR
+Usage: python -m bench.building.emoji_autoencoder --output DIR
 """
 
 import argparse
@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from bench.data.build.tensors import write_safetensors
+from bench.building.tensors import write_safetensors
 from bench.data.dataset import load_embedded
 
 NUM_STEPS = 1800
@@ -99,7 +99,7 @@ def save(autoencoder: AutoencoderKL, images: Tensor, output: Path) -> None:
     path.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     weights = {name: value.half().numpy() for name, value in autoencoder.state_dict().items()}
     metadata = {
-        "source": "trained by bench.data.build.emoji_autoencoder on emoji.parquet",
+        "source": "trained by bench.building.emoji_autoencoder on emoji.parquet",
         "licence": "Apache-2.0 AND CC-BY-4.0 AND MIT",
     }
     write_safetensors(weights, metadata, output / "emoji_autoencoder.safetensors")

@@ -1,1 +1,0 @@
-"""Scripts that build the files of `bench/data` from public source packages (see ../README.md)."""

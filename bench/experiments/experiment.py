@@ -1,0 +1,213 @@
+"""What every experiment is: a study, metrics, a workspace, and two calls of its own.
+
+``comparisons`` says which models are compared for which query; ``report`` turns the rows into what people read. All
+else is the same for all of them: to run it, to go on after an interruption, to plan it without spending anything.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from bench.contracts import Metric
+from bench.diffusion.queries import Query, QuerySpec, load_queries
+from bench.diffusion.training import TrainingJob
+from bench.errors import InvalidInput, Unavailable
+from bench.experiments.design import Chosen, Controls, Design
+from bench.experiments.evaluation import evaluate
+from bench.experiments.workspace import Workspace
+from bench.foundation.machine import available_threads, compute_threads
+from bench.foundation.progress import Progress
+from bench.records.rows import Row
+from bench.records.store import Store
+from bench.registry import metrics as metric_registry
+from bench.report.summary import check_evaluators
+from bench.studies import Study
+
+DEFAULT_METRICS = ("loss_change", "regeneration_mse")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What running a design gave, for the report.
+
+    Attributes:
+        rows: one for each comparison and metric.
+        metrics: that could be computed, skipped_metrics: that could not, with the reason.
+        failed: reasons of the trainings that failed.
+        seconds: wall time until here.
+    """
+
+    rows: Sequence[Row]
+    metrics: Sequence[Metric]
+    skipped_metrics: Mapping[str, str]
+    failed: Mapping[TrainingJob, str]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(ABC, Generic[R]):
+    """An experiment on one study.
+
+    Attributes:
+        study: what is held fixed.
+        metrics: to compute.
+        num_queries: how many of the study's queries; the study's own number by default.
+        results: folder; ``results/runs/<study>`` by default.
+        device, workers, threads: where and how to compute.
+        size_limit_mib: of the kept models.
+    """
+
+    study: Study
+    metrics: Sequence[Metric] = field(default_factory=lambda: [metric_registry.create(n) for n in DEFAULT_METRICS])
+    num_queries: int | None = None
+    results: Path | None = None
+    device: str = "cpu"
+    workers: int = 1
+    threads: int = field(default_factory=available_threads)
+    size_limit_mib: float = 1024.0
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "threads"):
+            at_least_one(name, getattr(self, name))
+        self.specs  # noqa: B018 - checks the number of queries
+
+    @abstractmethod
+    def comparisons(self, workspace: Workspace, queries: Sequence[Query], controls: Controls, *, ahead: bool) -> Chosen:
+        """Which models are compared for which query.
+
+        Args:
+            workspace: to score in.
+            queries: of the experiment.
+            controls: of each query.
+            ahead: whether to say only what is known without scoring, and count the rest.
+        """
+
+    @abstractmethod
+    def report(self, workspace: Workspace, design: Design, measured: Measured) -> R:
+        """What people read, from the rows; written into the results folder."""
+
+    def originals(self) -> Sequence[TrainingJob]:
+        """Models that the comparisons need whatever is chosen; trained first, side by side where there are workers."""
+        return ()
+
+    @property
+    def folder(self) -> Path:
+        """The results folder."""
+        return Path(self.results) if self.results else Path("results/runs") / self.study.name
+
+    @property
+    def query_count(self) -> int:
+        """How many queries."""
+        return self.study.num_queries if self.num_queries is None else self.num_queries
+
+    @property
+    def specs(self) -> list[QuerySpec]:
+        """The queries to run on."""
+        return self.study.queries(self.query_count)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the manifest says of this experiment beyond the usual."""
+        return {}
+
+    def control_specs(self, query: Query | QuerySpec) -> list[QuerySpec]:
+        """The control queries of ``query`` that the metrics need; none where no metric is relative to controls."""
+        needed = any(metric.relative_to_controls for metric in self.metrics)
+        return self.study.controls(query) if needed else []
+
+    def open(self, progress: Progress | None = None) -> Workspace:
+        """The results folder, claimed for this study."""
+        return Workspace(
+            self.study,
+            self.folder,
+            metrics=self.metrics,
+            device=self.device,
+            workers=self.workers,
+            progress=progress,
+            size_limit_mib=self.size_limit_mib,
+        )
+
+    def store(self, workspace: Workspace) -> Store:
+        """Where the rows go."""
+        return workspace.store
+
+    def execute(self, progress: Progress | None = None) -> R:
+        """Do what is not done yet, then report. May be interrupted and called again at any time."""
+        started = time.perf_counter()
+        with compute_threads(self.threads):
+            workspace = self.open(progress)
+            usable, skipped = self._measurable(workspace)
+            self._train_originals(workspace)
+            design = self.design(workspace)
+            failed = workspace.fulfil(design.requests)
+            rows = evaluate(workspace.ledger, design.chosen.comparisons, usable, failed)
+            measured = Measured(
+                rows=rows,
+                metrics=usable,
+                skipped_metrics=skipped,
+                failed=failed,
+                seconds=time.perf_counter() - started,
+            )
+            return self.report(workspace, design, measured)
+
+    def design(self, workspace: Workspace, *, ahead: bool = False) -> Design:
+        """Which models, which observations, which rows. Trains and scores what it needs, unless ``ahead``."""
+        queries, controls = self.asked(workspace, ahead=ahead)
+        chosen = self.comparisons(workspace, queries, controls, ahead=ahead)
+        kept = load_queries(workspace.store)
+        complete = all(query.id in kept for query in queries)
+        return Design(queries=queries, controls=controls, chosen=chosen, complete=complete)
+
+    def asked(self, workspace: Workspace, *, ahead: bool) -> tuple[list[Query], Controls]:
+        """The queries and their controls, synthesized where they are missing, unless ``ahead``."""
+        queries = self._queries(workspace, self.specs, ahead=ahead)
+        specs = {query.id: self.control_specs(query) for query in queries}
+        distinct = list({spec.id: spec for some in specs.values() for spec in some}.values())
+        made = {query.id: query for query in self._queries(workspace, distinct, ahead=ahead)}
+        return queries, {name: tuple(made[spec.id] for spec in some) for name, some in specs.items()}
+
+    def _queries(self, workspace: Workspace, specs: Sequence[QuerySpec], *, ahead: bool) -> list[Query]:
+        """The queries of ``specs``; where ``ahead``, stand-ins without observations for those that are to come."""
+        if not ahead:
+            return workspace.queries(specs) if specs else []
+        kept, model = load_queries(workspace.store), self.study.model
+        nothing = torch.zeros(model.latent_channels, model.sample_size, model.sample_size)
+        return [
+            kept.get(spec.id) or Query(spec.id, spec.prompt, spec.seed, nothing, nothing, self.study.sampler)
+            for spec in specs
+        ]
+
+    def _measurable(self, workspace: Workspace) -> tuple[list[Metric], dict[str, str]]:
+        """The metrics that can be computed here, and why others cannot; their observations are kept all the same."""
+        usable, skipped = [], {}
+        for metric in self.metrics:
+            try:
+                metric.prepare()
+                usable.append(metric)
+            except Unavailable as error:
+                skipped[metric.name] = str(error)
+                workspace.progress.say(f"skipped {metric.name}: {error}")
+        if not usable:
+            raise InvalidInput("no metric can be computed here: " + "; ".join(f"{n}: {w}" for n, w in skipped.items()))
+        check_evaluators(self.store(workspace), usable)
+        return usable, skipped
+
+    def _train_originals(self, workspace: Workspace) -> None:
+        """In a new folder, θ0 and the models that removals are compared with, side by side where there are workers."""
+        known = set(load_queries(workspace.store))
+        if self.workers > 1 and not known.issuperset(spec.id for spec in self.specs):
+            workspace.train([workspace.original_job(), *self.originals()])
+
+
+def at_least_one(name: str, value: int) -> None:
+    """Raise InvalidInput where ``value`` of an option is below 1."""
+    if value < 1:
+        raise InvalidInput(f"{name} = {value}: at least 1 is expected.")

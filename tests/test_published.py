@@ -1,0 +1,134 @@
+"""The published folder of ``fashion``: every file and the README's table print the same intervals."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from bench.report.statistics import interval
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "results" / "fashion"
+METRICS = ("loss_change", "regeneration_mse")
+NUMBER = r"[-+]?\d+\.?\d*"
+Figures = dict[str, tuple[float, ...]]  # by what they are: the mean, its error, bounds, a difference, an equivalent
+PLACES = {"mean": 5, "bounds": 5, "difference": 5, "equivalent": 0}
+
+
+def cells_of(text: str) -> list[list[str]]:
+    """The cells of the lines of Markdown tables."""
+    return [[cell.strip() for cell in line.strip("|\n").split("|")] for line in text.splitlines() if line[:1] == "|"]
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """What a cell says: "1.5 ± 0.5" and "[1, 2]"; a cell without an interval or a number is empty."""
+    return tuple(float(found) for found in re.findall(NUMBER, text.partition(", ")[0] if "quer" in text else text))
+
+
+def from_rows() -> dict[tuple[str, int, str], Figures]:
+    """Made here from the committed rows: every interval of a mean and of a difference."""
+    rows = pd.read_parquet(FOLDER / "results.parquet")
+    rows = rows[(rows["design"] == "paired") & (rows["status"] == "done") & (rows["method"] != "random reference")]
+    found = {}
+    for (metric, k), own in rows.groupby(["metric", "k"]):
+        table = own.pivot_table(index="query", columns="method", values="value")
+        for method in table:
+            bounds = interval(table[method].dropna())
+            figures = {"mean": (bounds.mean, table[method].sem()), "bounds": bounds[1:]}
+            if method != "random":
+                figures["difference"] = tuple(interval((table[method] - table["random"]).dropna()))
+            found[str(metric), int(k), str(method)] = figures
+    return found
+
+
+def from_csv() -> dict[tuple[str, int, str], Figures]:
+    found = {}
+    for line in pd.read_csv(FOLDER / "leaderboard.csv").to_dict("records"):
+        for metric in METRICS:
+            parts = {
+                "mean": ("mean", "standard_error"),
+                "bounds": ("low", "high"),
+                "difference": ("minus_random", "minus_random_low", "minus_random_high"),
+            }
+            figures = {name: tuple(line[f"{metric}_{part}"] for part in some) for name, some in parts.items()}
+            if metric == METRICS[0]:
+                figures["equivalent"] = tuple(line[f"equivalent_random{end}"] for end in ("", "_low", "_high"))
+            found[metric, line["k"], line["method"]] = known(figures)
+    return found
+
+
+def from_page() -> dict[tuple[str, int, str], Figures]:
+    text = (FOLDER / "leaderboard.html").read_text()
+    [data] = re.findall(r'<script id="data" type="application/json">(.*?)</script>', text, re.DOTALL)
+    found = {}
+    for line in json.loads(data)["lines"]:
+        for metric, cell in line["cells"].items():
+            parts = {"mean": ("mean", "se"), "bounds": ("low", "high"), "difference": ("diff", "diffLow", "diffHigh")}
+            figures = {name: tuple(cell[part] for part in some) for name, some in parts.items()}
+            if metric == METRICS[0] and line["equivalent"]:
+                figures["equivalent"] = tuple(line["equivalent"][end] for end in ("images", "low", "high"))
+            found[metric, line["k"], line["method"]] = known(figures)
+    return found
+
+
+def known(figures: Figures) -> Figures:
+    """Without what is not told: a difference of random, an equivalent beyond the curve."""
+    return {name: values for name, values in figures.items() if values[0] is not None and not math.isnan(values[0])}
+
+
+def from_board_table() -> dict[tuple[str, int, str], Figures]:
+    found, k = {}, 0
+    for part in re.split(r"^## K = ", (FOLDER / "leaderboard.md").read_text(), flags=re.MULTILINE)[1:]:
+        k = int(part.split()[0])
+        for _, method, loss, loss_apart, image, image_apart, images, *_ in cells_of(part)[2:]:
+            for metric, mean, apart in ((METRICS[0], loss, loss_apart), (METRICS[1], image, image_apart)):
+                said = re.findall(NUMBER, mean.rpartition(",")[0])
+                figures = {
+                    "mean": tuple(map(float, said[:2])),
+                    "bounds": tuple(map(float, said[2:])),
+                    "difference": numbers(apart),
+                }
+                if metric == METRICS[0]:
+                    figures["equivalent"] = numbers(images)
+                found[metric, k, method] = {name: values for name, values in figures.items() if values}
+    return found
+
+
+def from_summary() -> dict[tuple[str, int, str], Figures]:
+    found = {}
+    for metric, k, method, design, _, mean, apart, images, _ in cells_of((FOLDER / "table.md").read_text())[2:]:
+        if design == "paired" and method != "random reference":
+            figures = {"mean": numbers(mean), "difference": numbers(apart)}
+            if metric == METRICS[0]:
+                figures["equivalent"] = numbers(images)
+            found[metric, int(k), method] = {name: values for name, values in figures.items() if values}
+    return found
+
+
+def from_readme() -> dict[tuple[str, int, str], Figures]:
+    text = (ROOT / "README.md").read_text()
+    lines = next(part for part in text.split("\n\n") if part.startswith("| method | loss change"))
+    found = {}
+    for method, mean, apart, images, _ in cells_of(lines)[2:]:
+        figures = {"mean": numbers(mean), "difference": numbers(apart), "equivalent": numbers(images)}
+        found["loss_change", 500, method] = {name: values for name, values in figures.items() if values}
+    return found
+
+
+@pytest.mark.parametrize("printed", [from_page, from_board_table, from_summary, from_readme, from_csv])
+def test_every_interval_is_the_one_of_the_rows_and_of_the_csv(printed):
+    exact, rows, said = from_csv(), from_rows(), printed()
+    assert len(said) >= 11
+    if printed is not from_readme:
+        assert said.keys() == rows.keys()
+    for key, figures in said.items():
+        expected = exact[key] | rows[key]
+        wanted = expected.keys() - ({"bounds"} if printed in (from_summary, from_readme) else set())
+        assert figures.keys() == wanted, key
+        for name, values in figures.items():
+            tolerance = {from_csv: 1e-9, from_page: 1e-6}.get(printed, 0)
+            close = 0.5001 * 10.0 ** -PLACES[name] if not tolerance else tolerance * max(map(abs, expected[name]))
+            assert values == pytest.approx(expected[name], rel=0, abs=close), (key, name)
