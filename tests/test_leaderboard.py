@@ -7,24 +7,30 @@ import shutil
 import subprocess
 from dataclasses import replace
 from functools import cache
+from importlib import resources
 from pathlib import Path
 from urllib.parse import unquote
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
+from matplotlib.colors import to_hex
 
 from bench.diffusion.queries import Query, save_queries
 from bench.foundation.digests import digest_of
 from bench.records.names import MethodName
 from bench.records.rows import NOTHING_REMOVED, REFERENCE, Row, frame_of
 from bench.records.store import Store, read_tensors, write_json, write_tensors
+from bench.registry import methods
 from bench.report.board import charted, leaderboard
-from bench.report.board_figures import ablations, cost, curves, families
+from bench.report.board_figures import ablations, cost, curves, families, page_charts
+from bench.report.figures import MARKS, colour_of
+from bench.report.gallery import Gallery
 from bench.report.merging import merge_folders, open_folder
-from bench.report.page import escaped
+from bench.report.page import SCRIPTS, escaped, payload, script
 from bench.report.publishing import publish
 from bench.studies import Study, study
 from cli import main
@@ -50,9 +56,11 @@ def tiny_study():
 
 
 @pytest.fixture(autouse=True)
-def few_figures(monkeypatch):
+def few_figures(monkeypatch, request):
     """Figures are drawn once, for ``published``, which is made before this."""
     monkeypatch.setattr("bench.report.publishing.drawn", lambda board, pictures: {})
+    if "browser" not in request.keywords:
+        monkeypatch.setattr("bench.report.publishing.page_charts", lambda board: {})
 
 
 def image(*key: object) -> torch.Tensor:
@@ -487,8 +495,8 @@ def page_data(text: str) -> dict:
 
 def test_the_page_is_one_file_that_needs_no_network(published):
     text = (published[0] / "leaderboard.html").read_text()
-    assert len(text) < 3_000_000
-    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//|@import|url\(|fetch\(""", text)
+    assert len(text) < 2_000_000
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//|@import|url\((?!#)|fetch\(""", text)
     data = page_data(text)
     assert len(data["lines"]) == 6
     shown = data["gallery"]["queries"][0]
@@ -517,6 +525,75 @@ def test_escaping_leaves_json_what_it_was():
     text = escaped(json.dumps(value, ensure_ascii=False))
     assert "<" not in text
     assert json.loads(text) == value
+
+
+JAVASCRIPT = Path(__file__).parent / "javascript"
+NODE = shutil.which("node") or ""
+ESLINT = JAVASCRIPT / "node_modules" / ".bin" / "eslint"
+
+
+@pytest.fixture
+def whole_script(tmp_path):
+    path = tmp_path / "page.js"
+    path.write_text(script())
+    return path
+
+
+def test_every_file_of_the_script_is_put_into_the_page_and_is_short():
+    assets = resources.files("bench.report.assets")
+    lines = {one.name: len(one.read_text().splitlines()) for one in assets.iterdir() if one.name.endswith(".js")}
+    assert set(lines) == set(SCRIPTS)
+    assert max(lines.values()) <= 150
+
+
+@pytest.mark.skipif(not NODE, reason="no Node on this machine")
+def test_the_script_is_javascript(whole_script):
+    found = subprocess.run([NODE, "--check", whole_script], capture_output=True, text=True, timeout=60)
+    assert found.returncode == 0, found.stderr
+
+
+@pytest.mark.skipif(not (NODE and ESLINT.exists()), reason="no ESLint: npm install --prefix tests/javascript")
+def test_the_script_is_linted(whole_script):
+    command = [ESLINT, "--config", JAVASCRIPT / "eslint.config.js", "--max-warnings", "0", whole_script.name]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=whole_script.parent)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_a_method_has_one_colour_on_every_figure(tmp_path):
+    more = ordinary() | {("ours:sgd-1", 20): noisy(0.003)}
+    boards = [board_of(Folder(tmp_path / name, values)) for name, values in (("few", ordinary()), ("more", more))]
+    for board in boards:
+        shown = curves(board, "loss_change").axes[0].get_legend_handles_labels()
+        drawn = {label: to_hex(handle[0].get_color()) for handle, label in zip(*shown, strict=True)}
+        assert drawn == {name: colour_of(name) for name in ("ours", "pixel", "random", "trak")}
+        texts = {text.get_text(): to_hex(text.get_color()) for text in cost(board, 20).axes[0].texts}
+        assert {name: texts[name] for name in drawn} == drawn
+    marks = payload(boards[1], Gallery(), {})["marks"]
+    assert marks["ours"] == [colour_of("ours"), MARKS["o"]]
+    assert (marks["ours:sgd-1"][0], marks["ours:sgd-1"][1] != MARKS["o"]) == (colour_of("ours"), True)
+
+
+def test_no_two_methods_have_the_same_colour():
+    colours = [colour_of(method.name) for method in methods if method.__module__.startswith("methods.")]
+    assert len(colours) > 10
+    assert len(set(colours)) == len(colours)
+
+
+def test_the_page_shows_the_charts_of_the_files(published):
+    board, text = published[1].board, (published[0] / "leaderboard.html").read_text()
+    charts = page_data(text)["charts"]
+    assert set(charts) == {
+        "curves_loss_change", "curves_regeneration_mse", "cost_20", "cost_50", "equivalent_random_20",
+        "equivalent_random_50",
+    }  # fmt: skip
+    assert charts == page_charts(board)
+    for name, chart in charts.items():
+        tree = ElementTree.fromstring(chart)
+        assert "K of 200 images removed" in chart or not name.startswith("curves")
+        assert {one.tag.rpartition("}")[2] for one in tree.iter()} & {"script", "style", "metadata"} == set()
+        assert len(chart) < 40_000
+    ticks = [text for text in re.findall(r"<text[^>]*>([^<]*)</text>", charts["curves_loss_change"]) if "0.00" in text]
+    assert len(set(ticks)) == len(ticks) > 2
 
 
 SELF_TEST = (Path(__file__).parent / "leaderboard_selftest.js").read_text()

@@ -247,8 +247,7 @@ def written(
     frame = rows.frame_of(measured.rows)
     store = experiment.store(workspace)
     merged = rows.merge(store, frame)
-    told_apart = merged.assign(method=rows.labels(merged))
-    table = summary.summarize(told_apart)
+    table = summary.summarize(merged.assign(method=rows.labels(merged)))
     chosen = design.chosen
     skipped, failures = dict(chosen.skipped), dict(chosen.failures)
     manifest = _manifest(experiment, workspace, measured, methods) | {
@@ -259,7 +258,7 @@ def written(
         known = {part: kept.get(part, {}) | manifest[part] for part in ("methods", "metrics")}
         write_json(store.path(folder.MANIFEST), manifest | known | {"runs": [*kept["runs"], manifest["run"]]})
         write_whole(store.path(folder.TABLE), summary.markdown(table).encode())
-        figures = draw_figures(workspace, store, design.queries, selections or {}, ks, told_apart)
+        figures = draw_figures(workspace, store, design.queries, selections or {}, ks, merged)
     skipped_metrics = dict(measured.skipped_metrics)
     return Report(frame, merged, table, manifest, figures, store.root, skipped, skipped_metrics, failures)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from bench.records.rows import BASELINE, NOTHING_REMOVED
@@ -19,7 +20,6 @@ from bench.report.statistics import mean_and_error
 
 SHOWN_QUERIES = 8
 SHOWN_METHODS = 12
-GREY = "#777777"
 MARKS = {"better": "▲", "worse": "▼", "indistinguishable": "=", "too few queries": "?"}
 
 
@@ -49,10 +49,25 @@ def pdf(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def curves(board: Board, metric: str) -> Figure:
+def page_charts(board: Board) -> dict[str, str]:
+    """The charts of the page as SVG: those of the files, and with variants where there are any."""
+    found: dict[str, Figure] = {}
+    some = len(charted(board.lines)) < len(board.methods)
+    for end, variants in {"": False, **({"_variants": True} if some else {})}.items():
+        found |= {f"curves_{metric.name}{end}": curves(board, metric.name, variants) for metric in board.metrics}
+        for k in board.ks:
+            if any(line.k == k and _finite(line) for line in board.lines):
+                found[f"cost_{k}{end}"] = cost(board, k, variants)
+    for k in board.ks:
+        if any(line.k == k and line.equivalent for line in board.lines):
+            found[f"equivalent_random_{k}"] = equivalent_random(board, k)
+    return {name: figures.svg(figure) for name, figure in found.items()}
+
+
+def curves(board: Board, metric: str, variants: bool = False) -> Figure:
     """A metric against K, mean ± 1 standard error, with the random reference and the noise floor (figure 3).
 
-    Variants stand beside their method in ``ablations``.
+    Without ``variants``, these stand beside their method in ``ablations`` alone.
     """
     figure = Figure(figsize=(5.8, 3.8))
     axes = figure.add_subplot()
@@ -62,24 +77,27 @@ def curves(board: Board, metric: str) -> Figure:
         reference = board.reference[metric]
         stats = [mean_and_error(values.to_numpy(float)) for _, values in reference.iterrows()]
         mean, error = np.array(stats).T
-        axes.fill_between(reference.index, mean - np.nan_to_num(error), mean + np.nan_to_num(error), color="#dddddd")
-        axes.plot(reference.index, mean, color=GREY, linewidth=2, label="random reference")
+        low, high = mean - np.nan_to_num(error), mean + np.nan_to_num(error)
+        axes.fill_between(reference.index, low, high, color=figures.GREY, alpha=0.25, linewidth=0)
+        axes.plot(reference.index, mean, color=figures.GREY, linewidth=2, label="random reference")
         ks |= {int(k) for k in reference.index}
-    names = sorted(charted(board.lines))
+    names = sorted(board.methods if variants else charted(board.lines))
     for index, name in enumerate(names):
         own = [line for line in board.lines if line.method == name and metric in line.cells]
         own = [line for line in own if np.isfinite(line.cells[metric].mean)]
         if own:
+            method = own[0].name.method
             errors = np.nan_to_num([line.cells[metric].standard_error for line in own])
-            axes.errorbar(
+            drawn_line = axes.errorbar(
                 figures.dodged([line.k for line in own], index, len(names)),
                 [line.cells[metric].mean for line in own],
                 errors,
-                marker=figures.mark_of(index), markersize=4, capsize=2, linewidth=1.4, label=figures.wrapped(name),
-                color=GREY if name == BASELINE else figures.colour_of(index),
-                linestyle="--" if name == BASELINE else "-",
+                marker=figures.mark_of(method, name), markersize=4, capsize=2, linewidth=1.4,
+                color=figures.colour_of(method), linestyle="--" if name == BASELINE else "-",
+                label=figures.wrapped(name),
             )  # fmt: skip
-    axes.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
+            _name_series(board, name, drawn_line)
+    axes.axhline(0, color=figures.GREY, linewidth=0.8, zorder=0)
     axes.set_ylabel(_label(board, metric))
     figures.logit_axis(axes, sorted(ks), board.num_images)
     axes.spines[["top", "right"]].set_visible(False)
@@ -95,42 +113,52 @@ def equivalent_random(board: Board, k: int) -> Figure:
     lines.sort(key=lambda pair: bounds.get(pair[1].outside, pair[1].images))
     figure = Figure(figsize=(5.4, 0.34 * len(lines) + 0.9))
     axes = figure.add_subplot()
-    for place, (_, found) in enumerate(lines):
+    for place, (line, found) in enumerate(lines):
         length = bounds.get(found.outside, found.images)
-        axes.barh(place, length, color="#0b6e99", alpha=0.35 if found.outside else 0.85, height=0.62)
+        axes.barh(
+            place, length, color=figures.colour_of(line.name.method), alpha=0.35 if found.outside else 0.85, height=0.62
+        )
         if np.isfinite(found.low):
-            axes.plot([found.low, found.high], [place, place], color="#222222", linewidth=1.2)
+            axes.plot([found.low, found.high], [place, place], color="#000000", linewidth=1.2)
         sign = {"above": "> ", "below": "< "}.get(found.outside, "")
         right = max(length, found.high if np.isfinite(found.high) else 0.0)
-        axes.annotate(f" {sign}{length:,.0f}", (right, place), va="center", fontsize=7)
-    axes.set_yticks(range(len(lines)), [figures.wrapped(line.method) for line, _ in lines], fontsize=7)
+        axes.annotate(f"{sign}{length:,.0f}", (right, place), xytext=(3, 0), textcoords="offset points", va="center",
+                      fontsize=8)  # fmt: skip
+    axes.set_yticks(range(len(lines)), [figures.wrapped(line.method) for line, _ in lines], fontsize=8)
     axes.set(xlabel=f"random images with the loss change of the top {k}", xlim=(0, bounds["above"] * 1.12))
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def cost(board: Board, k: int) -> Figure:
-    """Loss change at ``k`` against seconds to score one query, on a log axis; variants are left to ``ablations``."""
+def cost(board: Board, k: int, variants: bool = False) -> Figure:
+    """Loss change at ``k`` against seconds to score one query, on a log axis.
+
+    Without ``variants``, these are left to ``ablations``.
+    """
     figure = Figure(figsize=(5.2, 3.6))
     axes = figure.add_subplot()
     _floor(axes, board, RANKED_BY)
     lines = sorted((line for line in board.lines if line.k == k and _finite(line)), key=_mean)
     shown = charted(lines)
-    lines = [line for line in lines if line.method in shown]
+    lines = [line for line in lines if variants or line.method in shown]
     times = [max(line.score_seconds, 0.01) for line in lines]
     decades = [round(np.log10(seconds)) for seconds in times]
     right = {decade: seconds for seconds, decade in sorted(zip(times, decades, strict=True))}
     gap = 0.05 * (_mean(lines[-1]) - _mean(lines[0]))
     lowest: dict[int, float] = {}  # where the next name of a decade has room
-    for index, (line, seconds, decade) in enumerate(zip(lines, times, decades, strict=True)):
+    for line, seconds, decade in zip(lines, times, decades, strict=True):
         height = max(_mean(line), lowest.get(decade, -np.inf))
         lowest[decade] = height + gap
-        colour = GREY if line.method == BASELINE else figures.colour_of(index)
+        colour = figures.colour_of(line.name.method)
         error = np.nan_to_num(line.cells[RANKED_BY].standard_error)
-        axes.errorbar(seconds, _mean(line), error, marker="o", capsize=2, color=colour)
-        axes.annotate(figures.wrapped(line.method), (right[decade], height), xytext=(7, -2), textcoords="offset points",
-                      fontsize=7, color=colour)  # fmt: skip
+        mark = figures.mark_of(line.name.method, line.method)
+        point = axes.errorbar(seconds, _mean(line), error, marker=mark, capsize=2, color=colour)
+        name = axes.annotate(figures.wrapped(line.method), (right[decade], height), xytext=(7, -2),
+                             textcoords="offset points", fontsize=8, color=colour)  # fmt: skip
+        _name_series(board, line.method, point, name)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="seconds to score one query (0.01 or less at the left)", ylabel=_label(board, RANKED_BY))
     axes.set_title(f"K = {k}", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
@@ -173,10 +201,9 @@ def ablations(board: Board, base: str, k: int) -> Figure:
         for place, line in enumerate(reversed(lines)):
             cell = line.cells.get(metric.name)
             if cell is not None and np.isfinite(cell.mean):
-                colour = {base: "#d1495b", BASELINE: GREY}.get(line.method, "#0b6e99")
-                axes.errorbar(
-                    cell.mean, place, xerr=np.nan_to_num(cell.standard_error), marker="o", capsize=2, color=colour
-                )
+                mark, colour = figures.mark_of(line.name.method, line.method), figures.colour_of(line.name.method)
+                error = np.nan_to_num(cell.standard_error)
+                axes.errorbar(cell.mean, place, xerr=error, capsize=2, marker=mark, color=colour)
         axes.set_xlabel(_label(board, metric.name), fontsize=7)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.tick_params(labelsize=7)
@@ -216,6 +243,15 @@ def _pictures(board: Board, pictures: Gallery, shown_queries: Sequence[str]) -> 
     return found
 
 
+def _name_series(board: Board, method: str, drawn_line: Iterable[object], *others: Artist) -> None:
+    """Mark what is drawn of a method, so that the page can light it."""
+    artists = [*others]
+    for part in drawn_line:
+        artists += [one for one in (part if isinstance(part, tuple) else (part,)) if isinstance(one, Artist)]
+    for place, artist in enumerate(artists):
+        artist.set_gid(f"series-{board.methods.index(method)}-{place}")
+
+
 def _mean(line: Line) -> float:
     return line.cells[RANKED_BY].mean
 
@@ -232,7 +268,7 @@ def _label(board: Board, metric: str) -> str:
 def _floor(axes: Axes, board: Board, metric: str) -> None:
     """The noise floor as a dotted line."""
     if metric in board.floors:
-        axes.axhline(board.floors[metric], color="#999999", linestyle=":", linewidth=1.2)
-        axes.annotate("noise floor: nothing removed, another seed", (0.5, board.floors[metric]), fontsize=6.5,
+        axes.axhline(board.floors[metric], color=figures.GREY, linestyle=":", linewidth=1.2)
+        axes.annotate("noise floor: nothing removed, another seed", (0.5, board.floors[metric]), fontsize=7,
                       xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points",
-                      ha="center", color="#666666")  # fmt: skip
+                      ha="center", color=figures.GREY)  # fmt: skip

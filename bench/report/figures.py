@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from torch import Tensor
 
-from bench.records.rows import BASELINE, NOTHING_REMOVED, REFERENCE
+from bench.records.rows import BASELINE, NOTHING_REMOVED, REFERENCE, labels
 from bench.report.statistics import mean_and_error
 from bench.report.summary import reference_curve
 
@@ -23,23 +25,32 @@ mpl.use("agg")
 CELL_INCHES = 0.62
 LETTER = 0.6
 """Width of a letter, in heights of its font."""
+GREY = "#777777"
 COLOURS = (
     "#0b6e99",
     "#d1495b",
-    "#8d6a9f",
-    "#edae49",
-    "#2a9d8f",
-    "#6c757d",
-    "#b56576",
+    "#7b5296",
+    "#a86a00",
+    "#1c7f6e",
+    "#4d7a30",
+    "#b5487a",
     "#3d5a80",
-    "#588157",
     "#9c6644",
-    "#7cb518",
+    "#c84400",
+    "#0087ab",
     "#5f0f40",
-    "#fb5607",
-    "#00a5cf",
+    "#6c63c7",
+    "#8a8500",
+    "#2f8f4e",
+    "#a3262a",
+    "#5a6472",
+    "#b04bb3",
 )
-MARKS = "os^D"
+"""Each is read on white, and, mixed with white, on black."""
+COLOUR_SALT = 91694
+"""Of the hash that gives a method its colour: chosen so that no two of the methods here have the same."""
+MARKS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚"}
+"""Signs of points, as matplotlib calls them, and as text."""
 
 
 def png(figure: Figure) -> bytes:
@@ -47,6 +58,41 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=160, bbox_inches="tight", metadata={"Software": None})
     return buffer.getvalue()
+
+
+def svg(figure: Figure) -> str:
+    """The figure as SVG for a page, the same text for the same figure.
+
+    Letters stay text, the ground is clear, and black and the colours of methods are variables that the page's style
+    sets (``style_of_colours``). A legend is left to the page.
+    """
+    for axes in figure.axes:
+        if (legend := axes.get_legend()) is not None:
+            legend.remove()
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "bench"}):
+        figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata=dict.fromkeys(
+            ("Creator", "Date", "Format", "Type")))  # fmt: skip
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", text, flags=re.DOTALL)
+    text = re.sub(r' id="(?:figure|axes|patch|line2d|text|xtick|ytick|matplotlib\.axis|\w*Collection)_\d+"', "", text)
+    text = re.sub(r' id="series-(\d+)(?:-\d+)?"', r' data-series="\1"', text)
+    text = re.sub("<[^>]*>", lambda tag: re.sub(r"(-?\d+\.\d{2})\d+", r"\1", tag[0]), text)  # places, not what is said
+    text = re.sub(r" font-family: [^;\"]*;?", "", text)
+    text = re.sub(r"#([0-9a-f]{6})\b(?=[;\" ])", r"var(--x\1, #\1)", text)
+    return re.sub(r"\s*\n\s*", " ", text)
+
+
+def style_of_colours(dark: bool) -> str:
+    """The variables that ``svg`` names, as CSS: as they are on a light page, and lighter on a dark one."""
+    shown = {colour: _lighter(colour) if dark else colour for colour in (GREY, *COLOURS)}
+    return "".join(f"--x{colour[1:]}: {seen}; " for colour, seen in shown.items())
+
+
+def _lighter(colour: str) -> str:
+    parts = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
+    return "#" + "".join(f"{round(part + (255 - part) * 0.5):02x}" for part in parts)
 
 
 def top_images(
@@ -141,7 +187,8 @@ def loss_change(frame: pd.DataFrame, metric: str, label: str, num_images: int) -
     """
     figure = Figure(figsize=(5.6, 3.6))
     axes = figure.add_subplot()
-    rows = frame[(frame["metric"] == metric) & (frame["status"] == "done")]
+    told_apart = frame.assign(label=labels(frame))
+    rows = told_apart[(told_apart["metric"] == metric) & (told_apart["status"] == "done")]
     floor = rows[rows["method"] == NOTHING_REMOVED].groupby("query")["value"].mean()
     if len(floor):
         axes.axhline(floor.abs().mean(), color="#999999", linestyle=":", linewidth=1.2)
@@ -153,21 +200,21 @@ def loss_change(frame: pd.DataFrame, metric: str, label: str, num_images: int) -
     if len(curve):
         _draw_reference(axes, curve)
     budgets = sorted(set(paired["k"].tolist()))
-    names = sorted(paired["method"].unique())
-    for index, method in enumerate(names):
-        own = paired[paired["method"] == method]
+    method_of = dict(zip(paired["label"], paired["method"], strict=True))
+    for index, name in enumerate(sorted(method_of)):
+        own, method = paired[paired["label"] == name], method_of[name]
         ks = sorted(set(own["k"].tolist()))
         stats = [mean_and_error(own[own["k"] == k].groupby("query")["value"].mean().to_numpy()) for k in ks]
-        style = {"color": "#555555", "linestyle": "--"} if method == BASELINE else {"color": colour_of(index)}
+        style = {"color": colour_of(method), "linestyle": "--" if method == BASELINE else "-"}
         errors = [0.0 if np.isnan(stat.standard_error) else stat.standard_error for stat in stats]
-        places = dodged(ks, index, len(names)) if len(curve) else _shifted(ks, budgets, index, len(names))
+        places = dodged(ks, index, len(method_of)) if len(curve) else _shifted(ks, budgets, index, len(method_of))
         axes.errorbar(
             places,
             [stat.mean for stat in stats],
             errors,
-            marker=mark_of(index),
+            marker=mark_of(method, name),
             capsize=3,
-            label=wrapped(method),
+            label=wrapped(name),
             **style,  # type: ignore[arg-type]
         )
     axes.set(xlabel="K, images removed", ylabel=label)
@@ -220,14 +267,18 @@ def _draw_reference(axes: Axes, curve: pd.DataFrame) -> None:
     axes.fill_between(curve.index, means - errors, means + errors, color="#777777", alpha=0.2, linewidth=0, zorder=0)
 
 
-def colour_of(index: int) -> str:
-    """Of the method that is drawn as number ``index``."""
-    return COLOURS[index % len(COLOURS)]
+def colour_of(method: str) -> str:
+    """Of a method and its variants: by its registered name, so that it is the same on every figure of every study."""
+    return GREY if method == BASELINE else COLOURS[_hashed(f"{COLOUR_SALT} {method}") % len(COLOURS)]
 
 
-def mark_of(index: int) -> str:
-    """Tells methods of one colour apart."""
-    return MARKS[index // len(COLOURS) % len(MARKS)]
+def mark_of(method: str, label: str) -> str:
+    """A circle for ``method`` itself, another sign for what has another ``label``: variants, other settings."""
+    return "o" if label == method else list(MARKS)[1:][_hashed(label) % (len(MARKS) - 1)]
+
+
+def _hashed(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
 
 
 def logit_axis(axes: Axes, ks: Sequence[int], num_images: int) -> None:

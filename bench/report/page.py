@@ -1,7 +1,7 @@
 """The leaderboard's page: one HTML file that works from disk, without network.
 
 Numbers travel as JSON and become text on the page, never markup, so a method may be called anything. The script and the
-style lie in ``bench/assets`` and are put into the page; pictures are small PNG data URIs.
+style lie in ``bench/report/assets`` and are put into the page; pictures are small PNG data URIs.
 """
 
 from __future__ import annotations
@@ -22,36 +22,51 @@ from torch import Tensor
 
 from bench.records.rows import BASELINE
 from bench.report.board import RANKED_BY, Board, Cell, Line, charted
+from bench.report.figures import MARKS, colour_of, mark_of, style_of_colours
 from bench.report.gallery import Gallery
 from bench.report.statistics import MIN_QUERIES, Verdict, mean_and_error
 
-PICTURE_BYTES = 2_000_000
+SCRIPTS = ("base.js", "table.js", "charts.js", "pairs.js", "gallery.js", "words.js", "controls.js")
+"""Put together in this order: what a file uses as it is read stands in an earlier one."""
+PICTURE_BYTES = 1_200_000
 """Of all pictures together; where there are more, fewer top images, then fewer queries are shown."""
 
 
-def page(board: Board, pictures: Gallery, facts: Mapping[str, Any]) -> str:
+def page(board: Board, pictures: Gallery, facts: Mapping[str, Any], charts: Mapping[str, str]) -> str:
     """The page as HTML.
 
     Args:
         board: the numbers.
         pictures: of the gallery.
         facts: the study's name, description and number of images, the manifest, and how to make the page again.
+        charts: SVG by name, as ``bench.report.board_figures.page_charts`` draws it.
     """
     assets = resources.files("bench.report.assets")
-    text = {name: (assets / name).read_text() for name in ("leaderboard.html", "leaderboard.css", "leaderboard.js")}
-    data = json.dumps(payload(board, pictures, facts), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    whole, style = ((assets / f"leaderboard.{kind}").read_text() for kind in ("html", "css"))
+    shown = payload(board, pictures, facts) | {"charts": dict(charts)}
+    data = json.dumps(shown, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     parts = {
         "{{title}}": html.escape(f"{facts['study']} leaderboard"),
-        "/*{{style}}*/": text["leaderboard.css"],
+        "/*{{style}}*/": _colours() + style,
         "{{data}}": escaped(data),
-        "/*{{script}}*/": text["leaderboard.js"],
+        "/*{{script}}*/": script(),
     }
-    whole = text["leaderboard.html"]
     head, *rest = whole.split("{{data}}")
     for place, content in parts.items():
         if place != "{{data}}":
             head, rest = head.replace(place, content), [part.replace(place, content) for part in rest]
     return parts["{{data}}"].join([head, *rest])
+
+
+def script() -> str:
+    """The page's script: its files, one after the other, in a scope of their own."""
+    assets = resources.files("bench.report.assets")
+    return "\n".join(['"use strict";', "(() => {", *((assets / name).read_text() for name in SCRIPTS), "})();"])
+
+
+def _colours() -> str:
+    light, dark = (style_of_colours(dark) for dark in (False, True))
+    return f":root {{ {light}}}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark}}} }}\n"
 
 
 def escaped(data: str) -> str:
@@ -71,6 +86,10 @@ def payload(board: Board, pictures: Gallery, facts: Mapping[str, Any]) -> dict[s
         "mainK": board.main_k,
         "methods": list(board.methods),
         "charted": charted(board.ordered),
+        "marks": {
+            line.method: [colour_of(line.name.method), MARKS[mark_of(line.name.method, line.method)]]
+            for line in board.lines
+        },
         "metrics": [
             {
                 "name": metric.name,

@@ -18,7 +18,7 @@ from bench.records.rows import BASELINE, labels
 from bench.records.store import Store, write_whole
 from bench.report import figures
 from bench.report.board import RANKED_BY, Board, Cell, Line, leaderboard
-from bench.report.board_figures import drawn, pdf
+from bench.report.board_figures import drawn, page_charts, pdf
 from bench.report.gallery import gallery
 from bench.report.merging import Merged, RunFolder, has_rows, keep, merge_folders, open_folder
 from bench.report.page import page
@@ -84,7 +84,7 @@ def _write(store: Store, study: Study, merged: Merged, folders: Sequence[RunFold
     written = {
         names.BOARD_CSV: csv(board),
         names.BOARD_TABLE: markdown(board, study.name, notes),
-        names.BOARD_PAGE: page(board, pictures, facts),
+        names.BOARD_PAGE: page(board, pictures, facts, page_charts(board)),
     }
     for name, text in written.items():
         write_whole(store.path(name), text.encode())

@@ -1,0 +1,35 @@
+/* ---- words ---- */
+function intro() {
+  const { facts } = data, k = data.mainK, lines = at(k), first = lines.filter((line) => line.rank === 1);
+  byId("title").textContent = `Who made this image possible? ${facts.study}`;
+  const queries = Math.max(0, ...data.lines.map((line) => line.cells[data.rankedBy]?.queries ?? 0));
+  const leaders = first.map((line) => line.method);
+  const story = !leaders.length ? "There are too few queries for a verdict." : leaders.length === lines.length && lines.length > 1 ? `At K = ${count(k)} no method can be told from the others yet.` : `At K = ${count(k)}, ${leaders.length === 1 ? `${leaders[0]} leads` : leaders.length <= 3 ? `nothing beats ${leaders.slice(0, -1).join(", ")} and ${leaders.at(-1)}` : `${leaders.length} methods share the first rank; ${leaders[0]} has the highest figure`}.`;
+  byId("lede").textContent = `Each method names the K training images that mattered most for a generated image; the model is retrained without them, and what it lost tells who was right. ${facts.description ? facts.description + ". " : ""}${queries} queries, ${data.methods.length} methods, K = ${data.ks.map(count).join(", ")}. ${story}`;
+  document.title = `${facts.study} \u00b7 attribution leaderboard`;
+  byId("table-note").textContent = "Mean over queries \u00b1 1 standard error; in brackets Student\u2019s 95 % intervals over queries. Rank: 1 + the number of methods that are significantly better on the loss change at that K, so \u201c=\u201d marks methods that share a rank because the data cannot tell them apart.";
+  const failures = data.failures.map((one) => el("tr", {}, el("td", {}, one.method), el("td", { class: "num" }, one.k ? count(one.k) : "\u2013"), el("td", {}, words(one.metric)), el("td", {}, one.queries.join(", ")), el("td", { class: "failed" }, one.reason)));
+  const notes = data.notes.length ? el("details", {}, el("summary", {}, `${data.notes.length} remark${data.notes.length === 1 ? "" : "s"} on these rows`), el("ul", { class: "note" }, ...data.notes.map((note) => el("li", {}, note)))) : null;
+  fill(byId("failures"), failures.length ? el("details", { open: "" }, el("summary", {}, `Failed figures, left out of every mean (${data.failures.reduce((sum, one) => sum + one.queries.length, 0)})`),
+    el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Failed figures" }, el("table", { class: "plain" }, el("thead", {}, el("tr", {}, ...["method", "K", "metric", "queries", "reason"].map((text) => el("th", { scope: "col" }, text)))), el("tbody", {}, ...failures)))) : null, notes);
+}
+function provenance() {
+  const { facts } = data, { manifest, record } = facts, runs = manifest.runs ?? [];
+  const list = el("dl", {});
+  const add = (name, ...value) => list.append(el("dt", {}, name), el("dd", {}, ...value));
+  add("study", `${facts.study}, version ${record.digest}`);
+  add("bench", manifest.version ?? "not recorded");
+  add("metrics", data.metrics.map((metric) => `${metric.name} (${metric.unit})`).join("; "));
+  for (const [name, version] of Object.entries(record.parts ?? {})) if (typeof version !== "object") add(words(name), String(version));
+  const hours = runs.reduce((sum, run) => sum + (run.wall_seconds ?? 0), 0) / 3600;
+  add("wall time", `${hours < 0.1 ? "under 0.1" : fixed(hours, 1)} hours in ${runs.length} run${runs.length === 1 ? "" : "s"} as recorded (a run that was resumed counts its last part)`);
+  add("training", `${count(facts.models)} models retrained, ${fixed(facts.trainSeconds / 3600, 1)} machine hours`);
+  add("machines", facts.machines.join("; ") || "not recorded");
+  const commands = [...new Set(runs.map((run) => run.command).filter(Boolean))];
+  const settings = Object.entries(manifest.methods ?? {}).map(([name, fact]) => el("tr", {}, el("td", {}, name), el("td", {}, el("code", {}, fact.digest ?? "")), el("td", {}, Object.entries(fact.settings ?? {}).map(([key, value]) => `${key} = ${value}`).join(", ")), el("td", {}, fact.tuned_on ?? "")));
+  fill(byId("provenance"), list, el("h3", {}, "Make it again"), el("pre", {}, [...commands, facts.command].join("\n")),
+    el("details", {}, el("summary", {}, "Runs"), el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Runs" }, el("table", { class: "plain" }, el("thead", {}, el("tr", {}, ...["date", "K", "queries", "seconds", "processor", "torch"].map((text) => el("th", { scope: "col" }, text)))),
+      el("tbody", {}, ...runs.map((run) => el("tr", {}, ...[run.date, (run.budgets ?? []).join(", "), run.queries, run.wall_seconds, run.machine?.processor, run.machine?.torch].map((value) => el("td", {}, String(value ?? ""))))))))),
+    el("details", {}, el("summary", {}, "Settings of the methods"), el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Settings" }, el("table", { class: "plain" }, el("thead", {}, el("tr", {}, ...["method", "digest", "settings", "tuned on"].map((text) => el("th", { scope: "col" }, text)))), el("tbody", {}, ...settings)))),
+    el("details", {}, el("summary", {}, "Manifest"), el("pre", {}, JSON.stringify(manifest, null, 1))));
+}
