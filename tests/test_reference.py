@@ -86,6 +86,7 @@ def test_equivalents_against_a_known_curve():
 
 def test_figures_of_one_name_with_other_settings_are_told_apart_not_averaged():
     frame = frame_of({("ours", 10, 0): [1.0] * 4, ("ours", 10, 1): [3.0] * 4, ("pixel", 10, 0): [2.0] * 4})
+    frame = frame.assign(variant="", settings="")
     table = summarize(frame.assign(method=labels(frame))).set_index("method")
     assert table["mean"].to_dict() == {"ours #ours-0": 1.0, "pixel": 2.0, "ours #ours-1": 3.0}
 
@@ -121,7 +122,7 @@ def test_the_figure_shows_the_curve_on_a_logit_axis(measured):
 
 
 def test_bad_settings_are_refused(tiny, tmp_path):
-    for changes in ({"models": 0}, {"budgets": [80]}, {"held_out": True}):
+    for changes in ({"models": 0}, {"budgets": [80]}, {"pairing": "pared"}):
         with pytest.raises(InvalidInput):
             reference_run(tiny, tmp_path, **changes)
 

@@ -55,7 +55,7 @@ def leave(context, queries):
 ANSWERS = {
     "raised IndexError: list index out of range": lambda context, queries: [][0],
     "raised SystemExit: 3": leave,
-    "raised MemoryError": lambda context, queries: np.zeros(2**60),
+    "raised MemoryError": lambda context, queries: (_ for _ in ()).throw(MemoryError("no room")),
     "returned numpy.ndarray; expected a torch.Tensor": lambda c, queries: np.zeros((len(queries), len(c.dataset))),
     "returned list; expected a torch.Tensor": lambda context, queries: [[0.0]],
     "returned NoneType; expected a torch.Tensor": lambda context, queries: None,
@@ -71,4 +71,4 @@ def test_whatever_a_method_does_becomes_a_failure_of_that_method(message, contex
 
     with pytest.raises(MethodFailed, match="Method 'odd'") as failure:
         checked_scores.__wrapped__(Odd(), context, queries)  # without the shape checks of the tests
-    assert message in str(failure.value).replace("_ArrayMemoryError", "MemoryError")
+    assert message in str(failure.value)
