@@ -128,5 +128,5 @@ def labels(frame: pd.DataFrame) -> pd.Series[str]:
         dtype="str",
     )
     digests = frame.groupby(plain)["method_digest"].nunique()
-    mixed = plain.map(digests > 1) & ~frame["method"].isin([*NOT_RANKED, BASELINE])
+    mixed = plain.isin(digests.index[digests > 1]) & ~frame["method"].isin([*NOT_RANKED, BASELINE])
     return plain.where(~mixed, plain + " #" + frame["method_digest"].str[:6])
