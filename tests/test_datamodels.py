@@ -73,7 +73,7 @@ def test_the_score_of_trained_subsets(tiny, tmp_path, monkeypatch):
     assert len(found.frame) == 4
     [record] = [json.loads(path.read_text()) for path in (tmp_path / "subsets").iterdir()]
     assert len(set(record["subsets"])) == 4
-    assert len(list((tmp_path / "models").iterdir())) == 1 + 4 * 2  # the original, for the queries
+    assert len(list((tmp_path / "models").iterdir())) == 1 + 2 + 4 * 2  # θ0 for the queries, an original for each seed
     monkeypatch.setattr("bench.retraining.ledger.Ledger._train", lambda *args: pytest.fail("trained again"))
     pd.testing.assert_frame_equal(test.execute().frame, found.frame)
     fewer = replace(test, subsets=3).execute()
