@@ -46,7 +46,6 @@ def _study_names() -> list[str]:
 
 
 METHOD, METRIC, STUDY = Named("NAME", _method_names), Named("NAME", _metric_names), Named("NAME", _study_names)
-K = click.IntRange(min=1)
 
 
 def _options(*options: Command) -> Command:

@@ -14,7 +14,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ ARRAYS = ("latents", "states", "caption_of")
 INDEX = "index.json"
 EncodeImages = Callable[[Tensor], Tensor]
 EncodeTexts = Callable[[Sequence[str]], Tensor]
+Allocate = Callable[[str, Any, tuple[int, ...]], np.ndarray]
+"""An empty array of a name, dtype and shape."""
 
 
 class Encoded(NamedTuple):
@@ -49,15 +51,22 @@ def encode(place: Path, source: DataSource, images: EncodeImages, texts: EncodeT
     fresh = place.with_name(f".{place.name}.part")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    captions = sorted(set(source.captions))
-    row = {caption: index for index, caption in enumerate(captions)}
-    np.save(fresh / "caption_of.npy", np.array([row[caption] for caption in source.captions], np.int64))
-    _fill(fresh / "latents.npy", len(source), lambda part: _both_sides(source, part, images))
-    _fill(fresh / "states.npy", len(captions) + 1, lambda part: texts([[*captions, ""][index] for index in part]))
+
+    def allocate(name: str, kind: Any, shape: tuple[int, ...]) -> np.ndarray:
+        return np.lib.format.open_memmap(fresh / f"{name}.npy", "w+", kind, shape)
+
+    for array in _made(source, images, texts, allocate):
+        array.flush()  # type: ignore[attr-defined]
     digests = {name: _sha256(fresh / f"{name}.npy") for name in ARRAYS}
     (fresh / INDEX).write_text(json.dumps({"source": source.digest, "sha256": digests}))
     shutil.rmtree(place, ignore_errors=True)
     fresh.replace(place)
+
+
+def encoded(source: DataSource, images: EncodeImages, texts: EncodeTexts) -> Encoded:
+    """The same in memory, for a data set that is small."""
+    made = _made(source, images, texts, lambda name, kind, shape: np.empty(shape, kind))
+    return Encoded(*map(torch.from_numpy, made))
 
 
 def opened(place: Path) -> Encoded:
@@ -73,20 +82,32 @@ def opened(place: Path) -> Encoded:
     return Encoded(*(torch.from_numpy(np.load(place / f"{name}.npy", mmap_mode="c")) for name in ARRAYS))
 
 
+def _made(source: DataSource, images: EncodeImages, texts: EncodeTexts, allocate: Allocate) -> list[np.ndarray]:
+    """The arrays in the order of ARRAYS, filled a batch at a time."""
+    captions = sorted(set(source.captions))
+    row = {caption: index for index, caption in enumerate(captions)}
+    prompts = [*captions, ""]
+    latents = _filled("latents", len(source), lambda part: _both_sides(source, part, images), allocate)
+    states = _filled("states", len(prompts), lambda part: texts([prompts[index] for index in part]), allocate)
+    caption_of = allocate("caption_of", np.dtype(np.int64), (len(source),))
+    caption_of[:] = [row[caption] for caption in source.captions]
+    return [latents, states, caption_of]
+
+
 def _both_sides(source: DataSource, part: list[int], images: EncodeImages) -> Tensor:
     return torch.stack([images(source.pixels(part, flipped=flipped)) for flipped in (False, True)], 1)
 
 
-def _fill(path: Path, count: int, made: Callable[[list[int]], Tensor]) -> None:
-    """Write ``made`` of all indices to ``path``, a batch at a time."""
+def _filled(name: str, count: int, made: Callable[[list[int]], Tensor], allocate: Allocate) -> np.ndarray:
+    """``made`` of the indices below ``count``, at least one, a batch at a time."""
     array: np.ndarray | None = None
     for part in torch.arange(count).split(ENCODING_BATCH):
         values = made(part.tolist()).detach().cpu().contiguous().numpy()
         if array is None:
-            array = np.lib.format.open_memmap(path, "w+", values.dtype, (count, *values.shape[1:]))
+            array = allocate(name, values.dtype, (count, *values.shape[1:]))
         array[part.numpy()] = values
-    if array is not None:
-        array.flush()  # type: ignore[attr-defined]
+    assert array is not None
+    return array
 
 
 def _sha256(path: Path) -> str:

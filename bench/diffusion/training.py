@@ -25,15 +25,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from bench.data.encoded import encode, opened
+from bench.data.encoded import encode, encoded, opened
 from bench.data.source import DataSource
 from bench.diffusion.fast_unet import fast_forward
 from bench.diffusion.model import DiffusionModel, ModelConfig
 from bench.errors import InvalidInput, TrainingFailed
 from bench.foundation import seeds
 from bench.foundation.machine import parallel
-
-ENCODING_BATCH = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,18 +103,7 @@ class TrainingData:
     @classmethod
     def of(cls, dataset: DataSource, model: DiffusionModel) -> TrainingData:
         """The same in memory, for a data set that is small."""
-        sides = []
-        for flipped in (False, True):
-            batches = torch.arange(len(dataset)).split(ENCODING_BATCH)
-            pixels = (dataset.pixels(batch.tolist(), flipped=flipped) for batch in batches)
-            sides.append(torch.cat([model.autoencoder.encode(batch) for batch in pixels]))
-        captions = sorted(set(dataset.captions))
-        row = {caption: index for index, caption in enumerate(captions)}
-        return cls(
-            latents=torch.stack(sides, 1),
-            states=model.text_encoder.encode([*captions, ""]),
-            caption_of=torch.tensor([row[caption] for caption in dataset.captions]),
-        )
+        return cls(*encoded(dataset, model.autoencoder.encode, model.text_encoder.encode))
 
     def __len__(self) -> int:
         return len(self.caption_of)

@@ -17,6 +17,7 @@ import io
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,15 +30,14 @@ from bench.diffusion.training import TrainingJob
 from bench.errors import InvalidInput, reason_of
 from bench.experiments.design import Chosen, Controls, Design
 from bench.experiments.evaluation import Comparison, evaluation_seed
-from bench.experiments.experiment import Experiment, Measured, at_least_one
+from bench.experiments.experiment import Experiment, Measured, at_least_one, with_floor
 from bench.experiments.selection import drawn
 from bench.experiments.workspace import Workspace
 from bench.foundation.digests import digest_of
 from bench.records import folder
 from bench.records.names import MethodName
-from bench.records.rows import BASELINE, Row, frame_of
+from bench.records.rows import Row, frame_of
 from bench.records.store import Store, write_json, write_whole
-from bench.registry import methods as method_registry
 from bench.registry import metrics as metric_registry
 from bench.registry import named
 from bench.report.statistics import Interval, resampled_bounds
@@ -90,6 +90,7 @@ class DatamodelTest(Experiment["Datamodels"]):
         """On all of D, one for each seed."""
         return [TrainingJob((), evaluation_seed(self.study, seed)) for seed in range(self.seeds)]
 
+    @cached_property
     def kept(self) -> list[tuple[int, ...]]:
         """The images of each subset."""
         return [subset(self.study, index, self.share) for index in range(self.subsets)]
@@ -97,7 +98,7 @@ class DatamodelTest(Experiment["Datamodels"]):
     def comparisons(self, workspace: Workspace, queries: Sequence[Query], controls: Controls, *, ahead: bool) -> Chosen:
         """Every subset under every seed, for every query."""
         found = []
-        for index, kept in enumerate(self.kept()):
+        for index, kept in enumerate(self.kept):
             left_out = tuple(sorted(set(range(len(self.study.dataset))) - set(kept)))
             for original in self.originals():
                 found += [
@@ -121,8 +122,7 @@ class DatamodelTest(Experiment["Datamodels"]):
     @property
     def with_floor(self) -> list[Method]:
         """The methods, with the random floor."""
-        named = any(method.name == BASELINE for method in self.methods)
-        return [*self.methods, *([] if named else [method_registry.create(BASELINE)])]
+        return with_floor(self.methods)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class DatamodelTest(Experiment["Datamodels"]):
 
     def report(self, workspace: Workspace, design: Design, measured: Measured) -> Datamodels:
         """Score, and correlate sums of scores with losses."""
-        queries, subsets = design.queries, self.kept()
+        queries, subsets = design.queries, self.kept
         scores, skipped = self._scores(workspace, queries)
         losses = _losses(measured.rows, len(subsets), [query.id for query in queries])
         record = self._record_subsets(workspace.store, subsets)

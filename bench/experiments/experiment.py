@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from bench.contracts import Metric
+from bench.contracts import Method, Metric
 from bench.diffusion.queries import Query, QuerySpec, load_queries
 from bench.diffusion.training import TrainingJob
 from bench.errors import InvalidInput, Unavailable
@@ -24,8 +24,9 @@ from bench.experiments.evaluation import evaluate
 from bench.experiments.workspace import Workspace
 from bench.foundation.machine import available_threads, compute_threads
 from bench.foundation.progress import Progress
-from bench.records.rows import Row
+from bench.records.rows import BASELINE, Row
 from bench.records.store import Store
+from bench.registry import methods as method_registry
 from bench.registry import metrics as metric_registry
 from bench.report.summary import check_evaluators
 from bench.studies import Study
@@ -162,8 +163,7 @@ class Experiment(ABC, Generic[R]):
         """Which models, which observations, which rows. Trains and scores what it needs, unless ``ahead``."""
         queries, controls = self.asked(workspace, ahead=ahead)
         chosen = self.comparisons(workspace, queries, controls, ahead=ahead)
-        kept = load_queries(workspace.store)
-        complete = all(query.id in kept for query in queries)
+        complete = not ahead or load_queries(workspace.store).keys() >= {query.id for query in queries}
         return Design(queries=queries, controls=controls, chosen=chosen, complete=complete)
 
     def asked(self, workspace: Workspace, *, ahead: bool) -> tuple[list[Query], Controls]:
@@ -205,6 +205,12 @@ class Experiment(ABC, Generic[R]):
         known = set(load_queries(workspace.store))
         if self.workers > 1 and not known.issuperset(spec.id for spec in self.specs):
             workspace.train([workspace.original_job(), *self.originals()])
+
+
+def with_floor(methods: Sequence[Method]) -> list[Method]:
+    """``methods``, with the random floor where it is missing."""
+    floor = [] if any(method.name == BASELINE for method in methods) else [method_registry.create(BASELINE)]
+    return [*methods, *floor]
 
 
 def at_least_one(name: str, value: int) -> None:

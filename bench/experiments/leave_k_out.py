@@ -23,14 +23,13 @@ from bench.diffusion.training import TrainingJob
 from bench.errors import InvalidInput, ResultsFolderError, Unavailable, reason_of
 from bench.experiments.design import Chosen, Controls, Design, Selections
 from bench.experiments.evaluation import Comparison, evaluation_seed
-from bench.experiments.experiment import Experiment, Measured, at_least_one
+from bench.experiments.experiment import Experiment, Measured, at_least_one, with_floor
 from bench.experiments.pictures import draw_figures
 from bench.experiments.workspace import Workspace
 from bench.foundation.machine import describe, peak_memory_mib
 from bench.records import folder, rows
 from bench.records.names import MethodName
 from bench.records.store import Store, write_json, write_whole
-from bench.registry import methods as method_registry
 from bench.registry import named, tuned
 from bench.report import summary
 
@@ -65,36 +64,62 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Experiment["Report"]):
-    """A run of the benchmark.
+class Removals(Experiment["Report"]):
+    """An experiment that removes K images, whoever names them, and judges by models of other seeds.
 
     Attributes:
-        methods: to compare; ``random``, the floor, is added where it is missing.
-        budgets: the K; the study's own by default.
+        budgets: the K; ``ks`` says what stands for none.
         seeds: evaluation seeds to average over (``bench.experiments.evaluation``).
         pairing: "paired", "unpaired" (the same retrained models against θ0), or "both".
-        floor_seeds: models with nothing removed, for the unpaired floor; the first ones are the pairs' own originals.
-        held_out: run on the held-out queries, to tune; their rows go to the folder ``tuning``, never to the table.
     """
 
-    methods: Sequence[Method]
     budgets: Sequence[int] = ()
     seeds: int = 1
     pairing: str = "paired"
-    floor_seeds: int = 1
-    held_out: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for k in self.budgets:
             self.study.check_budget(k)
         at_least_one("seeds", self.seeds)
-        check_pairing(self.pairing)
+        if self.pairing not in DESIGNS:
+            raise InvalidInput(f"design = '{self.pairing}': one of {', '.join(DESIGNS)} is expected.")
 
     @property
     def ks(self) -> tuple[int, ...]:
-        """The budgets, ascending."""
+        """The budgets, ascending; the study's own by default."""
         return tuple(sorted(set(self.budgets or self.study.budgets)))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Budgets, seeds and pairing."""
+        return {"budgets": list(self.ks), "seeds": self.seeds, "design": self.pairing}
+
+    def seed_pairs(self) -> list[tuple[int, int]]:
+        """(seed of the retrained model, seed of the original) of each row."""
+        seeds = [evaluation_seed(self.study, index) for index in range(self.seeds)]
+        paired = [(seed, seed) for seed in seeds] if self.pairing != "unpaired" else []
+        unpaired = [(seed, self.study.seed) for seed in seeds] if self.pairing != "paired" else []
+        return paired + unpaired
+
+    def originals(self) -> list[TrainingJob]:
+        """Those that removals are compared with."""
+        return [TrainingJob((), original) for _, original in self.seed_pairs()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Removals):
+    """A run of the benchmark.
+
+    Attributes:
+        methods: to compare; ``random``, the floor, is added where it is missing.
+        floor_seeds: models with nothing removed, for the unpaired floor; the first ones are the pairs' own originals.
+        held_out: run on the held-out queries, to tune; their rows go to the folder ``tuning``, never to the table.
+    """
+
+    methods: Sequence[Method]
+    floor_seeds: int = 1
+    held_out: bool = False
 
     @property
     def specs(self) -> list[QuerySpec]:
@@ -104,13 +129,7 @@ class Run(Experiment["Report"]):
     @property
     def with_floor(self) -> list[Method]:
         """The methods, with the random floor."""
-        named = any(method.name == rows.BASELINE for method in self.methods)
-        return [*self.methods, *([] if named else [method_registry.create(rows.BASELINE)])]
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """Budgets, seeds and pairing."""
-        return {"budgets": list(self.ks), "seeds": self.seeds, "design": self.pairing}
+        return with_floor(self.methods)
 
     def control_specs(self, query: Query | QuerySpec) -> list[QuerySpec]:
         """The control queries of ``query``; those of a held-out query are held out too."""
@@ -125,14 +144,10 @@ class Run(Experiment["Report"]):
         """Where the rows go: those of held-out queries stay apart."""
         return Store(workspace.store.root / folder.TUNING) if self.held_out else workspace.store
 
-    def originals(self) -> list[TrainingJob]:
-        """Those that removals are compared with."""
-        return [TrainingJob((), original) for _, original in seed_pairs(self)]
-
     def comparisons(self, workspace: Workspace, queries: Sequence[Query], controls: Controls, *, ahead: bool) -> Chosen:
         """Every removal, and nothing removed under other seeds."""
         selections, unscored, skipped, failures = self._select(workspace, queries, ahead=ahead)
-        pairs = seed_pairs(self)
+        pairs = self.seed_pairs()
         removals = [
             Comparison(
                 named=named(method, self.study.name),
@@ -212,20 +227,6 @@ class Run(Experiment["Report"]):
         return written(self, workspace, design, measured, methods=self.with_floor, selections=selections, ks=self.ks)
 
 
-def seed_pairs(run: Any) -> list[tuple[int, int]]:
-    """(seed of the retrained model, seed of the original) of each row, by the run's ``seeds`` and ``pairing``."""
-    seeds = [evaluation_seed(run.study, index) for index in range(run.seeds)]
-    paired = [(seed, seed) for seed in seeds] if run.pairing != "unpaired" else []
-    unpaired = [(seed, run.study.seed) for seed in seeds] if run.pairing != "paired" else []
-    return paired + unpaired
-
-
-def check_pairing(pairing: str) -> None:
-    """Raise InvalidInput where there is no such pairing."""
-    if pairing not in DESIGNS:
-        raise InvalidInput(f"design = '{pairing}': one of {', '.join(DESIGNS)} is expected.")
-
-
 def written(
     experiment: Experiment[Any],
     workspace: Workspace,
@@ -268,19 +269,20 @@ def _manifest(
 ) -> dict[str, Any]:
     """What produced these rows (law 6)."""
     study = experiment.study
+    names = {method: named(method, study.name) for method in methods}
     return {
         "study": study.name,
         "study_digest": study.digest,
         "parts": study.parts,
         "version": version("attribution-bench"),
         "methods": {
-            named(method, study.name).label: {
+            name.label: {
                 "settings": method.settings(),
                 "sources": method.sources(),
                 "digest": method.digest,
-                "tuned_on": tuned(type(method), study.name, named(method, study.name).variant)["tuned_on"],
+                "tuned_on": tuned(type(method), study.name, name.variant)["tuned_on"],
             }
-            for method in methods
+            for method, name in names.items()
         },
         "metrics": {
             metric.name: {

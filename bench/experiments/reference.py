@@ -19,8 +19,8 @@ from bench.diffusion.queries import Query
 from bench.diffusion.training import TrainingJob
 from bench.experiments.design import Chosen, Controls, Design
 from bench.experiments.evaluation import Comparison
-from bench.experiments.experiment import Experiment, Measured, at_least_one
-from bench.experiments.leave_k_out import Report, check_pairing, seed_pairs, written
+from bench.experiments.experiment import Measured, at_least_one
+from bench.experiments.leave_k_out import Removals, Report, written
 from bench.experiments.selection import drawn
 from bench.experiments.workspace import Workspace
 from bench.foundation.digests import digest_of
@@ -34,27 +34,18 @@ SMALLEST_LEFT = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reference(Experiment[Report]):
+class Reference(Removals):
     """Random images removed, the same for all methods.
 
     Attributes:
-        budgets: the K; the sweep of the study by default.
         models: how many draws at each K.
-        seeds, pairing: as of ``Run``.
     """
 
-    budgets: Sequence[int] = ()
     models: int = 3
-    seeds: int = 1
-    pairing: str = "paired"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for k in self.budgets:
-            self.study.check_budget(k)
         at_least_one("--models", self.models)
-        at_least_one("seeds", self.seeds)
-        check_pairing(self.pairing)
 
     @property
     def ks(self) -> tuple[int, ...]:
@@ -64,12 +55,7 @@ class Reference(Experiment[Report]):
     @property
     def facts(self) -> dict[str, Any]:
         """Budgets, seeds, and how many draws."""
-        own = {"budgets": list(self.ks), "seeds": self.seeds, "design": self.pairing}
-        return own | {"reference_models": self.models}
-
-    def originals(self) -> list[TrainingJob]:
-        """Those that removals are compared with."""
-        return [TrainingJob((), original) for _, original in seed_pairs(self)]
+        return super().facts | {"reference_models": self.models}
 
     def comparisons(self, workspace: Workspace, queries: Sequence[Query], controls: Controls, *, ahead: bool) -> Chosen:
         """Every draw at every K, against the original model, for every query."""
@@ -87,7 +73,7 @@ class Reference(Experiment[Report]):
             for k in self.ks
             for draw in range(self.models)
             for query in queries
-            for retrained, original in seed_pairs(self)
+            for retrained, original in self.seed_pairs()
         ]
         return Chosen(comparisons=found)
 
