@@ -86,8 +86,8 @@ def test_specificity_comes_from_the_records_of_the_controls(controlled, tiny):
     [query] = workspace.queries(run.specs)
     [(original, job)] = [
         (comparison.original, comparison.retrained)
-        for comparison in run.compare(workspace, [query], {run.methods[0]: selection(run, query)}, {})
-        if comparison.method == "pixel"
+        for comparison in run.comparisons(workspace, [query], {}, ahead=True).comparisons
+        if comparison.named.method == "pixel"
     ]
     before, _ = workspace.ledger.observed(original)
     after, _ = workspace.ledger.observed(job)
@@ -102,10 +102,6 @@ def test_specificity_comes_from_the_records_of_the_controls(controlled, tiny):
     assert rows.loc["specificity", "value"] == pytest.approx(target - sum(changes.values()) / 7)
     assert "specificity" in set(report.table["metric"])
     assert report.manifest["metrics"]["specificity"]["evaluator"] == rows.loc["specificity", "evaluator"]
-
-
-def selection(run, query):
-    return run.open().selections(run.methods[0], [query], run.ks)
 
 
 def test_controls_are_observed_later_where_the_model_is_kept_and_after_training_again_where_not(tiny, tmp_path):
