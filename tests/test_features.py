@@ -21,6 +21,7 @@ from bench.experiments.leave_k_out import Run
 from bench.experiments.planning import plan
 from bench.pretrained.encoders import ENCODERS, HEADS, WEIGHTS, Encoder, Preprocessing, encoder
 from bench.pretrained.weights import CONVERSION, RANDOM, Hub, Nowhere, Weights, chosen, read_safetensors
+from bench.records.rows import labels
 from bench.registry import methods, named
 from tests.test_cli import bench as command
 
@@ -314,7 +315,7 @@ def test_a_run_with_random_weights_says_so_and_skips_what_is_missing(tiny, linea
     )  # fmt: skip
     assert set(plan(run).skipped) == {"dino", "abc_clip[random weights of clip]"}
     report = run.execute()
-    assert set(report.frame["method"]) == {"clip[random weights of clip]", "random", "nothing removed"}
+    assert set(labels(report.frame)) == {"clip[random weights of clip]", "random", "nothing removed"}
     assert "HF_HUB_OFFLINE" in report.skipped["dino"]
     assert "Give --weights dino=FILE.safetensors" in report.skipped["dino"]
     assert "--weights abc_clip=" in report.skipped["abc_clip[random weights of clip]"]

@@ -87,7 +87,7 @@ def test_a_verdict_implies_an_interval_without_zero():
             if found.verdict != "indistinguishable":
                 settled += 1
                 assert bounds.low > 0 if found.verdict == "better" else bounds.high < 0
-    assert settled > 50
+    assert settled > 30  # of 600: enough of them to say something
 
 
 def test_two_methods_alone_are_settled_just_where_their_interval_excludes_zero():
