@@ -5,7 +5,6 @@ What a command needs is imported when it runs, so that help and completion come 
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -15,16 +14,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import bench  # noqa: F401 - sets the thread environment before torch is imported
-from bench.errors import BenchError, InvalidInput
-from bench.foundation.commands import BenchGroup, Named
+from bench.errors import InvalidInput, PartlyFailed
+from bench.foundation.commands import Assigned, Assignment, BenchGroup, Named, plain
 
 if TYPE_CHECKING:
     from bench.contracts import Method
     from bench.experiments.experiment import Experiment
-    from bench.experiments.leave_k_out import Report, Run
+    from bench.experiments.leave_k_out import Run
+    from bench.report.shown import Report
 
 Command = Callable[..., Any]
 FOLDER = click.Path(path_type=Path)
+KINDS = ("studies", "methods", "metrics")
 
 
 def _method_names() -> list[str]:
@@ -65,14 +66,13 @@ def _load_plugins(context: click.Context, option: click.Parameter, paths: Sequen
             load_plugin(path)
 
 
-def _use_weights(context: click.Context, option: click.Parameter, given: Sequence[str]) -> None:
+def _use_weights(context: click.Context, option: click.Parameter, given: Sequence[Assigned]) -> None:
     """Use the weights of --weights until the command ends."""
     if given:
         from bench.pretrained import weights
         from bench.pretrained.encoders import WEIGHTS
 
-        pairs = dict(_pair(text, "--weights ENCODER=PATH") for text in given)
-        context.with_resource(weights.chosen(pairs, WEIGHTS))
+        context.with_resource(weights.chosen(dict(given), WEIGHTS))
 
 
 def _folder(default: str) -> Command:
@@ -84,12 +84,14 @@ plugins = click.option(
     help="A file with a method or metric of your own; repeatable.",
 )  # fmt: skip
 weights_option = click.option(
-    "--weights", multiple=True, metavar="ENCODER=PATH", expose_value=False, callback=_use_weights,
+    "--weights", multiple=True, type=Assignment("--weights ENCODER=PATH"), metavar="ENCODER=PATH", expose_value=False,
+    callback=_use_weights,
     help="A safetensors file or folder with pretrained weights, or 'random'; repeatable.",
 )  # fmt: skip
 settings_option = click.option(
-    "--set", "settings", multiple=True, metavar="METHOD.SETTING=VALUE", help="Change a method's setting."
-)
+    "--set", "settings", multiple=True, type=Assignment("--set METHOD.SETTING=VALUE"), metavar="METHOD.SETTING=VALUE",
+    help="Change a method's setting.",
+)  # fmt: skip
 study_option = click.option(
     "--study", "study_name", type=STUDY, default="fashion", show_default=True, help="Study to work on."
 )
@@ -140,39 +142,15 @@ def main() -> None:
 
 @main.command("list")
 @plugins
-@click.argument("kind", type=click.Choice(["studies", "methods", "metrics"]), required=False)
+@click.argument("kind", type=click.Choice(KINDS), required=False)
 @weights_option
 def list_(kind: str | None) -> None:
     """List studies, methods and metrics, or one KIND of these."""
-    from bench.registry import methods, metrics
-    from bench.studies import STUDIES
+    from bench.authoring.listing import listing
 
-    listings: dict[str, tuple[tuple[str, ...], Callable[[], list[tuple[str, ...]]]]] = {
-        "studies": (("name", "what it is"), lambda: [(name, make().description) for name, make in STUDIES.items()]),
-        "methods": (("name", "what it is", "needs", "here"), lambda: [_listed(name) for name in methods.names()]),
-        "metrics": (("name", "what it is", "here"), lambda: [_listed_metric(name) for name in metrics.names()]),
-    }
-    for title, (head, lines) in listings.items():
+    for title in KINDS:
         if kind in (None, title):
-            _table(head, lines(), title=title)
-
-
-def _listed(name: str) -> tuple[str, ...]:
-    """A method's line: its name, definition, needs, and whether it can run here."""
-    from bench.registry import methods
-
-    method, variant = methods.create(name), name.partition(":")[2]
-    settings = ", ".join(f"{key}={value}" for key, value in method.variants[variant].items()) if variant else ""
-    return name, settings or method.summary, method.needs, f"no: {why}" if (why := method.unavailable()) else "yes"
-
-
-def _listed_metric(name: str) -> tuple[str, ...]:
-    """A metric's line: its name, definition, direction, and whether it can be computed here."""
-    from bench.registry import metrics
-
-    metric = metrics.create(name)
-    direction = "higher" if metric.higher_is_better else "lower"
-    return name, f"{metric.summary}; {direction} is better", f"no: {why}" if (why := metric.unavailable()) else "yes"
+            _table(*listing(title), title=title)
 
 
 @main.command()
@@ -184,15 +162,7 @@ def run(dry_run: bool, **given: Any) -> None:
 
     Scores made elsewhere enter by --scores FILE --name NAME; results/README.md tells how the file must look.
     """
-    the_run = _run(given)
-    report = _executed(the_run, dry_run)
-    if report is None:
-        return
-    _print(report)
-    if report.failures:
-        raise BenchError("; ".join(f"{name} failed: {why}" for name, why in report.failures.items()))
-    if len(report.skipped) == len(the_run.methods):
-        raise BenchError("every method was skipped; see the reasons above.")
+    _execute(_run(given), dry_run)
 
 
 @main.command("plan")
@@ -227,10 +197,7 @@ def verify_(
     rows = rows_to_verify(results, row=row, method=method, query=query, k=k)
     with progress_on(console_here()) as progress:
         found = verify(results, rows, device=device, tolerance=tolerance, progress=progress)
-    for one in found:
-        _line(one.line())
-    if not all(one.agrees for one in found):
-        click.get_current_context().exit(1)
+    _show(found)
 
 
 @main.command("reference")
@@ -245,9 +212,7 @@ def reference_(dry_run: bool, models: int, budgets: Sequence[int], **given: Any)
     """Measure the random reference: random images removed, from few up to nearly all, the same for all methods."""
     from bench.experiments.reference import Reference
 
-    report = _executed(Reference(models=models, budgets=budgets, **_shared(given)), dry_run)
-    if report is not None:
-        _print(report)
+    _execute(Reference(models=models, budgets=budgets, **_shared(given)), dry_run)
 
 
 @main.command("lds")
@@ -259,18 +224,11 @@ def reference_(dry_run: bool, models: int, budgets: Sequence[int], **given: Any)
 @dry_run_option
 def lds_(dry_run: bool, subsets: int, seeds: int, **given: Any) -> None:
     """Measure the linear datamodeling score: do sums of scores rank models that were trained on random halves?"""
-    from bench.experiments.datamodels import DatamodelTest, table_cells
+    from bench.experiments.datamodels import DatamodelTest
 
     chosen = _methods(given["method_names"], given["study_name"], given["settings"])
     shared = _shared(given | {"metric_names": ["loss_change"], "seed": 0})
-    found = _executed(DatamodelTest(methods=chosen, subsets=subsets, seeds=seeds, **shared), dry_run)
-    if found is None:
-        return
-    _table(("method", "LDS [95 % interval over subsets]", "subsets"), table_cells(found.table))
-    for name, why in found.skipped.items():
-        _line(f"skipped {name}: {why}")
-    for why in found.failures:
-        _line(f"a subset was left out: {why}")
+    _execute(DatamodelTest(methods=chosen, subsets=subsets, seeds=seeds, **shared), dry_run)
 
 
 @main.command("attribute")
@@ -290,38 +248,30 @@ def attribute_(method_name: str, prompt: str, seed: int, top: int, **given: Any)
     with progress_on(console_here()) as progress:
         home = Run(study=study(given["study_name"]), methods=[], results=given["results"], device=given["device"])
         answer = attribute(home.open(progress), method, prompt, seed=seed, top=top)
-    lines = [(str(x.rank), x.id, x.caption, f"{x.score:.6f}") for x in answer.table.itertuples(index=False)]
-    _table(tuple(answer.table.columns), lines)
-    _line(f"contact sheet: {answer.sheet}")
+    _show(answer)
 
 
 @main.command("tune")
 @common
 @method_option
-@click.option("--grid", "grids", multiple=True, required=True, metavar="SETTING=V1,V2,…", help="Values to try.")
+@click.option(
+    "--grid", "grids", multiple=True, required=True, type=Assignment("--grid SETTING=V1,V2,…"),
+    metavar="SETTING=V1,V2,…", help="Values to try.",
+)  # fmt: skip
 @click.option("--queries", type=int, default=2, show_default=True, help="How many held-out queries.")
 @click.option("--k", "budgets", multiple=True, type=int, help="Images to remove. [default: the study's middle K]")
 @click.option("--workers", type=int, default=1, show_default=True, help="Processes that train side by side.")
 @click.option("--save", is_flag=True, help="Keep the best settings for this study in the method's tuned.json.")
 @dry_run_option
-def tune_(
-    method_name: str, grids: Sequence[str], budgets: Sequence[int], save: bool, dry_run: bool, **given: Any
-) -> None:
+def tune_(method_name: str, grids: Sequence[Assigned], budgets: Sequence[int], dry_run: bool, **given: Any) -> None:
     """Choose a method's settings on held-out queries, by leave-K-out retraining."""
     from bench.experiments.tuning import TuningRun, variants
 
-    pairs = [_pair(grid, "--grid SETTING=V1,V2,…") for grid in grids]
     [method] = _methods([method_name], given["study_name"], given["settings"])
-    grid = {name: [_value(value) for value in values.split(",")] for name, values in pairs}
+    tried = variants(method, {grid.name: grid.values for grid in grids})
     shared = _shared(given | {"metric_names": ("loss_change", "regeneration_mse"), "seed": 0})
-    budgets = budgets or [shared["study"].middle_budget]
-    tuning = _executed(TuningRun(tuned=method_name, methods=variants(method, grid), budgets=budgets, **shared), dry_run)
-    if tuning is None:
-        return
-    _print(tuning.report)
-    _line(f"best: {tuning.best.settings()} on {tuning.tuned_on}")
-    if save:
-        _line(f"kept in {tuning.save(given['study_name'])}")
+    own = {"tuned": method_name, "save": given["save"], "budgets": budgets or [shared["study"].middle_budget]}
+    _execute(TuningRun(methods=tried, **own, **shared), dry_run)
 
 
 @main.command("leaderboard")
@@ -331,18 +281,10 @@ def tune_(
 @_folder("results/STUDY")
 def leaderboard_(study_name: str, sources: Sequence[Path], results: Path | None) -> None:
     """Merge runs into a leaderboard: parquet, CSV, Markdown, figures and one HTML page. Trains nothing."""
-    from bench.report.board import RANKED_BY
-    from bench.report.publishing import line_cells, publish
+    from bench.report.publishing import publish
     from bench.studies import study
 
-    published = publish(study(study_name), sources, results or Path("results") / study_name)
-    _table(("K", "rank", "method", RANKED_BY), [line_cells(line) for line in published.board.lines])
-    for note in published.notes:
-        _line(note)
-    if failed := sum(len(failure.queries) for failure in published.board.failures):
-        _line(f"{failed} values failed and are left out; the page lists them with their reasons.")
-    for path in published.files:
-        _line(f"written: {path}")
+    _show(publish(study(study_name), sources, results or Path("results") / study_name))
 
 
 @main.command("check")
@@ -352,7 +294,7 @@ def leaderboard_(study_name: str, sources: Sequence[Path], results: Path | None)
 @click.option("--study", "study_name", type=STUDY, default="small", show_default=True, help="Study to try it on.")
 @_folder("a temporary folder")
 @settings_option
-def check_(names: Sequence[str], study_name: str, results: Path | None, settings: Sequence[str]) -> None:
+def check_(names: Sequence[str], study_name: str, results: Path | None, settings: Sequence[Assigned]) -> None:
     """Try every promise of the contract on methods, your own included, and say how to mend what is broken."""
     from bench.authoring.checking import check
     from bench.registry import named
@@ -367,7 +309,7 @@ def check_(names: Sequence[str], study_name: str, results: Path | None, settings
                 message = f": {finding.message}" if finding.message else ""
                 _line(f"  {finding.status:8} {finding.check}{message}")
     if broken:
-        raise BenchError(f"{broken} promise{'s' if broken > 1 else ''} broken.")
+        raise PartlyFailed(f"{broken} promise{'s' if broken > 1 else ''} broken.")
 
 
 @main.command("new-method")
@@ -408,15 +350,26 @@ def _run(given: dict[str, Any]) -> Run:
     return Run(methods=chosen, **own, **_shared(given))
 
 
-def _executed(experiment: Experiment[Any], dry_run: bool) -> Any:
-    """What the experiment reports; its plan is printed instead where ``dry_run``."""
+def _execute(experiment: Experiment[Any], dry_run: bool) -> None:
+    """Run and show what was found; the plan alone where ``dry_run``."""
     from bench.foundation.console import console_here, progress_on
 
     if dry_run:
         _print_plan(experiment)
-        return None
+        return
     with progress_on(console_here()) as progress:
-        return experiment.execute(progress)
+        found = experiment.execute(progress)
+    _show(found)
+
+
+def _show(report: Report) -> None:
+    """What was found; exit code 1 where a part of it failed."""
+    for head, lines in report.tables():
+        _table(head, lines)
+    for note in report.notes():
+        _line(note)
+    if problems := report.problems():
+        raise PartlyFailed("; ".join(problems))
 
 
 def _print_plan(experiment: Experiment[Any], effect: float | None = None) -> None:
@@ -438,7 +391,7 @@ def _import_scores(files: Sequence[Path], names: Sequence[str]) -> None:
         register_method(imported(path, name))
 
 
-def _methods(names: Sequence[str], study_name: str, settings: Sequence[str]) -> list[Method]:
+def _methods(names: Sequence[str], study_name: str, settings: Sequence[Assigned]) -> list[Method]:
     """The methods by name ("all" stands for all, without variants), with the settings of --set."""
     from bench.registry import methods
 
@@ -446,41 +399,14 @@ def _methods(names: Sequence[str], study_name: str, settings: Sequence[str]) -> 
         raise InvalidInput("No method was given: --method NAME (`bench list methods` shows them), or --scores FILE.")
     every = [method.name for method in methods]
     chosen: dict[str, dict[str, Any]] = {each: {} for name in names for each in (every if name == "all" else [name])}
-    for setting in settings:
-        path, value = _pair(setting, "--set METHOD.SETTING=VALUE")
+    for path, text in settings:
         method, dot, key = path.partition(".")
         if not dot or method not in chosen:
             raise InvalidInput(
-                f"--set {setting}: expected METHOD.SETTING=VALUE with METHOD one of {', '.join(chosen)}."
+                f"--set {path}={text}: expected METHOD.SETTING=VALUE with METHOD one of {', '.join(chosen)}."
             )
-        chosen[method][key] = _value(value)
+        chosen[method][key] = plain(text)
     return [methods.create(name, study_name, **values) for name, values in chosen.items()]
-
-
-def _pair(text: str, form: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not value:
-        raise InvalidInput(f"'{text}' is not of the form {form}.")
-    return name, value
-
-
-def _value(text: str) -> Any:
-    """A number, true, false or null as JSON writes them, else the text itself."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def _print(report: Report) -> None:
-    from bench.report.summary import TABLE_HEAD, table_cells
-
-    _table(TABLE_HEAD, table_cells(report.table))
-    for name, why in {**report.skipped, **report.skipped_metrics}.items():
-        _line(f"skipped {name}: {why}")
-    for method, facts in report.manifest["methods"].items():
-        _line(f"{method}: {facts['tuned_on']}")
-    _line(f"table, frame, manifest and figures: {report.folder}")
 
 
 def _table(head: Sequence[str], lines: Iterable[Sequence[str]], *, title: str | None = None) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bench.diffusion.observations import Observation
     from bench.diffusion.queries import Query
     from bench.errors import BenchError
-    from bench.experiments.leave_k_out import Report, Run
+    from bench.experiments.leave_k_out import Run, RunReport
     from bench.experiments.reference import Reference
     from bench.foundation.progress import Progress
     from bench.registry import methods, metrics, register_method, register_metric
@@ -38,8 +38,8 @@ __all__ = [
     "Progress",
     "Query",
     "Reference",
-    "Report",
     "Run",
+    "RunReport",
     "Study",
     "methods",
     "metrics",
@@ -53,7 +53,7 @@ _HOMES = {
     "bench.diffusion.observations": ("Observation",),
     "bench.diffusion.queries": ("Query",),
     "bench.errors": ("BenchError",),
-    "bench.experiments.leave_k_out": ("Report", "Run"),
+    "bench.experiments.leave_k_out": ("Run", "RunReport"),
     "bench.experiments.reference": ("Reference",),
     "bench.foundation.progress": ("Progress",),
     "bench.registry": ("methods", "metrics", "register_method", "register_metric"),

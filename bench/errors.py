@@ -1,4 +1,6 @@
-"""What can go wrong, in one tree. All of it is the user's to mend: the command exits with 2, never a traceback.
+"""What can go wrong, in one tree. Never a traceback for what a user can mend: the command says it in a line, and exits.
+
+The exit code is 2 where nothing was done, 1 where a part failed and the rest is written.
 
 BenchError
 ├── UnknownName          a study, method, metric or setting that does not exist
@@ -8,7 +10,8 @@ BenchError
 ├── DamagedArtifact      a stored file is truncated or fails its digest (the ledger rebuilds it)
 ├── Unavailable          a method lacks what it needs on this machine: a package, weights
 ├── MethodFailed         a plugin raised, or returned scores that break the contract
-└── TrainingFailed       a retraining produced a non-finite loss
+├── TrainingFailed       a retraining produced a non-finite loss
+└── PartlyFailed         a part of what was asked for failed; the rest is there
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from collections.abc import Iterable
 
 class BenchError(Exception):
     """Anything that the user can mend; its text says what was tried, what came, what was expected, how to mend it."""
+
+    exit_code = 2
 
 
 class UnknownName(BenchError):
@@ -57,6 +62,12 @@ class MethodFailed(BenchError):
 
 class TrainingFailed(BenchError):
     """A training diverged."""
+
+
+class PartlyFailed(BenchError):
+    """A part failed and the rest is written: a method that raised, a published value that cannot be made again."""
+
+    exit_code = 1
 
 
 def reason_of(error: BaseException) -> str:

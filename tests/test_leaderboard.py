@@ -485,7 +485,7 @@ def test_a_damaged_observation_costs_its_picture_alone(tmp_path, tiny_study):
     path = next(iter((folder.root / "observations").iterdir()))
     path.write_bytes(path.read_bytes()[:-5])
     result = publish(tiny_study, [], folder.root)
-    assert any("Pictures are missing" in note for note in result.notes)
+    assert any("Pictures are missing" in note for note in result.remarks)
 
 
 def page_data(text: str) -> dict:

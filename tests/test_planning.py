@@ -211,4 +211,4 @@ def test_what_cannot_be_verified_is_said(published, tmp_path):
         assert (outcome.exit_code, words in outcome.output) == (2, True)
     outcome = command(tmp_path)
     assert (outcome.exit_code, "holds no figures" in outcome.output) == (2, True)
-    assert verify(published, rows)[0].agrees  # the unchanged rows can be
+    assert verify(published, rows).rows[0].agrees  # the unchanged rows can be

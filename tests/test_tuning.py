@@ -17,7 +17,7 @@ def run(tiny, tmp_path):
 
 def test_tuning_keeps_the_settings_with_the_largest_mean_on_held_out_queries(run):
     found = run.execute()
-    frame = found.report.frame.query("metric == 'loss_change' and design == 'paired'")
+    frame = found.frame.query("metric == 'loss_change' and design == 'paired'")
     assert set(frame["query"]) == {"held-out-00", "held-out-01"}
     means = frame.groupby("method_digest")["value"].mean()
     assert len(means) == 2

@@ -40,10 +40,12 @@ from bench.records.rows import Row, frame_of
 from bench.records.store import Store, write_json, write_whole
 from bench.registry import metrics as metric_registry
 from bench.registry import named
+from bench.report.shown import Report, Table
 from bench.report.statistics import Interval, resampled_bounds
 from bench.studies import Study
 
 KEYS = ["study_digest", "method_digest", "query_digest", "subsets_digest", "seeds"]
+TABLE_HEAD = ("method", "LDS [95 % interval over subsets]", "subsets")
 MIN_SUBSETS = 10
 """Fewer give no interval."""
 METRIC = "loss_change"
@@ -190,7 +192,7 @@ class DatamodelTest(Experiment["Datamodels"]):
 
 
 @dataclass(frozen=True, eq=False)
-class Datamodels:
+class Datamodels(Report):
     """What the test found.
 
     Attributes:
@@ -204,6 +206,15 @@ class Datamodels:
     frame: pd.DataFrame
     skipped: dict[str, str]
     failures: list[str]
+
+    def tables(self) -> list[Table]:
+        """LDS of each method."""
+        return [(TABLE_HEAD, table_cells(self.table))]
+
+    def notes(self) -> list[str]:
+        """What has no scores, and which subsets are missing."""
+        skipped = [f"skipped {name}: {why}" for name, why in self.skipped.items()]
+        return skipped + [f"a subset was left out: {why}" for why in self.failures]
 
 
 def subset(study: Study, index: int, share: float) -> tuple[int, ...]:
@@ -273,7 +284,7 @@ def markdown(table: pd.DataFrame, queries: int, seeds_each: int) -> str:
         f"Linear datamodeling score, mean over {queries} queries, {seeds_each} training(s) a subset; secondary to "
         "leave-K-out.",
         "",
-        "| method | LDS [95 % interval over subsets] | subsets |",
+        f"| {' | '.join(TABLE_HEAD)} |",
         "|---|---|---|",
     ]
     return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in table_cells(table))]) + "\n"

@@ -28,11 +28,12 @@ from bench.records.rows import BASELINE, Row
 from bench.records.store import Store
 from bench.registry import methods as method_registry
 from bench.registry import metrics as metric_registry
+from bench.report.shown import Report
 from bench.report.summary import check_evaluators
 from bench.studies import Study
 
 DEFAULT_METRICS = ("loss_change", "regeneration_mse")
-R = TypeVar("R")
+R = TypeVar("R", bound=Report)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,12 +32,13 @@ from bench.records.names import MethodName
 from bench.records.store import Store, write_json, write_whole
 from bench.registry import named, tuned
 from bench.report import summary
+from bench.report.shown import Report, Table
 
 DESIGNS = ("paired", "unpaired", "both")
 
 
 @dataclass(frozen=True, eq=False)
-class Report:
+class RunReport(Report):
     """What a run gives.
 
     Attributes:
@@ -62,9 +63,29 @@ class Report:
     skipped_metrics: dict[str, str]
     failures: dict[str, str]
 
+    def tables(self) -> list[Table]:
+        """The means over queries."""
+        return [(summary.TABLE_HEAD, summary.table_cells(self.table))]
+
+    def notes(self) -> list[str]:
+        """What was skipped, what each method's settings come from, where all lies."""
+        skipped = {**self.skipped, **self.skipped_metrics}
+        return [
+            *(f"skipped {name}: {why}" for name, why in skipped.items()),
+            *(f"{method}: {facts['tuned_on']}" for method, facts in self.manifest["methods"].items()),
+            f"table, frame, manifest and pictures: {self.folder}",
+        ]
+
+    def problems(self) -> list[str]:
+        """The methods that failed; a run all of whose methods were skipped."""
+        failed = [f"{name} failed: {why}" for name, why in self.failures.items()]
+        asked = self.manifest["methods"].keys() - {rows.BASELINE}
+        all_skipped = asked and asked <= self.skipped.keys()
+        return failed + (["every method was skipped; see the reasons above."] if all_skipped else [])
+
 
 @dataclass(frozen=True, kw_only=True)
-class Removals(Experiment["Report"]):
+class Removals(Experiment[RunReport]):
     """An experiment that removes K images, whoever names them, and judges by models of other seeds.
 
     Attributes:
@@ -220,7 +241,7 @@ class Run(Removals):
                 workspace.progress.say(f"failed {self.label(method)}: {reason}")
         return selections, unscored, skipped, failures
 
-    def report(self, workspace: Workspace, design: Design, measured: Measured) -> Report:
+    def report(self, workspace: Workspace, design: Design, measured: Measured) -> RunReport:
         """Tables and figures of these rows beside those of earlier runs in the folder."""
         chosen = design.chosen
         selections = {self.label(method): tops for method, tops in chosen.selections.items()}
@@ -236,7 +257,7 @@ def written(
     methods: Sequence[Method] = (),
     selections: Mapping[str, Mapping[tuple[str, int], tuple[int, ...]]] | None = None,
     ks: Sequence[int] = (),
-) -> Report:
+) -> RunReport:
     """Merge the rows into the folder and write table, manifest and figures: how every run ends.
 
     Args:
@@ -261,7 +282,7 @@ def written(
         write_whole(store.path(folder.TABLE), summary.markdown(table).encode())
         figures = draw_figures(workspace, store, design.queries, selections or {}, ks, merged)
     skipped_metrics = dict(measured.skipped_metrics)
-    return Report(frame, merged, table, manifest, figures, store.root, skipped, skipped_metrics, failures)
+    return RunReport(frame, merged, table, manifest, figures, store.root, skipped, skipped_metrics, failures)
 
 
 def _manifest(

@@ -19,10 +19,11 @@ from bench.records import folder
 from bench.records.store import write_whole
 from bench.registry import named
 from bench.report import figures
+from bench.report.shown import Report, Table
 
 
 @dataclass(frozen=True, eq=False)
-class Attribution:
+class Attribution(Report):
     """The answer.
 
     Attributes:
@@ -32,6 +33,15 @@ class Attribution:
 
     table: pd.DataFrame
     sheet: Path
+
+    def tables(self) -> list[Table]:
+        """Rank, id, caption and score of the images named."""
+        lines = self.table.assign(score=self.table["score"].map("{:.6f}".format)).astype(str)
+        return [(list(lines.columns), lines.to_numpy().tolist())]
+
+    def notes(self) -> list[str]:
+        """Where the picture lies."""
+        return [f"contact sheet: {self.sheet}"]
 
 
 def attribute(

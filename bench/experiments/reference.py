@@ -20,7 +20,7 @@ from bench.diffusion.training import TrainingJob
 from bench.experiments.design import Chosen, Controls, Design
 from bench.experiments.evaluation import Comparison
 from bench.experiments.experiment import Measured, at_least_one
-from bench.experiments.leave_k_out import Removals, Report, written
+from bench.experiments.leave_k_out import Removals, RunReport, written
 from bench.experiments.selection import drawn
 from bench.experiments.workspace import Workspace
 from bench.foundation.digests import digest_of
@@ -77,7 +77,7 @@ class Reference(Removals):
         ]
         return Chosen(comparisons=found)
 
-    def report(self, workspace: Workspace, design: Design, measured: Measured) -> Report:
+    def report(self, workspace: Workspace, design: Design, measured: Measured) -> RunReport:
         """The table with the curve, beside what else the folder has."""
         return written(self, workspace, design, measured)
 

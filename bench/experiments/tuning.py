@@ -6,7 +6,7 @@ import itertools
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from bench.contracts import Method
 from bench.errors import BenchError
 from bench.experiments.design import Design
 from bench.experiments.experiment import Measured
-from bench.experiments.leave_k_out import Report, Run
+from bench.experiments.leave_k_out import Run, RunReport
 from bench.experiments.workspace import Workspace
 from bench.records.rows import labels
 from bench.records.store import write_json
@@ -24,21 +24,26 @@ from bench.report.summary import summarize
 OBJECTIVE = "loss_change"
 
 
-@dataclass(frozen=True, eq=False)
-class Tuning:
-    """What tuning found.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Tuning(RunReport):
+    """What tuning found, beside the figures of all settings, which lie in the folder ``tuning``.
 
     Attributes:
-        report: the figures of all settings, in the folder ``tuning`` of the results folder.
         name: of the method or variant.
         best: the method with the settings of the highest mean loss change.
         tuned_on: in words.
+        kept_in: the file that keeps the best settings, None where they are not kept.
     """
 
-    report: Report
     name: str
     best: Method
     tuned_on: str
+    kept_in: Path | None = None
+
+    def notes(self) -> list[str]:
+        """Those of the run, and the best settings."""
+        best = f"best: {self.best.settings()} on {self.tuned_on}"
+        return [*super().notes(), best, *([f"kept in {self.kept_in}"] if self.kept_in else [])]
 
     def save(self, study: str) -> Path:
         """Keep the settings in tuned.json beside the method's file, where every later run finds them."""
@@ -67,12 +72,14 @@ class TuningRun(Run):
 
     Attributes:
         tuned: name of the method or variant.
+        save: whether every later run of the study is to use the best settings.
     """
 
     tuned: str
+    save: bool = False
     held_out: bool = True
 
-    def report(self, workspace: Workspace, design: Design, measured: Measured) -> Tuning:  # type: ignore[override]
+    def report(self, workspace: Workspace, design: Design, measured: Measured) -> Tuning:
         """The rows of all settings, and the best of them."""
         report = super().report(workspace, design, measured)
         labelled = report.frame.assign(method=labels(report.frame))
@@ -84,4 +91,5 @@ class TuningRun(Run):
         best = own.groupby("method")["mean"].mean().idxmax()
         budgets = ", ".join(str(k) for k in self.ks)
         tuned_on = f"{self.query_count} held-out queries of {self.study.name}, mean loss change at K = {budgets}"
-        return Tuning(report, self.tuned, by_label[best], tuned_on)
+        found = Tuning(**vars(report), name=self.tuned, best=by_label[best], tuned_on=tuned_on)
+        return replace(found, kept_in=found.save(self.study.name)) if self.save else found

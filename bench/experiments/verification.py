@@ -35,6 +35,7 @@ from bench.records import rows as results
 from bench.records.names import MethodName
 from bench.records.store import Store, read_json
 from bench.registry import metrics
+from bench.report.shown import Report, Table
 from bench.studies import STUDIES, Study, study
 
 TOLERANCE = 0.01
@@ -72,6 +73,30 @@ class Verified:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Verdicts(Report):
+    """What verification found.
+
+    Attributes:
+        rows: each published row beside its value made anew.
+    """
+
+    rows: Sequence[Verified]
+
+    def tables(self) -> list[Table]:
+        """None: a line a row says all."""
+        return []
+
+    def notes(self) -> list[str]:
+        """A line a row."""
+        return [row.line() for row in self.rows]
+
+    def problems(self) -> list[str]:
+        """How many rows disagree."""
+        wrong = sum(not row.agrees for row in self.rows)
+        return [f"{wrong} of {len(self.rows)} published values could not be made again."] if wrong else []
+
+
 def rows_to_verify(
     folder: Path, *, row: int | None = None, method: str | None = None, query: str | None = None, k: int | None = None
 ) -> pd.DataFrame:
@@ -104,7 +129,7 @@ def rows_to_verify(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verification(Experiment[list[Verified]]):
+class Verification(Experiment[Verdicts]):
     """A published row of each metric, made anew: one query, one retrained model.
 
     Attributes:
@@ -158,16 +183,18 @@ class Verification(Experiment[list[Verified]]):
         )
         return Chosen(comparisons=[comparison])
 
-    def report(self, workspace: Workspace, design: Design, measured: Measured) -> list[Verified]:
+    def report(self, workspace: Workspace, design: Design, measured: Measured) -> Verdicts:
         """Each row beside the published one."""
         if measured.failed:
             raise TrainingFailed("; ".join(sorted(set(measured.failed.values()))))
         same = self.row["machine"] == machine_kind(workspace.device)
         published = results.load(Store(self.published))
-        return [
-            Verified(record, row.value, 0.0 if same else self.tolerance * _usual_size(published, record), same)
-            for record, row in zip(self.records, measured.rows, strict=True)
-        ]
+        return Verdicts(
+            [
+                Verified(record, row.value, 0.0 if same else self.tolerance * _usual_size(published, record), same)
+                for record, row in zip(self.records, measured.rows, strict=True)
+            ]
+        )
 
 
 def verify(
@@ -177,7 +204,7 @@ def verify(
     device: str = "cpu",
     tolerance: float = TOLERANCE,
     progress: Progress | None = None,
-) -> list[Verified]:
+) -> Verdicts:
     """Recompute ``rows`` of the results folder ``folder``, which belong to one query and one retrained model."""
     records = [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
     failed = [record for record in records if record["status"] != "done"]

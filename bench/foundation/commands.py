@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 from click.shell_completion import CompletionItem
 
-from bench.errors import BenchError
+from bench.errors import BenchError, InvalidInput
 
 MENDABLE, INTERRUPTED = 2, 130
 """Exit codes."""
@@ -23,7 +24,7 @@ class BenchGroup(click.Group):
             return super().invoke(context)
         except BenchError as error:
             click.echo(f"bench: {error}", err=True)
-            context.exit(MENDABLE)
+            context.exit(error.exit_code)
         except OSError as error:
             click.echo(f"bench: a file could not be read or written: {error}", err=True)
             context.exit(MENDABLE)
@@ -46,3 +47,48 @@ class Named(click.ParamType[str]):
     def shell_complete(self, context: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Every known name that begins so."""
         return [CompletionItem(name) for name in self.known() if name.startswith(incomplete)]
+
+
+class Assigned(NamedTuple):
+    """NAME=TEXT of a command line."""
+
+    name: str
+    text: str
+
+    @property
+    def value(self) -> Any:
+        """A number, true, false or null as JSON writes them, else the text itself."""
+        return plain(self.text)
+
+    @property
+    def values(self) -> list[Any]:
+        """Those of a list with commas."""
+        return [plain(each) for each in self.text.split(",")]
+
+
+class Assignment(click.ParamType[Assigned]):
+    """An option's NAME=TEXT.
+
+    Args:
+        form: for messages, such as "--set METHOD.SETTING=VALUE".
+    """
+
+    def __init__(self, form: str) -> None:
+        self.name = self.form = form
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Assigned:
+        """Its parts; raises InvalidInput where it is not of the form."""
+        if isinstance(value, Assigned):
+            return value
+        name, equals, text = value.partition("=")
+        if not equals or not text:
+            raise InvalidInput(f"'{value}' is not of the form {self.form}.")
+        return Assigned(name, text)
+
+
+def plain(text: str) -> Any:
+    """A number, true, false or null as JSON writes them, else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -22,24 +22,35 @@ from bench.report.board_figures import drawn, page_charts, pdf
 from bench.report.gallery import gallery
 from bench.report.merging import Merged, RunFolder, has_rows, keep, merge_folders, open_folder
 from bench.report.page import page
+from bench.report.shown import Report, Table
 from bench.studies import Study
 
 NAME = "leaderboard"
 
 
 @dataclass(frozen=True, eq=False)
-class Published:
+class Published(Report):
     """What was written.
 
     Attributes:
         board: the numbers.
         files: tables and page; figures lie in the folder ``figures`` beside them.
-        notes: what a reader should know.
+        remarks: what a reader should know.
     """
 
     board: Board
     files: tuple[Path, ...]
-    notes: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+    def tables(self) -> list[Table]:
+        """The order of the methods."""
+        return [(("K", "rank", "method", RANKED_BY), [line_cells(line) for line in self.board.lines])]
+
+    def notes(self) -> list[str]:
+        """The remarks, how many values failed, and the files."""
+        failed = sum(len(failure.queries) for failure in self.board.failures)
+        left_out = f"{failed} values failed and are left out; the page lists them with their reasons."
+        return [*self.remarks, *([left_out] if failed else []), *(f"written: {path}" for path in self.files)]
 
 
 def publish(study: Study, sources: Sequence[Path], root: Path) -> Published:

@@ -1,0 +1,25 @@
+"""What a command shows of what it found: the same for every experiment, so that all end alike."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""Head and lines of a table for people."""
+
+
+class Report(ABC):
+    """What was found: files in the results folder, and what a command prints."""
+
+    @abstractmethod
+    def tables(self) -> list[Table]:
+        """What is read first."""
+
+    @abstractmethod
+    def notes(self) -> list[str]:
+        """Lines below: what was skipped, what was left out, where it lies."""
+
+    def problems(self) -> list[str]:
+        """What went wrong; it decides the exit code, and the rest of the report holds."""
+        return []
