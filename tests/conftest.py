@@ -23,12 +23,14 @@ from bench.foundation.machine import compute_threads
 from bench.studies import study
 
 CPU = torch.device("cpu")
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+"""Of torch in each process: two processes of two threads on two cores would wait for each other."""
 
 
 @pytest.fixture(autouse=True)
 def threads():
     """The project's thread layout, in every test."""
-    with compute_threads(2):
+    with compute_threads(THREADS):
         yield
 
 
@@ -47,7 +49,7 @@ def data(tiny):
 @pytest.fixture(scope="session")
 def model(tiny, data):
     """θ0 of the tiny study."""
-    with compute_threads(2):
+    with compute_threads(THREADS):
         run = TrainingRun(tiny.model, data, tiny.recipe, TrainingJob((), 0), device=CPU)
         for _ in train_together([run]):
             pass

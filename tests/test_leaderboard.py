@@ -246,7 +246,7 @@ def test_a_method_whose_every_figure_failed_keeps_its_line(tmp_path):
     line = line_of(board, "pixel")
     assert line.rank is None
     assert (line.cells["loss_change"].queries, line.cells["loss_change"].failed) == (0, 8)
-    assert any("every figure failed" in note for note in board.notes)
+    assert any("every value failed" in note for note in board.notes)
 
 
 def test_too_few_queries_are_said_instead_of_an_interval(tmp_path, tiny_study):

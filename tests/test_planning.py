@@ -177,7 +177,7 @@ def test_a_row_that_was_altered_disagrees(published, tmp_path):
     row = frame.loc[at]
     alike = (frame[["metric", "design", "k"]] == row[["metric", "design", "k"]]).all(axis=1)
     honest, usual = row["value"], frame["value"][alike].abs().mean()
-    for share, agrees in ((0.005, True), (0.02, False)):  # of what such figures are on average, where 0.01 is allowed
+    for share, agrees in ((0.005, True), (0.02, False)):  # of what such values are on average, where 0.01 is allowed
         frame.loc[at, "value"] = honest + share * usual
         frame.to_parquet(tmp_path / folder.ROWS)
         outcome = command(tmp_path, "--row", str(at))
@@ -205,7 +205,7 @@ def test_what_cannot_be_verified_is_said(published, tmp_path):
     for arguments, words in (
         (["--row", "99"], "has the rows 0 to"),
         (["--method", "pixle"], "methods: nothing removed, pixel"),
-        ([], "figures are meant"),
+        ([], "rows are meant"),
     ):
         outcome = command(published, *arguments)
         assert (outcome.exit_code, words in outcome.output) == (2, True)

@@ -1,7 +1,7 @@
 """Stage 7, the metrics: what the leave-K-out model does with the query against what the original did.
 
 A removal is judged by models of another seed than θ0, the model that made the query: θ0 fits its own image better than
-any other model does, whatever was removed, and every figure against it would carry that advantage. Three figures follow
+any other model does, whatever was removed, and every value against it would carry that advantage. Three values follow
 from two trainings, of θ_s on all of D and of θ_s^−K without the K images, s an evaluation seed:
 
     unpaired   m(θ_s^−K) − m(θ0)     the paper's own design
@@ -95,10 +95,10 @@ def evaluate(
     ]
 
 
-def figure(
+def value_of(
     metric: Metric, query: Query, controls: Sequence[Query], original: Observed, retrained: Observed
 ) -> tuple[float, str]:
-    """The metric's figure, relative to controls where it asks for that, and why there is none."""
+    """The metric's value, relative to controls where it asks for that, and why there is none."""
 
     def value(one: Query) -> float:
         name = one.observed_as(metric.observation.name)
@@ -132,7 +132,7 @@ def _row(
     reason = "" if there else failures.get(comparison.retrained) or failures.get(comparison.original) or "not observed"
     value = math.nan
     if not reason:
-        value, reason = figure(metric, query, comparison.controls, original, retrained)
+        value, reason = value_of(metric, query, comparison.controls, original, retrained)
     return Row(
         study=ledger.study.name,
         study_digest=ledger.study.digest,

@@ -1,6 +1,6 @@
 """Retrieval metrics, for models customized on known exemplars: how high the exemplars stand among distractors.
 
-Reference: arXiv 2406.09408, section 5.2. Print the number of distractors beside every figure: both fall as it grows.
+Reference: arXiv 2406.09408, section 5.2. Print the number of distractors beside every value: both fall as it grows.
 """
 
 from __future__ import annotations

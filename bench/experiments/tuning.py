@@ -26,7 +26,7 @@ OBJECTIVE = "loss_change"
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Tuning(RunReport):
-    """What tuning found, beside the figures of all settings, which lie in the folder ``tuning``.
+    """What tuning found, beside the rows of all settings, which lie in the folder ``tuning``.
 
     Attributes:
         name: of the method or variant.

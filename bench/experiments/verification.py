@@ -1,11 +1,11 @@
-"""Recompute a published figure from what was published with it: retrain, observe, compare.
+"""Recompute a published value from what was published with it: retrain, observe, compare.
 
 The removed images come from the records (``selections/``, or the draw of the random reference), the query from
 ``queries.safetensors``, the study from its digest. Both models are trained again in a temporary folder; nothing that
 was observed before is used. What is not recomputed: the scores behind the selection.
 
-Equal machine kinds and torch versions give the same bits, so the figure must be equal. Elsewhere sums are rounded in
-another order, and a tolerance is stated: a share of the published figures' usual size, as one near zero would have to
+Equal machine kinds and torch versions give the same bits, so the value must be equal. Elsewhere sums are rounded in
+another order, and a tolerance is stated: a share of the published values' usual size, as one near zero would have to
 be met more exactly than others.
 """
 
@@ -44,7 +44,7 @@ MOST_DRAWS = 1000
 
 @dataclass(frozen=True)
 class Verified:
-    """One figure, published and recomputed.
+    """One value, published and recomputed.
 
     Attributes:
         row: the published row, as in ``bench.records.rows.COLUMNS``.
@@ -60,7 +60,7 @@ class Verified:
 
     @property
     def agrees(self) -> bool:
-        """Whether the recomputed figure is the published one, within the tolerance."""
+        """Whether the recomputed value is the published one, within the tolerance."""
         return bool(abs(self.value - self.row["value"]) <= self.tolerance)
 
     def line(self) -> str:
@@ -106,7 +106,7 @@ def rows_to_verify(
     """
     frame = results.load(Store(folder))
     if not len(frame):
-        raise ResultsFolderError(f"{folder} holds no figures ({names.ROWS}): give a results folder with --results.")
+        raise ResultsFolderError(f"{folder} holds no rows ({names.ROWS}): give a results folder with --results.")
     if row is not None:
         if not 0 <= row < len(frame):
             raise InvalidInput(f"--row {row}: {folder} has the rows 0 to {len(frame) - 1}.")
@@ -122,7 +122,7 @@ def rows_to_verify(
     models = chosen[["model_key", "query"]].drop_duplicates()
     if len(models) > 1:
         raise InvalidInput(
-            f"{len(models)} figures are meant; name one by --row, or by --method, --query and --k "
+            f"{len(models)} rows are meant; name one by --row, or by --method, --query and --k "
             f"(methods: {_listed(chosen['label'])}; queries: {_listed(chosen['query'])}; K: {_listed(chosen['k'])})."
         )
     return chosen.drop(columns="label")
@@ -227,7 +227,7 @@ def verify(
 
 
 def _usual_size(published: pd.DataFrame, row: dict[str, Any]) -> float:
-    """Mean absolute value of the ``published`` figures of the row's metric, design and K, itself among them."""
+    """Mean absolute value of the ``published`` values of the row's metric, design and K, itself among them."""
     alike = (published[["metric", "design", "k"]] == [row["metric"], row["design"], row["k"]]).all(axis=1)
     return float(published.loc[alike, "value"].abs().mean())
 

@@ -84,7 +84,7 @@ class Workspace:
         differing = [name for name in ours if _plain(theirs.get(name)) != _plain(ours[name])]
         return (
             f"The results folder {root} holds study '{record['name']}' version {record['digest']}; this is study "
-            f"'{self.study.name}' version {self.study.digest}. They differ in: {', '.join(differing)}. Figures of "
+            f"'{self.study.name}' version {self.study.digest}. They differ in: {', '.join(differing)}. Values of "
             "different versions are never mixed: give another folder with --results."
         )
 

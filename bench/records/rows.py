@@ -54,7 +54,7 @@ class Row:
     )
     design: str = _column("'paired' (with an original of the same initial weights and draws) or 'unpaired' (with θ0)")
     seed: int = _column("seed of the retrained model's initial weights and draws")
-    value: float = _column("figure, in the metric's unit; NaN where it failed")
+    value: float = _column("value, in the metric's unit; NaN where it failed")
     status: str = _column("'done' or 'failed'")
     reason: str = _column("why it failed, else empty")
     model_key: str = _column("key of the retrained model in the ledger")

@@ -5,7 +5,7 @@ better at that K on the loss change (``bench.report.statistics.verdicts``: Stude
 correction for all pairs of methods at that K, and apart from these for all pairs with a variant), so methods that
 cannot be told apart from the best share rank 1.
 
-A figure that failed is left out of every mean, counted, and listed with its reason; it is never a zero.
+A value that failed is left out of every mean, counted, and listed with its reason; it is never a zero.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Cell:
         difference, difference_low, difference_high: to the baseline, paired by query, with its interval.
         queries: over how many.
         compared: how many of these have a baseline.
-        failed: figures that were left out.
+        failed: values that were left out.
     """
 
     mean: float
@@ -115,7 +115,7 @@ def charted(lines: Iterable[Line]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A figure, or several alike, that could not be had."""
+    """A value, or several alike, that could not be had."""
 
     method: str
     k: int
@@ -236,7 +236,7 @@ def _metric_facts(rows: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, 
 
 
 def _tables(rows: pd.DataFrame) -> dict[tuple[str, int], pd.DataFrame]:
-    """Queries × methods by (metric, K), a mean over seeds, NaN where a figure failed or is missing."""
+    """Queries × methods by (metric, K), a mean over seeds, NaN where a value failed or is missing."""
     done = rows[rows["done"]]
     return {
         (str(metric), int(k)): own.pivot_table(index="query", columns="label", values="value", aggfunc="mean")
@@ -297,8 +297,8 @@ def _line(
     notes: list[str],
 ) -> Line:
     cells = {}
-    for metric, figures in rows.groupby("metric"):
-        cells[str(metric)] = _cell(label, tables.get((str(metric), k)), int((~figures["done"]).sum()))
+    for metric, values in rows.groupby("metric"):
+        cells[str(metric)] = _cell(label, tables.get((str(metric), k)), int((~values["done"]).sum()))
         if metric == RANKED_BY:
             notes += _remarks(label, k, tables.get((RANKED_BY, k)))
     table = tables.get((RANKED_BY, k))
@@ -353,7 +353,7 @@ def _cell(label: str, table: pd.DataFrame | None, failed: int) -> Cell:
 def _remarks(label: str, k: int, table: pd.DataFrame | None) -> list[str]:
     """What a reader of this line must know: queries without a baseline, too few queries."""
     if table is None or label not in table:
-        return [f"K = {k}, {label}: every figure failed; see the list of failures."]
+        return [f"K = {k}, {label}: every value failed; see the list of failures."]
     own = table[label].dropna()
     found = []
     if len(own) < MIN_QUERIES:

@@ -157,7 +157,7 @@ def _check_study(one: RunFolder, other: RunFolder) -> None:
     raise ResultsFolderError(
         f"{one.root} holds version {one.record['digest']} of study '{one.record['name']}' ({_described(one.frame)}), "
         f"{other.root} version {other.record['digest']} ({_described(other.frame)}). They differ in: "
-        f"{', '.join(differing) or 'the digest alone'}. Figures of different versions are never mixed: "
+        f"{', '.join(differing) or 'the digest alone'}. Values of different versions are never mixed: "
         "leave one of them out of --from."
     )
 
@@ -199,7 +199,7 @@ def _metric_refusal(one: RunFolder, other: RunFolder, names: set[str], how: str)
         f"{folder.root}: {_described(folder.frame[folder.frame['metric'].isin(names)])}" for folder in (one, other)
     )
     return (
-        f"The metric {_kind(min(names))} differs {how} between {one.root} and {other.root}; its figures cannot be "
+        f"The metric {_kind(min(names))} differs {how} between {one.root} and {other.root}; its values cannot be "
         f"compared. Rows: {sides}. Evaluate one folder again with `bench run`, or leave it out of --from."
     )
 
@@ -221,13 +221,13 @@ def _check_queries(folders: Sequence[RunFolder]) -> None:
 
 
 def _contradictions(every: pd.DataFrame) -> list[str]:
-    """A note where folders hold different values for one figure; the later one is kept."""
+    """A note where folders hold different values of one row; the later one is kept."""
     done = every[every["_done"]]
     spread = done.groupby(results.KEY_COLUMNS)["value"].agg(["min", "max"])
     differing = spread[~np.isclose(spread["min"], spread["max"], rtol=1e-3, atol=1e-9)]
     if differing.empty:
         return []
-    return [f"{len(differing)} figures differ between folders (machines); the later folder's are kept."]
+    return [f"{len(differing)} values differ between folders (machines); the later folder's are kept."]
 
 
 def _described(rows: pd.DataFrame) -> str:

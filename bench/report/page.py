@@ -125,7 +125,7 @@ def number(value: float | None) -> float | None:
 
 
 def _power(board: Board, metric: str) -> int:
-    """The power of ten, a multiple of three, that gives the figures one to three digits before the point."""
+    """The power of ten, a multiple of three, that gives the values one to three digits before the point."""
     sizes = [abs(line.cells[metric].mean) for line in board.lines if metric in line.cells]
     known = [size for size in sizes if math.isfinite(size) and size > 0]
     if not known or 0.1 <= max(known) < 1000:

@@ -60,7 +60,7 @@ def publish(study: Study, sources: Sequence[Path], root: Path) -> Published:
 
     Args:
         study: whose runs.
-        sources: results folders, later ones win where two hold the same figure.
+        sources: results folders, later ones win where two hold the same row.
         root: the results folder of the leaderboard.
     """
     folders = [open_folder(path, study.name) for path in _places(study, sources, root)]

@@ -132,7 +132,7 @@ def verdicts(
     """A verdict for every pair of methods.
 
     Args:
-        per_query: queries × methods, NaN where a figure is missing.
+        per_query: queries × methods, NaN where a value is missing.
         variants: methods whose pairs are a family of their own (``families``).
         higher_is_better: direction of the metric.
         significance: probability of calling any pair of equal methods of a family different (family-wise).

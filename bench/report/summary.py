@@ -28,15 +28,15 @@ TABLE_HEAD = (
 
 
 def check_evaluators(store: Store, chosen: Iterable[Metric]) -> None:
-    """Raise where the folder holds figures of the ``chosen`` metrics by another evaluator: they must not be mixed."""
+    """Raise where the folder holds values of the ``chosen`` metrics by another evaluator: they must not be mixed."""
     frame = load(store)
     for metric in chosen:
         theirs = set(frame.loc[frame["metric"] == metric.name, "evaluator"]) - {"", metric.digest}
         if theirs:
             raise ResultsFolderError(
-                f"The results folder {store.root} holds figures of '{metric.name}' by evaluator "
+                f"The results folder {store.root} holds values of '{metric.name}' by evaluator "
                 f"{', '.join(sorted(theirs))}; here it is {metric.digest} (another version, or other weights). "
-                "Figures of different evaluators are never mixed: give another folder with --results."
+                "Values of different evaluators are never mixed: give another folder with --results."
             )
 
 
@@ -65,9 +65,9 @@ def summarize(frame: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
 
     Values of one query under several seeds are averaged first. The difference is paired by query at the same K,
     metric and design; ``low`` and ``high`` bound its 95 %
-    interval (``statistics.interval``, as on the leaderboard). Failed figures are left out and counted. Where the
-    random reference has been run, ``images`` random ones give the same figure (between ``images_low`` and
-    ``images_high``; ``outside`` says where the figure lies beyond the curve).
+    interval (``statistics.interval``, as on the leaderboard). Failed values are left out and counted. Where the
+    random reference has been run, ``images`` random ones give the same value (between ``images_low`` and
+    ``images_high``; ``outside`` says where the value lies beyond the curve).
     """
     keys = ["method", "k", "metric", "design"]
     seconds = frame.groupby(keys)["score_seconds"].mean()
