@@ -25,6 +25,8 @@ from bench.errors import Unavailable
 from bench.foundation.digests import digest_of
 
 Build = Callable[[], Mapping[str, Tensor]]
+METHOD, FLOOR, CEILING = "method", "floor", "ceiling"
+"""Roles: a floor and a ceiling do not compete; they stand beside the methods, to be compared with."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Method(ABC):
         summary: its definition in one line.
         version: raise it when the same settings give other scores; scores of other versions are not reused.
         needs: what it needs beyond the study, in words.
+        role: METHOD, FLOOR or CEILING. Only a ceiling may read the data set's parts.
         self_rank: why a training image given as the query need not rank itself within the top 1 %; "" where it does.
         variants: named settings, such as an ablation: ``name:variant`` is a method of its own on the command line.
     """
@@ -69,6 +72,7 @@ class Method(ABC):
     summary: ClassVar[str]
     version: ClassVar[int] = 1
     needs: ClassVar[str] = ""
+    role: ClassVar[str] = METHOD
     self_rank: ClassVar[str] = ""
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bench.contracts import AttributionContext, Method
+from bench.contracts import FLOOR, AttributionContext, Method
 from bench.diffusion.queries import Query
 from bench.foundation import seeds
 from bench.registry import register_method
@@ -32,6 +32,7 @@ class Random(Method):
 
     name: ClassVar[str] = "random"
     summary: ClassVar[str] = "a seeded random permutation for each query"
+    role: ClassVar[str] = FLOOR
     self_rank: ClassVar[str] = "chance knows no image"
 
     draw: int = 0

@@ -22,8 +22,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
-from bench.contracts import AttributionContext, Build, Method
-from bench.data.dataset import Dataset
+from bench.contracts import CEILING, AttributionContext, Build, Method
 from bench.diffusion.queries import Query
 from bench.diffusion.training import TrainingData
 from bench.errors import BenchError
@@ -228,6 +227,24 @@ def _takes_the_larger_of_the_mirror_images(trial: Trial) -> str | None:
     return None
 
 
+def _does_not_read_the_parts(trial: Trial) -> str | None:
+    dataset = trial.context.dataset
+    if trial.method.role == CEILING:
+        return "a ceiling reads the parts"
+    if not dataset.parts:
+        return "this study's images have no known parts; `--study faces` has them"
+    order = np.random.default_rng(4).permutation(len(dataset)).tolist()
+    exchanged = {part: tuple(column[index] for index in order) for part, column in dataset.parts.items()}
+    blind = replace(trial.context, dataset=replace(dataset, parts=exchanged))
+    if not _equal(trial.once, trial.scores(trial.queries, blind)):
+        raise Broken(
+            "The scores change when the columns of parts are exchanged between images. These columns are the truth "
+            "that methods are judged by: read images and captions alone (a ceiling, which reads them, has "
+            "`role = bench.contracts.CEILING`)."
+        )
+    return None
+
+
 def _writes_only_to_its_cache(trial: Trial) -> None:
     with _watched_writes() as written:
         trial.scores(trial.queries)
@@ -247,6 +264,7 @@ PROMISES: dict[str, Callable[[Trial], str | None]] = {
     "scores an image wherever it stands": _ignores_the_order_of_images,
     "ranks a training image given as the query first": _ranks_a_training_image_first,
     "takes the larger of an image and its mirror image": _takes_the_larger_of_the_mirror_images,
+    "reads no column of parts": _does_not_read_the_parts,
     "writes nothing outside its cache": _writes_only_to_its_cache,
 }
 
@@ -266,13 +284,14 @@ def _reordered(context: AttributionContext, order: Tensor) -> AttributionContext
     def shuffled(column: Sequence[str]) -> tuple[str, ...]:
         return tuple(column[index] for index in order.tolist())
 
-    dataset = Dataset(
-        name=old.name,
+    dataset = replace(
+        old,
         ids=shuffled(old.ids),
         captions=shuffled(old.captions),
         concepts=shuffled(old.concepts),
         styles=shuffled(old.styles),
         images=old.images[order],
+        parts={part: shuffled(column) for part, column in old.parts.items()},
     )
     data = TrainingData(context.data.latents[order], context.data.states, context.data.caption_of[order])
     return replace(context, dataset=dataset, data=data)

@@ -70,6 +70,16 @@ def face_queries(split: str = "reported") -> tuple[FaceQuery, ...]:
     )
 
 
+def rare_parts(prompt: str, seed: int) -> tuple[tuple[str, str], ...]:
+    """(part, value) of the rare values that the fixed query of ``prompt`` and ``seed`` shows; () for any other."""
+    return _rare_by_query().get((prompt, seed), ())
+
+
+@cache
+def _rare_by_query() -> dict[tuple[str, int], tuple[tuple[str, str], ...]]:
+    return {(query.prompt, query.seed): query.rare for split in SPLITS for query in face_queries(split)}
+
+
 def asked_parts(prompt: str) -> dict[str, str]:
     """The parts that ``prompt`` asks for, part → value; what it does not mention is left out.
 
