@@ -71,14 +71,16 @@ class Study:
     @cached_property
     def parts(self) -> dict[str, Any]:
         """What a trained model depends on."""
-        model = asdict(self.model)
+        model, recipe = asdict(self.model), asdict(self.recipe)
+        if not recipe["channels_last"]:
+            del recipe["channels_last"]  # studies older than the setting keep their digests
         return {
             "training_version": TRAINING_VERSION,
             "dataset": self.dataset.digest,
             "text_encoder": text_encoder(model.pop("text_encoder"), self.model.num_tokens).digest,
             "autoencoder": autoencoder(model.pop("autoencoder")).digest,
             "model": model,
-            "recipe": asdict(self.recipe),
+            "recipe": recipe,
             "seed": self.seed,
         }
 
@@ -247,6 +249,7 @@ def faces() -> Study:
         ),
         recipe=Recipe(
             num_steps=1500, batch_size=32, learning_rate=3e-3, caption_dropout=0.0, weight_power=0.5, num_shards=1,
+            channels_last=True,
         ),
         sampler=Sampler(num_steps=25, guidance=1.0),
         prompts=tuple(query.prompt for query in reported),
