@@ -2,10 +2,10 @@
 
 Usage: python -m benchmarks.forward_passes [--study NAME] [--rounds N] [--variant JSON …]
 
-One thread. In each round every contender does one optimizer step, so that all meet the same load; CPU milliseconds of an
-image are printed as their median and minimum over the rounds, and the median over rounds of the ratio to the first.
-Contenders: diffusers' forward, ``bench.diffusion.fast_unet``, ``bench.diffusion.channels_last``; then this last one with
-the fields of ``ModelConfig`` and ``Recipe`` that a ``--variant`` changes, such as '{"attention_heads": 2}'.
+One thread. In each round every contender does one optimizer step, so that all meet the same load; CPU milliseconds of
+an image are printed as their median and minimum over the rounds, and the median over rounds of the ratio to the first.
+Contenders: diffusers' forward, ``bench.diffusion.fast_unet``, ``bench.diffusion.channels_last``; then this last one
+with the fields of ``ModelConfig`` and ``Recipe`` that a ``--variant`` changes, such as '{"attention_heads": 2}'.
 """
 
 from __future__ import annotations
