@@ -105,9 +105,8 @@ methods_option = click.option(
     "--method", "method_names", type=METHOD, multiple=True, help="May be given repeatedly; 'all' for all."
 )
 metrics_option = click.option(
-    "--metric", "metric_names", type=METRIC, multiple=True, default=("loss_change", "regeneration_mse"),
-    show_default=True,
-)  # fmt: skip
+    "--metric", "metric_names", type=METRIC, multiple=True, help="May be given repeatedly. [default: the study's]"
+)
 seed_option = click.option(
     "--seed", type=int, default=0, show_default=True, help="Of the study: original model, draws and noises."
 )
@@ -269,7 +268,7 @@ def tune_(method_name: str, grids: Sequence[Assigned], budgets: Sequence[int], d
 
     [method] = _methods([method_name], given["study_name"], given["settings"])
     tried = variants(method, {grid.name: grid.values for grid in grids})
-    shared = _shared(given | {"metric_names": ("loss_change", "regeneration_mse"), "seed": 0})
+    shared = _shared(given | {"metric_names": (), "seed": 0})
     own = {"tuned": method_name, "save": given["save"], "budgets": budgets or [shared["study"].middle_budget]}
     _execute(TuningRun(methods=tried, **own, **shared), dry_run)
 

@@ -44,6 +44,7 @@ class Study:
         prompt_seeds, held_out_seeds: of the noises of these queries; () for 0, 1, … and for 1000, 1001, …
         budgets: the K of the study, ascending.
         num_queries: how many queries a run has by default.
+        metrics: names of those that a run computes by default.
         seed: of the original model θ0, of its training draws and of everything else that is keyed.
     """
 
@@ -61,6 +62,7 @@ class Study:
     seed: int = 0
     prompt_seeds: tuple[int, ...] = ()
     held_out_seeds: tuple[int, ...] = ()
+    metrics: tuple[str, ...] = ("loss_change", "regeneration_mse")
     description: str = field(default="", compare=False)
 
     @cached_property
@@ -271,6 +273,7 @@ def faces() -> Study:
         held_out_prompts=tuple(query.prompt for query in held_out),
         held_out_seeds=tuple(query.seed for query in held_out),
         budgets=(100, 200, 500),
+        metrics=("loss_change", "regeneration_mse", "part_change", "other_change"),
     )  # fmt: skip
 
 
