@@ -3,7 +3,7 @@
 The prompts are drawn with keys, the common values at random. A noise is taken if the probe finds every part that the
 prompt asks for and no other rare value. In the group "named" the prompt asks for the rare values, and a noise is looked
 for that shows them. In the group "unnamed" no prompt can ask: NUM_NOISES noises of each of many prompts are drawn, and
-those whose picture happens to have one rare detail are kept. The two groups take turns, and each goes round its rare
+those whose picture clearly has one rare detail are kept. The two groups take turns, and each goes round its rare
 values, so that the first 8, 16 and 32 queries are balanced too. The weights of the original model come from a
 safetensors file, such as `benchmarks.faces_recipe --weights` keeps.
 
@@ -29,6 +29,8 @@ from bench.pretrained.probe import Probe, embedded_probe
 from bench.studies import Study, study
 
 NUM_NOISES = 24
+CLEAR = 0.95
+"""Least probability that the probe gives a rare value for it to count as shown."""
 MOST_PROMPTS = 8
 """Prompts that are tried for the rare values of one query."""
 POOL_PROMPTS = {"reported": 64, "held-out": 24}
@@ -95,10 +97,12 @@ class Search:
         candidates = range(first, first + NUM_NOISES)
         noise = torch.stack([seeds.normal(self.model.latent_shape, "query-noise", seed) for seed in candidates])
         images = self.model.autoencoder.decode(self.study.sampler.sample(self.model, noise, [prompt] * NUM_NOISES))
-        asked = asked_parts(prompt)
-        for seed, face in zip(candidates, self.probe.parts(images), strict=True):
-            if all(face[part] == value for part, value in asked.items()):
-                yield seed, rare_in(face)
+        asked, shares = asked_parts(prompt), self.probe.probabilities(images)
+        for index, (seed, face) in enumerate(zip(candidates, self.probe.parts(images), strict=True)):
+            rare = rare_in(face)
+            clear = all(float(shares[part][index].max()) >= CLEAR for part in rare)
+            if clear and all(face[part] == value for part, value in asked.items()):
+                yield seed, rare
 
     def named(self, split: str) -> list[Entry]:
         """The queries of the group "named"."""
