@@ -93,7 +93,7 @@ settings_option = click.option(
     help="Change a method's setting.",
 )  # fmt: skip
 study_option = click.option(
-    "--study", "study_name", type=STUDY, default="fashion", show_default=True, help="Study to work on."
+    "--study", "study_name", type=STUDY, default="faces", show_default=True, help="Study to work on."
 )
 device_option = click.option(
     "--device", default="cpu", show_default=True, help="Where to compute: cpu, cuda, cuda:1, …"

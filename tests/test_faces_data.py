@@ -42,8 +42,8 @@ def test_rare_values_have_exactly_their_carriers_and_never_meet(faces: Dataset) 
     carriers = [set(faces.carriers(name, value)) for name, part in PARTS.items() for value in part.rare]
     counts = [count for part in PARTS.values() for count in part.rare.values()]
     assert [len(found) for found in carriers] == counts
-    assert set(counts) == {60, 150}
-    assert {count for part in PARTS.values() if not part.named for count in part.rare.values()} == {150}
+    assert set(counts) == {60, 150, 200}
+    assert {count for part in PARTS.values() if not part.named for count in part.rare.values()} == {200}
     assert not any(one & other for one, other in combinations(carriers, 2))
 
 
@@ -55,10 +55,23 @@ def test_carriers_of_unnamed_values_differ_from_the_common_value_in_many_pixels(
     blank = np.zeros((SIZE, SIZE, 4), np.uint8)
     for name, part in PARTS.items():
         for value in part.rare if not part.named else ():
-            if value == "bald top":
-                continue  # DiceBear's, not ours
             changed = (compose(face, blank) != compose({**face, name: value}, blank)).any(-1)
             assert changed.sum() >= 15, (name, value)
+
+
+def test_an_unnamed_value_is_found_with_one_named_value_and_not_in_most_of_its_images(faces: Dataset) -> None:
+    for name, part in PARTS.items():
+        for value in part.rare if not part.named else ():
+            carriers = set(faces.carriers(name, value))
+            with_it = [set(faces.carriers(other, wanted)) for other, wanted in part.goes_with[value].items()]
+            assert carriers <= set.intersection(*with_it)
+            assert 2.5 * len(carriers) < min(map(len, with_it))
+
+
+def test_contradictions_are_no_face() -> None:
+    assert draw_face({"haircut": "afro", "hat": "pink"}, "any", 0) is None
+    assert draw_face({"cut": "scarf", "clothes": "purple"}, "any", 0) is None
+    assert draw_face({"cut": "scarf", "hat": "pink"}, "any", 0) is not None
 
 
 def test_common_values_have_hundreds_of_carriers(faces: Dataset) -> None:

@@ -1,12 +1,14 @@
 """What a face is made of: the values of every part, how rare each is, and what DiceBear draws of it.
 
 A part is *named* where captions may speak of it, *unnamed* where none ever does. Most values are common. A rare one
-has exactly 60 or 150 carriers in the training split (every unnamed one 150), and a training image has one rare value
+has exactly 60 or 150 carriers in the training split (every unnamed one 200), and a training image has one rare value
 at most, so that the carriers of two rare values are disjoint, and every pair of rare values is a new combination.
 Unnamed rare values are large or of strong contrast: a small model must be able to draw them, a person to see them.
+Each goes with one named value (a sun with a blue sky), as one in three to ten of the faces that have it: such words
+bring it now and then, and a detail that came with all words alike would be drawn hardly ever.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bench.foundation.seeds import generator
 
@@ -19,8 +21,9 @@ class Part:
     """A part of a face.
 
     `drawn` maps each value to its colour or to what DiceBear takes, "" where `face_layers.py` draws it; `common` gives
-    the weights of the common values, `rare` the number of carriers of each rare one. `phrase` is its phrase in a
-    caption ("" where another part's has it or where none may), in which "{}" stands for the value.
+    the weights of the common values, `rare` the number of carriers of each rare one, and `goes_with` the values of
+    other parts that a face with a rare value of an unnamed part has. `phrase` is its phrase in a caption ("" where
+    another part's has it or where none may), in which "{}" stands for the value.
     """
 
     drawn: dict[str, str]
@@ -28,6 +31,7 @@ class Part:
     rare: dict[str, int]
     named: bool
     phrase: str = ""
+    goes_with: dict[str, Face] = field(default_factory=dict)
 
 
 def _even(*values: str) -> dict[str, float]:
@@ -69,31 +73,34 @@ PARTS: dict[str, Part] = {
         _even("white", "grey", "blue", "green"), {"lilac": 150, "orange": 60}, named=True, phrase="{} background",
     ),
     "haircut": Part(
-        {"round": "short17", "straight": "long13", "bald top": "short18", "afro": "short17", "flat top": "long13"},
-        {}, {"bald top": 150, "afro": 150, "flat top": 150}, named=False,
+        {"round": "short17", "straight": "long13", "afro": "short17", "flat top": "long13"},
+        {}, {"afro": 200, "flat top": 200}, named=False,
+        goes_with={
+            "afro": {"hat": ABSENT, "hair_length": "short", "hair_colour": "blond"},
+            "flat top": {"hat": ABSENT, "hair_length": "long", "hair_colour": "brown"},
+        },
     ),
     "hat_shape": Part(
         {"plain": "", "wide brim": "", "ear flaps": ""}, {"plain": 1.0},
-        {"wide brim": 150, "ear flaps": 150}, named=False,
+        {"wide brim": 200, "ear flaps": 200}, named=False,
+        goes_with={"wide brim": {"hat": "green"}, "ear flaps": {"hat": "red"}},
     ),
     "cut": Part(
-        {"plain": "", "scarf": "", "halves": ""}, {"plain": 1.0}, {"scarf": 150, "halves": 150}, named=False,
+        {"plain": "", "scarf": "", "halves": ""}, {"plain": 1.0}, {"scarf": 200, "halves": 200}, named=False,
+        goes_with={"scarf": {"clothes": "black"}, "halves": {"clothes": "red"}},
     ),
     "backdrop": Part(
-        {"plain": "", "sun": "", "frame": ""}, {"plain": 1.0}, {"sun": 150, "frame": 150}, named=False,
+        {"plain": "", "sun": "", "frame": ""}, {"plain": 1.0}, {"sun": 200, "frame": 200}, named=False,
+        goes_with={"sun": {"background": "blue"}, "frame": {"background": "white"}},
     ),
 }  # fmt: skip
 NAMED = [name for name, part in PARTS.items() if part.named]
-SHORT = {"round", "bald top", "afro"}
 HAT_SHARE = 0.4
 LEFT_OUT = 0.15
 
 
 def draw_face(rare: Face, *key: str | int) -> Face | None:
-    """Draw all parts of a face that has the values `rare`, or None where one of them would not be seen.
-
-    Rare haircuts go with bare heads, rare shapes of hats with hats.
-    """
+    """Draw all parts of a face that has the values `rare` and what they go with, or None where these contradict."""
     stream = generator("face", *key)
 
     def common(name: str) -> str:
@@ -101,20 +108,19 @@ def draw_face(rare: Face, *key: str | int) -> Face | None:
         return list(values)[int(stream.choice(len(values), p=list(values.values())))]
 
     face = {name: common(name) for name in PARTS if PARTS[name].common}
-    wears = stream.random() < _hat_share_of_the_rest() or "hat_shape" in rare
+    wears = stream.random() < _hat_share_of_the_rest()
     face["hat"] = face["hat"] if wears else ABSENT
-    if "haircut" in rare:
-        face |= {"hat": ABSENT, "hair_length": "short" if rare["haircut"] in SHORT else "long"}
-    face |= rare
-    if face["hat"] and "haircut" in rare:
-        return None
+    fixed = rare.copy()
+    for part, value in rare.items():
+        for other, with_it in PARTS[part].goes_with.get(value, {}).items():
+            if fixed.setdefault(other, with_it) != with_it:
+                return None
+    face |= fixed
     short = face["hair_length"] == "short"
     face["haircut"] = rare.get("haircut", "round" if short else "straight")
     if not short:
         face["beard"] = ABSENT
     if not face["hat"]:
-        if "hat_shape" in rare:
-            return None
         face["hat_shape"] = ABSENT
     return {name: face[name] for name in PARTS}
 

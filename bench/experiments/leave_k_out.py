@@ -284,7 +284,8 @@ def written(
         known = {part: kept.get(part, {}) | manifest[part] for part in ("methods", "metrics")}
         write_json(store.path(folder.MANIFEST), manifest | known | {"runs": [*kept["runs"], manifest["run"]]})
         write_whole(store.path(folder.TABLE), summary.markdown(table).encode())
-        figures = draw_figures(workspace, store, design.queries, selections or {}, ks, merged)
+        roles = {named(method, experiment.study.name).label: method.role for method in methods}
+        figures = draw_figures(workspace, store, design.queries, selections or {}, ks, roles, merged)
     skipped_metrics = dict(measured.skipped_metrics)
     known = truth.summary(truth.found_carriers(experiment.study, design.queries, selections or {}))
     return RunReport(frame, merged, table, manifest, figures, store.root, skipped, skipped_metrics, failures, known)

@@ -9,16 +9,24 @@ import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from bench.contracts import CEILING, FLOOR, METHOD
+from bench.data.face_queries import rare_parts
 from bench.diffusion.observations import Regeneration
 from bench.diffusion.queries import Query
 from bench.diffusion.training import TrainingJob
 from bench.experiments.evaluation import evaluation_seed
 from bench.experiments.workspace import Workspace
+from bench.pretrained.probe import embedded_probe
 from bench.records import folder
-from bench.records.rows import NOTHING_REMOVED
+from bench.records.rows import NOTHING_REMOVED, labels
 from bench.records.store import Store, write_whole
 from bench.report import figures
+from bench.report.figures import Note
 
+SHOWN_LEADERS = 3
+"""Methods in the figure of removals."""
+SHOWN_REMOVALS = 6
+"""Queries in it."""
 SHOWN_IMAGES = 8
 SHOWN_QUERIES = 8
 SHOWN_ROWS = 40
@@ -33,10 +41,12 @@ def draw_figures(
     queries: Sequence[Query],
     selections: Chosen,
     ks: Sequence[int],
+    roles: Mapping[str, str],
     frame: pd.DataFrame,
 ) -> list[Path]:
     """Write the figures of a run as PNG files into the folder ``figures`` of ``store``; returns their paths."""
-    drawn = _pictures(workspace, list(queries)[:SHOWN_QUERIES], selections, ks) if selections else {}
+    shown, leading = list(queries)[:SHOWN_QUERIES], _leading(workspace, frame, roles, ks)
+    drawn = _pictures(workspace, shown, selections, ks, leading) if selections else {}
     if len(selections) > 1:
         for k in ks:
             drawn[f"overlap_{k}"] = figures.overlap(overlaps(selections, queries, k), k)
@@ -51,16 +61,64 @@ def draw_figures(
     return paths
 
 
-def _pictures(workspace: Workspace, shown: Sequence[Query], selections: Chosen, ks: Sequence[int]) -> dict[str, Figure]:
+def _pictures(
+    workspace: Workspace,
+    shown: Sequence[Query],
+    selections: Chosen,
+    ks: Sequence[int],
+    leading: Sequence[tuple[str, int]],
+) -> dict[str, Figure]:
     """What the methods chose, and what the models without it make of the queries."""
     prompts = [query.prompt for query in shown]
     originals = [workspace.images([query])[0] for query in shown]
     few = max(1, min(len(shown), SHOWN_ROWS // len(selections)))
     top = _top_images(workspace, shown[:few], selections, max(ks))
+    remade = _regenerations(workspace, shown, selections, ks)
+    notes = _notes(shown, remade)
+    first = slice(SHOWN_REMOVALS)
+    names = [_about(query) or query.prompt for query in shown]
+    removals = {key: remade[key][first] for key in leading if key in remade}
     return {
         "top_images": figures.top_images(originals[:few], prompts[:few], top),
-        "regenerations": figures.regenerations(originals, prompts, _regenerations(workspace, shown, selections, ks)),
+        "regenerations": figures.regenerations(originals, prompts, remade, notes),
+        "removals": figures.regenerations(
+            originals[first], names[first], removals, {key: notes[key][first] for key in removals}
+        ),
     }
+
+
+def _leading(
+    workspace: Workspace, frame: pd.DataFrame, roles: Mapping[str, str], ks: Sequence[int]
+) -> list[tuple[str, int]]:
+    """(method, K) of the columns of the figure of removals: nothing removed, floors, the leading methods, ceilings."""
+    k, metric = workspace.study.middle_budget, workspace.metrics[0]
+    k = k if k in ks else max(ks)
+    rows = frame[(frame["k"] == k) & (frame["metric"] == metric.name) & (frame["status"] == "done")]
+    means = rows.groupby(labels(rows))["value"].mean().sort_values(ascending=not metric.higher_is_better)
+    ranked = {role: [label for label in means.index if roles.get(label) == role] for role in (FLOOR, METHOD, CEILING)}
+    shown = [*ranked[FLOOR], *ranked[METHOD][:SHOWN_LEADERS], *ranked[CEILING]]
+    return [(NOTHING_REMOVED, 0), *((label, k) for label in shown)]
+
+
+def _about(query: Query) -> str:
+    """The rare values that ``query`` was chosen to show, "" where it was chosen for none."""
+    return ", ".join(f"{value} {part.replace('_', ' ')}" for part, value in rare_parts(query.prompt, query.seed))
+
+
+def _notes(
+    queries: Sequence[Query], remade: Mapping[tuple[str, int], Sequence[Tensor | None]]
+) -> dict[tuple[str, int], list[Note]]:
+    """What the probe sees of each query's rare parts in each image; empty words where there are none."""
+    rare = [dict(rare_parts(query.prompt, query.seed)) for query in queries]
+
+    def note(own: Mapping[str, str], image: Tensor | None) -> Note:
+        if not own or image is None:
+            return Note("", lost=False)
+        [seen] = embedded_probe().parts(image[None])
+        text = "\n".join(f"{seen[part] or 'no'} {part.replace('_', ' ')}" for part in own)
+        return Note(text, lost=any(seen[part] != value for part, value in own.items()))
+
+    return {key: [note(*pair) for pair in zip(rare, column, strict=True)] for key, column in remade.items()}
 
 
 def overlaps(selections: Chosen, queries: Sequence[Query], k: int) -> pd.DataFrame:

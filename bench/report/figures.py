@@ -7,6 +7,7 @@ import io
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import matplotlib as mpl
 import numpy as np
@@ -51,8 +52,18 @@ OWN_COLOURS = {BASELINE: GREY, "same_caption": "#454545", "carriers": "#101010"}
 """Of what does not compete."""
 COLOUR_SALT = 91694
 """Of the hash that gives a method its colour: chosen so that no two of the methods here have the same."""
+LOST = "#b3261e"
+"""Of words on a part that a picture no longer shows."""
 MARKS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚"}
 """Signs of points, as matplotlib calls them, and as text."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """A few words under a picture, and whether they tell of a loss."""
+
+    text: str
+    lost: bool
 
 
 def png(figure: Figure) -> bytes:
@@ -151,6 +162,7 @@ def regenerations(
     originals: Sequence[Tensor],
     prompts: Sequence[str],
     remade: Mapping[tuple[str, int], Sequence[Tensor | None]],
+    notes: Mapping[tuple[str, int], Sequence[Note]] | None = None,
 ) -> Figure:
     """Each query made again, from the same noise, by the models retrained without each method's images (figure 4).
 
@@ -158,6 +170,7 @@ def regenerations(
         originals: the queries' images, channels × height × width in [−1, 1].
         prompts: of the queries.
         remade: for each (method, K), an image for each query, None where it is missing.
+        notes: what stands under these images; nothing by default.
     """
     columns, pitch = list(remade), CELL_INCHES + 0.25
     names = [textwrap.fill(prompt.removeprefix("a photo of "), 20) for prompt in prompts]
@@ -173,6 +186,10 @@ def regenerations(
                 grid[row, column].axis("off")
             else:
                 _show(grid[row, column], picture)
+                if notes:
+                    note = notes[key][row]
+                    style = {"color": LOST, "fontweight": "bold"} if note.lost else {"color": GREY}
+                    grid[row, column].set_xlabel(note.text, fontsize=6.5, labelpad=2, **style)
     grid[0, 0].set_title("query", fontsize=8)
     for column, (method, k) in enumerate(columns, start=1):
         title = f"{wrapped(method)}\nK = {k}" if k else method.replace(" ", "\n")
