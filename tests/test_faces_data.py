@@ -48,15 +48,15 @@ def test_rare_values_have_exactly_their_carriers_and_never_meet(faces: Dataset) 
 
 
 def test_carriers_of_unnamed_values_differ_from_the_common_value_in_many_pixels() -> None:
-    """A small model can draw a shape of two dozen pixels; it rarely draws one of four."""
+    """A small model draws a large shape of strong contrast as often as the data have it, and a small one hardly ever."""
     face = draw_face({}, "any", 0)
     assert face is not None
-    face |= {"hat": "red", "hat_shape": "plain", "haircut": "straight", "cut": "plain", "backdrop": "plain"}
+    face |= {"hat": "", "hair_length": "short", "clothes": "black"}
     blank = np.zeros((SIZE, SIZE, 4), np.uint8)
     for name, part in PARTS.items():
         for value in part.rare if not part.named else ():
             changed = (compose(face, blank) != compose({**face, name: value}, blank)).any(-1)
-            assert changed.sum() >= 15, (name, value)
+            assert changed.sum() >= 40, (name, value)
 
 
 def test_an_unnamed_value_is_found_with_one_named_value_and_not_in_most_of_its_images(faces: Dataset) -> None:
@@ -69,9 +69,9 @@ def test_an_unnamed_value_is_found_with_one_named_value_and_not_in_most_of_its_i
 
 
 def test_contradictions_are_no_face() -> None:
-    assert draw_face({"haircut": "afro", "hat": "pink"}, "any", 0) is None
-    assert draw_face({"cut": "scarf", "clothes": "purple"}, "any", 0) is None
-    assert draw_face({"cut": "scarf", "hat": "pink"}, "any", 0) is not None
+    assert draw_face({"cover": "hood", "hat": "pink"}, "any", 0) is None
+    assert draw_face({"front": "sign", "clothes": "purple"}, "any", 0) is None
+    assert draw_face({"front": "sign", "hat": "pink"}, "any", 0) is not None
 
 
 def test_common_values_have_hundreds_of_carriers(faces: Dataset) -> None:

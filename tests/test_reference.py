@@ -14,7 +14,7 @@ from bench.experiments.reference import Reference, random_removal, sweep
 from bench.records import folder
 from bench.records.rows import REFERENCE, labels
 from bench.report.figures import loss_change
-from bench.report.summary import equivalent, reference_curve, summarize, table_cells
+from bench.report.summary import by_group, equivalent, reference_curve, summarize, table_cells
 from bench.studies import study
 from cli import main
 
@@ -89,6 +89,17 @@ def test_figures_of_one_name_with_other_settings_are_told_apart_not_averaged():
     frame = frame.assign(variant="", settings="")
     table = summarize(frame.assign(method=labels(frame))).set_index("method")
     assert table["mean"].to_dict() == {"ours #ours-0": 1.0, "pixel": 2.0, "ours #ours-1": 3.0}
+
+
+def test_groups_of_queries_are_told_apart():
+    frame = frame_of(
+        {("good", 10, 0): [1.0, 3.0, 10.0, 30.0], ("random", 10, 0): [0.0] * 4, (REFERENCE, 10, 0): [1.0] * 4}
+    )
+    groups = {"q0": "named", "q1": "named", "q2": "unnamed"}
+    table = by_group(frame, groups).set_index("method")
+    assert table["named"].to_dict() == {"good": "2.00000 ± 1.00000", "random": "0.00000 ± 0.00000"}
+    assert table["unnamed"].to_dict() == {"good": "10.00000", "random": "0.00000"}
+    assert by_group(frame, dict.fromkeys(groups, "named")).empty
 
 
 def test_equivalents_use_common_queries_and_complete_points_only():

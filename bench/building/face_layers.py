@@ -1,7 +1,7 @@
 """What this project draws itself: rectangles under and over DiceBear's portrait, on the same grid of 16 x 16 pixels.
 
-Under it lie the background, the backdrop and hair that stands out behind the head. Over it come what must be seen at
-a glance: hats, beards and mouths, and the rare shapes of hats and patterns of clothes.
+Under it lie the background and the backdrop. Over it comes what must be seen at a glance: the sides of short hair, hats,
+beards, mouths, and most of the details that no caption names.
 """
 
 import numpy as np
@@ -12,52 +12,45 @@ Rectangle = tuple[int, int, int, int]
 Layer = tuple[str, list[Rectangle]]
 """A colour (hexadecimal) and the rectangles (x0, y0, x1, y1), x1 and y1 excluded, that have it."""
 SIZE = 16
-WHITE, MOUTH, FRAME, SUN = "ffffff", "c4122f", "1b2030", "f2541b"
-BEHIND: dict[str, list[Rectangle]] = {
-    "afro": [(2, 0, 14, 1), (1, 1, 15, 2), (0, 2, 16, 9), (1, 9, 15, 10)],
-    "flat top": [(0, 0, 16, 4)],
-}
-CROWN: list[Rectangle] = [(4, 0, 12, 1), (3, 1, 13, 2)]
-PLAIN = [*CROWN, (2, 2, 14, 4)]
-HATS: dict[str, list[Rectangle]] = {
-    "plain": PLAIN,
-    "wide brim": [*CROWN, (0, 2, 16, 4), (0, 4, 4, 5), (12, 4, 16, 5)],
-    "ear flaps": [*PLAIN, (1, 3, 3, 11), (13, 3, 15, 11)],
-}
+WHITE, MOUTH, DARK = "ffffff", "c4122f", "1b2030"
+HAT: list[Rectangle] = [(4, 0, 12, 1), (3, 1, 13, 2), (2, 2, 14, 4)]
 MOUTHS: dict[str, list[Layer]] = {
     "smile": [(MOUTH, [(5, 10, 11, 11), (6, 11, 10, 12)]), (WHITE, [(6, 10, 10, 11)])],
     "frown": [(MOUTH, [(6, 10, 10, 11), (5, 11, 7, 12), (9, 11, 11, 12)])],
 }
-PATTERNS: dict[str, list[Layer]] = {
+BACKDROPS: dict[str, list[Layer]] = {
     "plain": [],
-    "scarf": [(WHITE, [(3, 12, 13, 14)])],
-    "halves": [(WHITE, [(3, 13, 8, 14), (2, 14, 8, 16)])],
+    "frame": [],
+    "night": [("101840", [(0, 0, SIZE, 11)])],
+    "stripes": [("0c3a1a", [(0, y, SIZE, y + 2) for y in range(0, SIZE, 4)])],
+}
+IN_FRONT: dict[str, list[Layer]] = {
+    "hood": [(DARK, [(3, 0, 13, 2), (1, 1, 3, 14), (13, 1, 15, 14), (0, 3, 1, 14), (15, 3, 16, 14)])],
+    "sign": [(WHITE, [(3, 12, 13, 16)])],
+    "curtains": [("240610", [(0, 0, SIZE, 1), (0, 0, 2, SIZE), (14, 0, SIZE, SIZE)])],
+    "frame": [(DARK, [(0, 0, SIZE, 1), (0, 15, SIZE, SIZE), (0, 0, 1, SIZE), (15, 0, SIZE, SIZE)])],
 }
 
 
 def under(face: Face) -> list[Layer]:
     """What lies behind the portrait, the farthest first."""
     background = PARTS["background"].drawn[face["background"]]
-    layers: list[Layer] = [(background, [(0, 0, SIZE, SIZE)])]
-    if face["backdrop"] == "sun":
-        layers.append((SUN, [(0, 0, 6, 4), (0, 4, 5, 5), (0, 5, 4, 6), (0, 6, 2, 7)]))
-    layers.append((PARTS["hair_colour"].drawn[face["hair_colour"]], BEHIND.get(face["haircut"], [])))
-    return layers
+    return [(background, [(0, 0, SIZE, SIZE)]), *BACKDROPS[face["backdrop"]]]
 
 
 def over(face: Face) -> list[Layer]:
     """What lies before the portrait, the nearest last."""
     hair = PARTS["hair_colour"].drawn[face["hair_colour"]]
     layers: list[Layer] = []
-    if face["haircut"] == "round":
+    if face["hair_length"] == "short":
         layers.append((hair, [(2, 4, 4, 7), (12, 4, 14, 7)]))
     if face["beard"]:
         layers.append((hair, [(3, 9, 13, 11), (4, 11, 12, 12)]))
-    layers += MOUTHS[face["mouth"]] + PATTERNS[face["cut"]]
+    layers += MOUTHS[face["mouth"]]
     if face["hat"]:
-        layers.append((PARTS["hat"].drawn[face["hat"]], HATS[face["hat_shape"] or "plain"]))
-    if face["backdrop"] == "frame":
-        layers.append((FRAME, [(0, 0, SIZE, 1), (0, 15, SIZE, SIZE), (0, 0, 1, SIZE), (15, 0, SIZE, SIZE)]))
+        layers.append((PARTS["hat"].drawn[face["hat"]], HAT))
+    for part in ("cover", "front", "sides", "backdrop"):
+        layers += IN_FRONT.get(face[part], [])
     return layers
 
 

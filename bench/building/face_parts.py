@@ -3,9 +3,9 @@
 A part is *named* where captions may speak of it, *unnamed* where none ever does. Most values are common. A rare one
 has exactly 60 or 150 carriers in the training split (every unnamed one 200), and a training image has one rare value
 at most, so that the carriers of two rare values are disjoint, and every pair of rare values is a new combination.
-Unnamed rare values are large or of strong contrast: a small model must be able to draw them, a person to see them.
-Each goes with one named value (a sun with a blue sky), as one in three to ten of the faces that have it: such words
-bring it now and then, and a detail that came with all words alike would be drawn hardly ever.
+Unnamed rare values are large, of strong contrast and symmetric: a small model must be able to draw them, a person to see
+them. Each goes with one named value (the night with a blue background), as one in three to eight of the faces that have
+it: such words bring it now and then. A detail that came with all words alike would be drawn hardly ever.
 """
 
 from dataclasses import dataclass, field
@@ -43,7 +43,7 @@ PARTS: dict[str, Part] = {
         {"pale": "ffdbac", "tan": "d9985c", "dark": "5c3317"},
         _even("pale", "tan", "dark"), {}, named=True, phrase="{} skin",
     ),
-    "hair_length": Part({"short": "", "long": ""}, _even("short", "long"), {}, named=True),
+    "hair_length": Part({"short": "short17", "long": "long13"}, _even("short", "long"), {}, named=True),
     "hair_colour": Part(
         {"black": "1c1714", "brown": "a05f22", "blond": "f0d060", "blue": "2f6fe0", "green": "2fb34a"},
         _even("black", "brown", "blond"), {"blue": 150, "green": 60}, named=True,
@@ -72,26 +72,24 @@ PARTS: dict[str, Part] = {
          "lilac": "d6b8f5", "orange": "ffb066"},
         _even("white", "grey", "blue", "green"), {"lilac": 150, "orange": 60}, named=True, phrase="{} background",
     ),
-    "haircut": Part(
-        {"round": "short17", "straight": "long13", "afro": "short17", "flat top": "long13"},
-        {}, {"afro": 200, "flat top": 200}, named=False,
+    "backdrop": Part(
+        {"plain": "", "frame": "", "night": "", "stripes": ""}, {"plain": 1.0},
+        {"frame": 200, "night": 200, "stripes": 200}, named=False,
         goes_with={
-            "afro": {"hat": ABSENT, "hair_length": "short", "hair_colour": "blond"},
-            "flat top": {"hat": ABSENT, "hair_length": "long", "hair_colour": "brown"},
+            "frame": {"background": "white"}, "night": {"background": "blue"}, "stripes": {"background": "green"},
         },
     ),
-    "hat_shape": Part(
-        {"plain": "", "wide brim": "", "ear flaps": ""}, {"plain": 1.0},
-        {"wide brim": 200, "ear flaps": 200}, named=False,
-        goes_with={"wide brim": {"hat": "green"}, "ear flaps": {"hat": "red"}},
+    "sides": Part(
+        {"plain": "", "curtains": ""}, {"plain": 1.0}, {"curtains": 200}, named=False,
+        goes_with={"curtains": {"background": "grey"}},
     ),
-    "cut": Part(
-        {"plain": "", "scarf": "", "halves": ""}, {"plain": 1.0}, {"scarf": 200, "halves": 200}, named=False,
-        goes_with={"scarf": {"clothes": "black"}, "halves": {"clothes": "red"}},
+    "front": Part(
+        {"plain": "", "sign": ""}, {"plain": 1.0}, {"sign": 200}, named=False,
+        goes_with={"sign": {"clothes": "black"}},
     ),
-    "backdrop": Part(
-        {"plain": "", "sun": "", "frame": ""}, {"plain": 1.0}, {"sun": 200, "frame": 200}, named=False,
-        goes_with={"sun": {"background": "blue"}, "frame": {"background": "white"}},
+    "cover": Part(
+        {"plain": "", "hood": ""}, {"plain": 1.0}, {"hood": 200}, named=False,
+        goes_with={"hood": {"hat": ABSENT, "hair_length": "short", "hair_colour": "blond"}},
     ),
 }  # fmt: skip
 NAMED = [name for name, part in PARTS.items() if part.named]
@@ -116,12 +114,8 @@ def draw_face(rare: Face, *key: str | int) -> Face | None:
             if fixed.setdefault(other, with_it) != with_it:
                 return None
     face |= fixed
-    short = face["hair_length"] == "short"
-    face["haircut"] = rare.get("haircut", "round" if short else "straight")
-    if not short:
+    if face["hair_length"] == "long":
         face["beard"] = ABSENT
-    if not face["hat"]:
-        face["hat_shape"] = ABSENT
     return {name: face[name] for name in PARTS}
 
 
@@ -130,8 +124,8 @@ def _hat_share_of_the_rest() -> float:
 
     More have one in the end: a face that is there already is drawn again, and bare heads are fewer.
     """
-    rare_hats = sum(PARTS["hat"].rare.values()) + sum(PARTS["hat_shape"].rare.values())
-    bare = sum(PARTS["haircut"].rare.values())
+    rare_hats = sum(PARTS["hat"].rare.values())
+    bare = sum(PARTS["cover"].rare.values())
     return (HAT_SHARE * 6000 - rare_hats) / (6000 - rare_hats - bare)
 
 
@@ -157,7 +151,7 @@ def options(face: Face) -> dict[str, object]:
     drawn = {name: PARTS[name].drawn.get(value, "") for name, value in face.items()}
     return {
         "seed": "face",
-        "skinColor": [drawn["skin"]], "hairColor": [drawn["hair_colour"]], "hair": [drawn["haircut"]],
+        "skinColor": [drawn["skin"]], "hairColor": [drawn["hair_colour"]], "hair": [drawn["hair_length"]],
         "glassesProbability": 100 if face["glasses"] else 0,
         "glasses": [drawn["glasses"] or "light07"], "glassesColor": ["191919"],
         "hatProbability": 0, "beardProbability": 0, "accessoriesProbability": 0,

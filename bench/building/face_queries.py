@@ -1,11 +1,11 @@
 """Choose the queries of `faces`: prompts and noises whose picture, under the original model, shows rare values.
 
 The prompts are drawn with keys, the common values at random. A noise is taken if the probe finds every part that the
-prompt asks for and no other rare value. In the group "named" the prompt asks for the rare values, and a noise is looked
-for that shows them. In the group "unnamed" no prompt can ask: of POOL noises those are tried that lean towards the
-detail, and the first whose picture clearly has it and no other is taken. The two groups take turns, and each goes
-round its rare values, so that the first 8, 16 and 32 queries are balanced too. The weights of the original model come
-from a safetensors file, such as `benchmarks.faces_recipe --weights` keeps.
+prompt asks for, the rare values that are wanted, and no other rare value. In the group "named" the prompt asks for
+these. In the group "unnamed" no prompt can ask: it only has the named values that the detail goes with, and the noise
+decides. The two groups take turns, and each goes round its rare values, so that the first 8, 16 and 32 queries are
+balanced too. The weights of the original model come from a safetensors file, such as `benchmarks.faces_recipe
+--weights` keeps.
 
 Usage: python -m bench.building.face_queries WEIGHTS --output DIR
 """
@@ -33,10 +33,6 @@ CLEAR = 0.95
 """Least probability that the probe gives a rare value for it to count as shown."""
 MOST_PROMPTS = 8
 """Prompts that are tried for the rare values of one query."""
-POOL = 2000
-"""Noises of which those are tried that lean towards an unnamed detail."""
-MOST_TURNS = 6
-"""Prompts that are tried for each query of the group "unnamed"."""
 Entry = dict[str, Any]
 COUNTS = {"reported": 32, "held-out": 8}
 """Queries of each group."""
@@ -59,10 +55,10 @@ def shifted(split: str, *, named: bool) -> list[tuple[str, str]]:
     return values[SHIFTS[split] :] + values[: SHIFTS[split]]
 
 
-def wanted(split: str) -> Iterator[Face]:
-    """The rare values of each query of the group "named", without end."""
-    values = shifted(split, named=True)
-    singles = cycle(values)
+def wanted(split: str, *, named: bool) -> Iterator[Face]:
+    """The rare values of each query of a group, without end."""
+    values = shifted(split, named=named)
+    singles = cycle([{part: value} for part, value in values])
     pairs = cycle(
         {one[0]: one[1], other[0]: other[1]}
         for step in (2, 3, 5)
@@ -70,7 +66,7 @@ def wanted(split: str) -> Iterator[Face]:
         if one[0] != other[0]
     )
     for turn in count(1):
-        yield next(pairs) if turn % PAIR_EVERY == 0 else dict([next(singles)])
+        yield next(pairs) if named and turn % PAIR_EVERY == 0 else next(singles)
 
 
 def rare_in(face: Face) -> Face:
@@ -105,55 +101,26 @@ class Search:
             if clear and all(face[part] == value for part, value in asked.items()):
                 yield seed, rare
 
-    def named(self, split: str) -> list[Entry]:
-        """The queries of the group "named"."""
+    def group(self, split: str, name: str) -> list[Entry]:
+        """The queries of a group, "named" or "unnamed"."""
         chosen: list[Entry] = []
-        for turn, rare in enumerate(wanted(split)):
-            found = self._shown(rare, split, "named", turn)
-            if found is None:
-                print(f"{split} named {turn}: no picture shows {rare}", flush=True)
-                continue
-            chosen.append(entry(*found, "named", rare))
-            print(f"{split} named {turn}: {chosen[-1]}", flush=True)
+        for turn, rare in enumerate(islice(wanted(split, named=name == "named"), 2 * COUNTS[split])):
+            found = self._shown(rare, split, name, turn)
+            print(f"{split} {name} {turn}: {rare} {found or 'not shown'}", flush=True)
+            if found is not None:
+                chosen.append(entry(*found, name, rare))
             if len(chosen) == COUNTS[split]:
-                break
-        return chosen
+                return chosen
+        raise ValueError(f"only {len(chosen)} pictures of {split} show the rare values of the group {name}")
 
     def _shown(self, rare: Face, *key: str | int) -> tuple[str, int] | None:
-        """A prompt that asks for `rare`, and the seed of a noise whose picture shows it, or None."""
+        """A prompt for `rare`, and the seed of a noise whose picture shows it, or None."""
         for turn in range(MOST_PROMPTS):
             prompt = caption(a_face(rare, "query", *key, turn))
             for seed, shown in self.good(prompt, noises(NUM_NOISES, *key, turn)):
                 if shown == rare:
                     return prompt, seed
         return None
-
-    def unnamed(self, split: str) -> list[Entry]:
-        """The queries of the group "unnamed": the details take turns, each with prompts of its own."""
-        chosen: list[Entry] = []
-        for turn, (part, value) in enumerate(islice(cycle(shifted(split, named=False)), MOST_TURNS * COUNTS[split])):
-            face = a_face({part: value}, "query", split, "unnamed", turn)
-            prompt, likely = caption(face), self.likely(part, value, split, turn)
-            shown = next((seed for seed, rare in self.good(prompt, likely) if rare == {part: value}), None)
-            print(f"{split} unnamed {turn}: {value} {part} {'not ' if shown is None else ''}shown", flush=True)
-            if shown is not None:
-                chosen.append(entry(prompt, shown, "unnamed", {part: value}))
-            if len(chosen) == COUNTS[split]:
-                return chosen
-        raise ValueError(f"only {len(chosen)} pictures of {split} show a rare unnamed detail")
-
-    def likely(self, part: str, value: str, *key: str | int) -> list[int]:
-        """Seeds of the NUM_NOISES of POOL noises that lean most towards the detail.
-
-        A noise leans by its inner product with the difference of the mean training images with and without it.
-        """
-        dataset = self.study.dataset
-        carriers = dataset.carriers(part, value)
-        others = sorted(set(range(len(dataset))) - set(carriers))
-        towards = dataset.pixels(carriers).mean(0) - dataset.pixels(others).mean(0)
-        pool = noises(POOL, *key, part, value)
-        leaning = [float((seeds.normal(self.model.latent_shape, "query-noise", seed) * towards).sum()) for seed in pool]
-        return [seed for _, seed in sorted(zip(leaning, pool, strict=True), reverse=True)[:NUM_NOISES]]
 
 
 def noises(count: int, *key: str | int) -> range:
@@ -175,7 +142,7 @@ def build(weights: Path, output: Path) -> None:
     texts = []
     for split in COUNTS:
         with compute_threads(1):
-            pairs = zip(search.named(split), search.unnamed(split), strict=True)
+            pairs = zip(search.group(split, "named"), search.group(split, "unnamed"), strict=True)
         lines = ",\n".join(f"    {json.dumps(one)}" for pair in pairs for one in pair)
         texts.append(f'  "{split}": [\n{lines}\n  ]')
     (output / "queries.json").write_text("{\n" + ",\n".join(texts) + "\n}\n", encoding="utf-8")

@@ -117,18 +117,9 @@ def boxes(renderer: Renderer, faces: list[Face]) -> dict[str, list[int]]:
     for name, part in PARTS.items():
         changed = np.zeros((SIZE, SIZE), bool)
         before = renderer.draw(faces)
-        for value in [*part.drawn, ABSENT] if name not in ("hair_length", "cut") else part.drawn:
-            if name == "hair_length":
-                cuts = {"short": "round", "long": "straight"}
-                others = [{**face, "haircut": cuts[value]} for face in faces]
-            elif name == "hat_shape":
-                others = [{**face, "hat_shape": value} for face in faces if face["hat"]]
-            elif value == ABSENT and ABSENT not in part.common and name != "hat":
-                continue
-            else:
-                others = [{**face, name: value} for face in faces]
-            old = before[[bool(face["hat"]) for face in faces]] if name == "hat_shape" else before
-            changed |= (renderer.draw(others) != old).any(axis=(0, 3))
+        for value in dict.fromkeys([*part.drawn, *part.common, *([ABSENT] if name == "hat" else [])]):
+            others = [{**face, name: value} for face in faces]
+            changed |= (renderer.draw(others) != before).any(axis=(0, 3))
         rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
         found[name] = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
     return found

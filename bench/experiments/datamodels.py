@@ -40,7 +40,7 @@ from bench.records.rows import Row, frame_of
 from bench.records.store import Store, write_json, write_whole
 from bench.registry import metrics as metric_registry
 from bench.registry import named
-from bench.report.shown import Report, Table
+from bench.report.shown import Report, Table, as_markdown
 from bench.report.statistics import Interval, resampled_bounds
 from bench.studies import Study
 
@@ -280,14 +280,11 @@ def _merge(store: Store, new: pd.DataFrame) -> pd.DataFrame:
 
 def markdown(table: pd.DataFrame, queries: int, seeds_each: int) -> str:
     """The table, with what it is a mean over."""
-    lines = [
+    head = (
         f"Linear datamodeling score, mean over {queries} queries, {seeds_each} training(s) a subset; secondary to "
-        "leave-K-out.",
-        "",
-        f"| {' | '.join(TABLE_HEAD)} |",
-        "|---|---|---|",
-    ]
-    return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in table_cells(table))]) + "\n"
+        "leave-K-out."
+    )
+    return f"{head}\n\n{as_markdown((TABLE_HEAD, table_cells(table)))}"
 
 
 def table_cells(table: pd.DataFrame) -> list[list[str]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.contracts import Method
+from bench.contracts import Method, Metric
 from bench.diffusion.queries import Query, QuerySpec
 from bench.diffusion.training import TrainingJob
 from bench.errors import InvalidInput, ResultsFolderError, Unavailable, reason_of
@@ -31,8 +31,9 @@ from bench.records import folder, rows
 from bench.records.names import MethodName
 from bench.records.store import Store, write_json, write_whole
 from bench.registry import named, tuned
-from bench.report import summary, truth
-from bench.report.shown import Report, Table
+from bench.report import summary
+from bench.report.shown import Report, Table, as_markdown
+from bench.report.truth import Truth
 
 DESIGNS = ("paired", "unpaired", "both")
 
@@ -45,36 +46,38 @@ class RunReport(Report):
         frame: the rows of this run (columns: ``bench.records.rows.COLUMNS``).
         merged: those of all runs in the folder.
         table: their summary over queries.
+        groups: means in each group of queries (``bench.report.summary.by_group``); empty where there are no groups.
+        truth: what the parts of images tell, where they are known.
         manifest: what produced them.
         figures: paths of the pictures.
         folder: where all of it lies.
         skipped: methods that cannot run here, with the reason.
         skipped_metrics: metrics that cannot be computed here, with the reason.
         failures: methods that failed, with the reason.
-        truth: carriers of the query's rare parts among the top K (``bench.report.truth.summary``); empty where the
-            parts of images are not known.
     """
 
     frame: pd.DataFrame
     merged: pd.DataFrame
     table: pd.DataFrame
+    groups: pd.DataFrame
+    truth: Truth
     manifest: dict[str, Any]
     figures: list[Path]
     folder: Path
     skipped: dict[str, str]
     skipped_metrics: dict[str, str]
     failures: dict[str, str]
-    truth: pd.DataFrame
 
     def tables(self) -> list[Table]:
-        """The means over queries, and the carriers found where they are known."""
-        known = [(truth.TABLE_HEAD, truth.table_cells(self.truth))] if len(self.truth) else []
-        return [(summary.TABLE_HEAD, summary.table_cells(self.table)), *known]
+        """The means over queries, those in each group of queries, and the carriers found where they are known."""
+        groups = [(list(self.groups), self.groups.astype(str).to_numpy().tolist())] if len(self.groups) else []
+        return [(summary.TABLE_HEAD, summary.table_cells(self.table)), *groups, *self.truth.tables()]
 
     def notes(self) -> list[str]:
         """What was skipped, what each method's settings come from, where all lies."""
         skipped = {**self.skipped, **self.skipped_metrics}
         return [
+            *self.truth.notes(),
             *(f"skipped {name}: {why}" for name, why in skipped.items()),
             *(f"{method}: {facts['tuned_on']}" for method, facts in self.manifest["methods"].items()),
             f"table, frame, manifest and pictures: {self.folder}",
@@ -270,12 +273,12 @@ def written(
         selections: the top K by the method's label, for pictures.
         ks: the K.
     """
-    frame = rows.frame_of(measured.rows)
+    study, frame = experiment.study, rows.frame_of(measured.rows)
     store = experiment.store(workspace)
     merged = rows.merge(store, frame)
-    table = summary.summarize(merged.assign(method=rows.labels(merged)))
-    chosen = design.chosen
-    skipped, failures = dict(chosen.skipped), dict(chosen.failures)
+    labelled = merged.assign(method=rows.labels(merged))
+    groups = {query.id: study.group(query) for query in design.queries if study.group(query)}
+    tops, roles = selections or {}, {named(method, study.name).label: method.role for method in methods}
     manifest = _manifest(experiment, workspace, measured, methods) | {
         "run": _run_facts(experiment, workspace, design, measured)
     }
@@ -283,12 +286,28 @@ def written(
         kept = store.record(folder.MANIFEST) or {"runs": []}
         known = {part: kept.get(part, {}) | manifest[part] for part in ("methods", "metrics")}
         write_json(store.path(folder.MANIFEST), manifest | known | {"runs": [*kept["runs"], manifest["run"]]})
-        write_whole(store.path(folder.TABLE), summary.markdown(table).encode())
-        roles = {named(method, experiment.study.name).label: method.role for method in methods}
-        figures = draw_figures(workspace, store, design.queries, selections or {}, ks, roles, merged)
-    skipped_metrics = dict(measured.skipped_metrics)
-    known = truth.summary(truth.found_carriers(experiment.study, design.queries, selections or {}))
-    return RunReport(frame, merged, table, manifest, figures, store.root, skipped, skipped_metrics, failures, known)
+        report = RunReport(
+            frame=frame,
+            merged=merged,
+            table=summary.summarize(labelled),
+            groups=summary.by_group(labelled, groups),
+            truth=Truth.of(study, design.queries, tops, _values(workspace.metrics[0], labelled, ks)),
+            manifest=manifest,
+            figures=draw_figures(workspace, store, design.queries, tops, ks, roles, merged),
+            folder=store.root,
+            skipped=dict(design.chosen.skipped),
+            skipped_metrics=dict(measured.skipped_metrics),
+            failures=dict(design.chosen.failures),
+        )
+        write_whole(store.path(folder.TABLE), "\n".join(map(as_markdown, report.tables())).encode())
+    return report
+
+
+def _values(metric: Metric, frame: pd.DataFrame, ks: Sequence[int]) -> dict[int, pd.DataFrame]:
+    """By K, the values of ``metric``, queries × methods; higher means that the removed images mattered more."""
+    done = frame[(frame["metric"] == metric.name) & (frame["status"] == "done")]
+    sign = 1 if metric.higher_is_better else -1
+    return {k: sign * done[done["k"] == k].pivot_table("value", "query", "method") for k in ks}
 
 
 def _manifest(

@@ -9,6 +9,13 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Head and lines of a table for people."""
 
 
+def as_markdown(table: Table) -> str:
+    """A table as Markdown."""
+    head, cells = table
+    first, *others = (f"| {' | '.join(line)} |" for line in (head, *cells))
+    return "\n".join([first, "|" + "---|" * len(head), *others]) + "\n"
+
+
 class Report(ABC):
     """What was found: files in the results folder, and what a command prints."""
 

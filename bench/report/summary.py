@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 
 from bench.contracts import Metric
 from bench.errors import ResultsFolderError
-from bench.records.rows import BASELINE, NOTHING_REMOVED, REFERENCE, load
+from bench.records.rows import BASELINE, NOT_RANKED, NOTHING_REMOVED, REFERENCE, load
 from bench.records.store import Store
 from bench.registry import metrics
 from bench.report.statistics import MIN_QUERIES, Equivalent, equivalent_random, interval, mean_and_error
@@ -101,6 +101,29 @@ def summarize(frame: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
     )
 
 
+def by_group(frame: pd.DataFrame, groups: Mapping[str, str]) -> pd.DataFrame:
+    """Mean ± 1 standard error in each group of queries: metric, k, method, design × group, as text.
+
+    Args:
+        frame: rows.
+        groups: each query's group; a query that it lacks is left out.
+
+    Returns:
+        A frame with a column for each group; empty where there are not two groups.
+    """
+    named = frame.assign(group=frame["query"].map(groups))
+    named = named[(named["status"] == "done") & ~named["method"].isin(NOT_RANKED) & named["group"].notna()]
+    if named["group"].nunique() < 2:
+        return pd.DataFrame()
+    keys = ["metric", "k", "method", "design", "group"]
+    per_query = named.groupby([*keys, "query"], sort=False)["value"].mean()
+    cells = per_query.groupby(level=keys).agg(
+        lambda own: f"{own.mean():.5f}" + (f" ± {mean_and_error(own.to_numpy())[1]:.5f}" if len(own) > 1 else "")
+    )
+    wide = cells.reset_index(name="cell").pivot_table("cell", keys[:-1], "group", aggfunc="first", fill_value="")
+    return wide.reset_index()
+
+
 def _equivalent_columns(
     frame: pd.DataFrame, method: str, metric: str, design: str, own: pd.Series[float]
 ) -> dict[str, float | str]:
@@ -112,13 +135,6 @@ def _equivalent_columns(
     if found is None:
         return {"outside": ""}
     return {"images": found.images, "images_low": found.low, "images_high": found.high, "outside": found.outside}
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """The summary as a Markdown table."""
-    lines = ["| " + " | ".join(TABLE_HEAD) + " |", "|" + "---|" * len(TABLE_HEAD)]
-    lines += ["| " + " | ".join(cells) + " |" for cells in table_cells(table)]
-    return "\n".join(lines) + "\n"
 
 
 def table_cells(table: pd.DataFrame) -> list[list[str]]:

@@ -10,12 +10,14 @@ This costs no retraining. Whether it tells what retraining tells is asked by ``a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from bench.diffusion.queries import Query
+from bench.report.shown import Table
 from bench.report.statistics import Interval, interval
 from bench.studies import Study
 
@@ -56,16 +58,52 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values(["group", "k", "recall"], ascending=[True, True, False], ignore_index=True)
 
 
-def table_cells(table: pd.DataFrame, group: str = EVERY) -> list[list[str]]:
-    """Lines of ``summary`` as text, those of one group."""
-    return [
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What the parts tell.
+
+    Attributes:
+        carriers: of ``summary``; empty where the parts of images are not known.
+        agreement: by K, whether carriers rank methods as retraining does (``agreement``); only the K that can tell.
+    """
+
+    carriers: pd.DataFrame
+    agreement: dict[int, Interval]
+
+    @classmethod
+    def of(cls, study: Study, queries: Sequence[Query], tops: Tops, values: Mapping[int, pd.DataFrame]) -> Truth:
+        """For the methods' ``tops``, and ``values`` of the metric by K, queries × labels."""
+        found = found_carriers(study, queries, tops)
+        told = {k: agreement(found, of_k, k) for k, of_k in values.items()}
+        return cls(summary(found), {k: rho for k, rho in told.items() if not np.isnan(rho.mean)})
+
+    def tables(self) -> list[Table]:
+        """One table, or none."""
+        return [table(self.carriers)] if len(self.carriers) else []
+
+    def notes(self) -> list[str]:
+        """A line for each K."""
+        return [
+            f"K = {k}: carriers found rank methods as retraining does with Spearman's ρ {rho.mean:.2f}"
+            + ("" if np.isnan(rho.low) else f" [{rho.low:.2f}, {rho.high:.2f}]")
+            for k, rho in self.agreement.items()
+        ]
+
+
+def table(found: pd.DataFrame) -> Table:
+    """``summary`` for people: all queries, and beside them the share of carriers found in each group."""
+    groups = [group for group in found["group"].unique() if group != EVERY]
+    recall = found.set_index(["k", "label", "group"])["recall"]
+    lines = [
         [
             str(line.k), str(line.label), str(line.queries),
             f"{line.recall:.2f}" + ("" if pd.isna(line.low) else f" [{line.low:.2f}, {line.high:.2f}]"),
+            *(f"{recall.get((line.k, line.label, group), float('nan')):.2f}" for group in groups),
             f"{line.precision:.2f}", f"{line.chance:.2f}",
         ]
-        for line in table[table["group"] == group].itertuples()
+        for line in found[found["group"] == EVERY].itertuples()
     ]  # fmt: skip
+    return (*TABLE_HEAD[:-2], *(f"where {group}" for group in groups), *TABLE_HEAD[-2:]), lines
 
 
 def agreement(frame: pd.DataFrame, values: pd.DataFrame, k: int) -> Interval:
