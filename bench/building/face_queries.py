@@ -84,10 +84,11 @@ def a_face(rare: Face, *key: str | int) -> Face:
 
 
 class Search:
-    """Looks for pictures under one model."""
+    """Looks for pictures under one model; no prompt is taken twice."""
 
     def __init__(self, model: DiffusionModel, the_study: Study, probe: Probe) -> None:
         self.model, self.study, self.probe = model, the_study, probe
+        self.prompts: set[str] = set()
 
     def good(self, prompt: str, candidates: Sequence[int]) -> Iterator[tuple[int, Face]]:
         """Seed and rare values of each of the noises ``candidates`` whose picture has every part asked for."""
@@ -117,8 +118,11 @@ class Search:
         """A prompt for `rare`, and the seed of a noise whose picture shows it, or None."""
         for turn in range(MOST_PROMPTS):
             prompt = caption(a_face(rare, "query", *key, turn))
+            if prompt in self.prompts:
+                continue
             for seed, shown in self.good(prompt, noises(NUM_NOISES, *key, turn)):
                 if shown == rare:
+                    self.prompts.add(prompt)
                     return prompt, seed
         return None
 
