@@ -48,7 +48,7 @@ def test_rare_values_have_exactly_their_carriers_and_never_meet(faces: Dataset) 
 
 
 def test_carriers_of_unnamed_values_differ_from_the_common_value_in_many_pixels() -> None:
-    """A small model draws a large shape of strong contrast as often as the data have it, and a small one hardly ever."""
+    """A small model draws a large shape as often as the data have it, and a small one hardly ever."""
     face = draw_face({}, "any", 0)
     assert face is not None
     face |= {"hat": "", "hair_length": "short", "clothes": "black"}

@@ -1,7 +1,7 @@
 """What this project draws itself: rectangles under and over DiceBear's portrait, on the same grid of 16 x 16 pixels.
 
-Under it lie the background and the backdrop. Over it comes what must be seen at a glance: the sides of short hair, hats,
-beards, mouths, and most of the details that no caption names.
+Under it lie the background and the backdrop. Over it comes what must be seen at a glance: the sides of short hair,
+hats, beards, mouths, and most of the details that no caption names.
 """
 
 import numpy as np

@@ -3,9 +3,9 @@
 A part is *named* where captions may speak of it, *unnamed* where none ever does. Most values are common. A rare one
 has exactly 60 or 150 carriers in the training split (every unnamed one 200), and a training image has one rare value
 at most, so that the carriers of two rare values are disjoint, and every pair of rare values is a new combination.
-Unnamed rare values are large, of strong contrast and symmetric: a small model must be able to draw them, a person to see
-them. Each goes with one named value (the night with a blue background), as one in three to eight of the faces that have
-it: such words bring it now and then. A detail that came with all words alike would be drawn hardly ever.
+Unnamed rare values are large, of strong contrast and symmetric: a small model must be able to draw them, a person to
+see them. Each goes with one named value (the night with a blue background), as one in three to eight of the faces that
+have it: such words bring it now and then. A detail that came with all words alike would be drawn hardly ever.
 """
 
 from dataclasses import dataclass, field
