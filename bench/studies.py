@@ -256,7 +256,7 @@ def faces() -> Study:
 
     Every query shows one or two rare values, named by its prompt or brought by its noise; the training images that
     carry them are its known set (``bench.data.face_queries``). How the recipe was found:
-    docs/log/2026-11-25-faces-recipe.md. Of 200 held-out prompts 94.5 % show every part that they ask for.
+    docs/log/2026-11-25-faces-recipe.md. Of 200 held-out prompts 85 % show every part that they ask for.
     """
     reported, held_out = face_queries(), face_queries("held-out")
     return Study(
