@@ -286,6 +286,17 @@ def leaderboard_(study_name: str, sources: Sequence[Path], results: Path | None)
     _show(publish(study(study_name), sources, results or Path("results") / study_name))
 
 
+@main.command("doctor")
+@click.argument("results", type=FOLDER)
+@click.option("--seal", is_flag=True, help="Write the digests of files that carry none into digests.json.")
+def doctor_(results: Path, seal: bool) -> None:
+    """Look through the results folder RESULTS, one's own or a published one: what is damaged, what that costs, how it
+    heals. Nothing in it is changed; exit code 1 where something is damaged."""
+    from bench.report import doctor
+
+    _show(doctor.seal(results) if seal else doctor.examine(results))
+
+
 @main.command("check")
 @plugins
 @weights_option

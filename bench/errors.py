@@ -1,15 +1,19 @@
 """What can go wrong, in one tree. Never a traceback for what a user can mend: the command says it in a line, and exits.
 
-The exit code is 2 where nothing was done, 1 where a part failed and the rest is written.
+The exit code is 2 where nothing was done, 1 where a part failed and the rest is written, 75 where the same command goes
+on with what is not finished.
 
 BenchError
 ├── UnknownName          a study, method, metric or setting that does not exist
 ├── InvalidInput         a value out of range: K, --queries, a setting
 │   └── UnknownWord      a prompt with words that the text encoder does not know
-├── ResultsFolderError   the results folder is a file, read-only, full, or of another study
+├── ResultsFolderError   the results folder is a file, read-only, or of another study
+│   └── DiskFull         it is full: the same command goes on once there is space
 ├── DamagedArtifact      a stored file is truncated or fails its digest (the ledger rebuilds it)
 ├── Unavailable          a method lacks what it needs on this machine: a package, weights
-├── MethodFailed         a plugin raised, or returned scores that break the contract
+├── PluginFailed         a plugin raised, or returned something else than it promised
+│   ├── MethodFailed     an attribution method
+│   └── MetricFailed     a metric, or its observation
 ├── TrainingFailed       a retraining produced a non-finite loss
 └── PartlyFailed         a part of what was asked for failed; the rest is there
 """
@@ -48,6 +52,12 @@ class ResultsFolderError(BenchError):
     """The results folder cannot be used."""
 
 
+class DiskFull(ResultsFolderError):
+    """The results folder cannot be written any more; what is finished is kept."""
+
+    exit_code = 75
+
+
 class DamagedArtifact(BenchError):
     """A stored file is not what was written."""
 
@@ -56,8 +66,16 @@ class Unavailable(BenchError):
     """A method lacks what it needs on this machine; it is skipped, and the others go on."""
 
 
-class MethodFailed(BenchError):
+class PluginFailed(BenchError):
+    """A method, metric or observation raised, or returned something else than it promised."""
+
+
+class MethodFailed(PluginFailed):
     """An attribution method raised, or broke the contract of scores."""
+
+
+class MetricFailed(PluginFailed):
+    """A metric or its observation raised, or returned something else than a number."""
 
 
 class TrainingFailed(BenchError):

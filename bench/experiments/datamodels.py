@@ -13,7 +13,6 @@ steps as D (step-matched, as everywhere here), paired by seed.
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -37,7 +36,7 @@ from bench.foundation.digests import digest_of
 from bench.records import folder
 from bench.records.names import MethodName
 from bench.records.rows import Row, frame_of
-from bench.records.store import Store, write_json, write_whole
+from bench.records.store import Store, write_whole
 from bench.registry import metrics as metric_registry
 from bench.registry import named
 from bench.report.shown import Report, Table
@@ -172,7 +171,7 @@ class DatamodelTest(Experiment["Datamodels"]):
         hashes = [digest_of(sorted(ids[index] for index in kept)) for kept in drawn]
         digest = digest_of(hashes)
         facts = {"study_digest": self.study.digest, "share": self.share, "seed": self.study.seed, "subsets": hashes}
-        write_json(store.path(*folder.subsets(digest)), facts)
+        store.write_record(folder.subsets(digest), facts)
         return digest
 
     def _row(self, method: Method, query: Query, value: float, count: int, digest: str) -> dict[str, object]:
@@ -267,14 +266,12 @@ def _losses(rows: Sequence[Row], subsets: int, queries: Sequence[str]) -> np.nda
 
 def _merge(store: Store, new: pd.DataFrame) -> pd.DataFrame:
     """Keep ``new`` rows with the earlier ones; a new row replaces its older self."""
-    path = store.path(folder.LDS)
-    with store.lock("lds"):
-        earlier = [pd.read_parquet(path)] if path.exists() else []
+    with store.lock("results"):
+        kept = store.frame(folder.LDS)
+        earlier = [kept] if kept is not None and set(KEYS) <= set(kept.columns) else []
         merged = pd.concat([*earlier, new], ignore_index=True).drop_duplicates(KEYS, keep="last")
         merged = merged.sort_values(["method", "query", "subsets", "seeds"], ignore_index=True)
-        buffer = io.BytesIO()
-        merged.to_parquet(buffer, index=False)
-        write_whole(path, buffer.getvalue())
+        store.write_frame((folder.LDS,), merged)
     return merged
 
 

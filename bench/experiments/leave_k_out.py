@@ -29,7 +29,7 @@ from bench.experiments.workspace import Workspace
 from bench.foundation.machine import describe, peak_memory_mib
 from bench.records import folder, rows
 from bench.records.names import MethodName
-from bench.records.store import Store, write_json, write_whole
+from bench.records.store import Store, write_whole
 from bench.registry import named, tuned
 from bench.report import summary, truth
 from bench.report.shown import Report, Table
@@ -167,7 +167,9 @@ class Run(Removals):
 
     def store(self, workspace: Workspace) -> Store:
         """Where the rows go: those of held-out queries stay apart."""
-        return Store(workspace.store.root / folder.TUNING) if self.held_out else workspace.store
+        if not self.held_out:
+            return workspace.store
+        return Store(workspace.store.root / folder.TUNING, note=workspace.store.note, study=self.study.digest)
 
     def comparisons(self, workspace: Workspace, queries: Sequence[Query], controls: Controls, *, ahead: bool) -> Chosen:
         """Every removal, and nothing removed under other seeds."""
@@ -272,17 +274,18 @@ def written(
     """
     frame = rows.frame_of(measured.rows)
     store = experiment.store(workspace)
-    merged = rows.merge(store, frame)
-    table = summary.summarize(merged.assign(method=rows.labels(merged)))
     chosen = design.chosen
     skipped, failures = dict(chosen.skipped), dict(chosen.failures)
     manifest = _manifest(experiment, workspace, measured, methods) | {
         "run": _run_facts(experiment, workspace, design, measured)
     }
-    with store.lock("report"):
+    with store.lock("results"):
+        merged = rows.merge(store, frame)
+        table = summary.summarize(merged.assign(method=rows.labels(merged)))
         kept = store.record(folder.MANIFEST) or {"runs": []}
         known = {part: kept.get(part, {}) | manifest[part] for part in ("methods", "metrics")}
-        write_json(store.path(folder.MANIFEST), manifest | known | {"runs": [*kept["runs"], manifest["run"]]})
+        runs = {"runs": [*kept.get("runs", []), manifest["run"]]}
+        store.write_record((folder.MANIFEST,), manifest | known | runs)
         write_whole(store.path(folder.TABLE), summary.markdown(table).encode())
         figures = draw_figures(workspace, store, design.queries, selections or {}, ks, merged)
     skipped_metrics = dict(measured.skipped_metrics)

@@ -33,7 +33,8 @@ from bench.foundation.progress import Progress
 from bench.records import folder as names
 from bench.records import rows as results
 from bench.records.names import MethodName
-from bench.records.store import Store, read_json
+from bench.records.sealing import read_json
+from bench.records.store import Store
 from bench.registry import metrics
 from bench.report.shown import Report, Table
 from bench.studies import STUDIES, Study, study
@@ -104,7 +105,7 @@ def rows_to_verify(
 
     Raises InvalidInput where there is none, or where more than one retrained model is meant.
     """
-    frame = results.load(Store(folder))
+    frame = results.load(Store(folder, read_only=True))
     if not len(frame):
         raise ResultsFolderError(f"{folder} holds no rows ({names.ROWS}): give a results folder with --results.")
     if row is not None:
@@ -150,7 +151,7 @@ class Verification(Experiment[Verdicts]):
 
     def asked(self, workspace: Workspace, *, ahead: bool) -> tuple[list[Query], Controls]:
         """The published query and its controls: what is verified is the row, not the query's making."""
-        kept, row = load_queries(Store(self.published)), self.row
+        kept, row = load_queries(Store(self.published, read_only=True)), self.row
         query = kept.get(row["query"])
         if query is None or query.digest != row["query_digest"]:
             raise InvalidInput(
@@ -188,7 +189,7 @@ class Verification(Experiment[Verdicts]):
         if measured.failed:
             raise TrainingFailed("; ".join(sorted(set(measured.failed.values()))))
         same = self.row["machine"] == machine_kind(workspace.device)
-        published = results.load(Store(self.published))
+        published = results.load(Store(self.published, read_only=True))
         return Verdicts(
             [
                 Verified(record, row.value, 0.0 if same else self.tolerance * _usual_size(published, record), same)

@@ -8,14 +8,18 @@ A results folder belongs to one version of one study. Each function or constant 
     results.parquet  one row per value; manifest.json, table.md, figures/ beside it
     subsets/, lds.*  the linear datamodeling score                attributions/, tuning/ contact sheets; held-out runs
     failures/        requests and methods that failed, with their tracebacks
+    digests.json     sha256 of files that do not carry their own
     models/, checkpoints/, cache/, locks/, damaged/               large or transient: never committed
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 Parts = tuple[str, ...]
+KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@=+,-]{0,199}")
+"""What tensors that methods share may be called: it stands in a path."""
 
 STUDY = "study.json"
 QUERIES = "queries.safetensors"
@@ -24,6 +28,7 @@ MANIFEST = "manifest.json"
 TABLE = "table.md"
 LDS, LDS_TABLE = "lds.parquet", "lds.md"
 BOARD_PAGE, BOARD_TABLE, BOARD_CSV = "leaderboard.html", "leaderboard.md", "leaderboard.csv"
+DIGESTS = "digests.json"
 TUNING = "tuning"
 """The folder of held-out runs, which is a results folder of its own."""
 NEEDED = (STUDY, ROWS, MANIFEST, QUERIES)
@@ -111,3 +116,42 @@ def observations(root: Path) -> list[Path]:
 def selections(root: Path, *, method: str = "*", method_digest: str = "*", query_digest: str = "*") -> list[Path]:
     """All records of selections under ``root`` that fit."""
     return sorted((root / "selections").glob(f"{method}-{method_digest}-{query_digest}{RECORD}"))
+
+
+OF_THE_FOLDER = (STUDY, QUERIES, ROWS, MANIFEST, LDS, DIGESTS)
+COSTS = {
+    "models": ("the weights of one model; what was observed of it stays", "it is trained again when they are needed"),
+    "checkpoints": ("the steps of one training under way", "the training begins anew"),
+    "observations": ("what was observed of one model", "the same run observes it again, and trains it where its weights are gone"),
+    "selections": ("the top K of one method for one query", "the same run takes them from the scores, or scores again"),
+    "failures": ("the reason of one failure", "nothing: the same run tries again"),
+    "subsets": ("the record of which random halves were drawn", "`bench lds` writes it again"),
+    "cache": ("time", "whoever needs it builds it again"),
+    "scores": ("the scores of one method for one query", "the same run scores again"),
+    STUDY: ("the record of which study the folder belongs to", "the next run writes it again; check that --study is the same"),
+    QUERIES: ("the queries", "the next run makes them again; on another kind of machine their bits differ, and so do all keys"),
+    ROWS: ("the rows of all runs", "each run's command, named in manifest.json, writes its rows again from observations/"),
+    MANIFEST: ("the record of what produced the rows", "each run's command writes its part again"),
+    LDS: ("the linear datamodeling scores", "`bench lds` writes them again from observations/"),
+    DIGESTS: ("the digests of files without their own: these are read unchecked", "restore it, or `bench doctor --seal`"),
+}  # fmt: skip
+"""What damage of each kind of artifact costs, and how it heals."""
+MADE_ANEW = ("nothing that is not in the rows", "`bench run` or `bench leaderboard` draws it again")
+
+
+def kind(path: Path) -> str:
+    """The kind of artifact that ``path`` is, a key of COSTS; "" for pages, tables and pictures."""
+    if path.name in OF_THE_FOLDER:
+        return path.name
+    return path.parent.name if path.parent.name in COSTS else ""
+
+
+def identity(path: Path) -> str:
+    """Who the artifact at ``path`` is: kind and key. It does not depend on where the results folder lies."""
+    return path.name if kind(path) in ("", path.name) else f"{path.parent.name}/{path.name}"
+
+
+def cost(path: Path) -> str:
+    """What the damage of ``path`` costs and how it heals, in a sentence."""
+    lost, heals = COSTS.get(kind(path), MADE_ANEW)
+    return f"It costs {lost}; {heals}."

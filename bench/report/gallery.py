@@ -17,7 +17,8 @@ from bench.errors import BenchError, DamagedArtifact
 from bench.foundation.digests import digest_of
 from bench.records import folder
 from bench.records.rows import NOT_RANKED, NOTHING_REMOVED
-from bench.records.store import Store, read_json, read_tensors
+from bench.records.sealing import read_json, read_tensors
+from bench.records.store import Store
 from bench.studies import Study
 
 SHOWN_IMAGES = 8

@@ -63,11 +63,12 @@ def publish(study: Study, sources: Sequence[Path], root: Path) -> Published:
         sources: results folders, later ones win where two hold the same row.
         root: the results folder of the leaderboard.
     """
-    folders = [open_folder(path, study.name) for path in _places(study, sources, root)]
-    merged = merge_folders(folders)
-    board = leaderboard(merged.frame, merged.manifest, study.name, len(study.dataset))
+    _places(study, sources, root)  # an empty call makes no folder
     store = Store(root)
-    with store.lock("results"):
+    with store.lock("results"):  # what is read here must still be there when it is written
+        folders = [open_folder(path, study.name) for path in _places(study, sources, root)]
+        merged = merge_folders(folders)
+        board = leaderboard(merged.frame, merged.manifest, study.name, len(study.dataset))
         keep(merged, folders, store)
         return _write(store, study, merged, folders, board)
 

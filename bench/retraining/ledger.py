@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +22,12 @@ from bench.diffusion.model import DiffusionModel
 from bench.diffusion.observations import Observation
 from bench.diffusion.queries import Query
 from bench.diffusion.training import Trainer, TrainingData, TrainingJob, TrainingRun, train_together
-from bench.errors import BenchError, DamagedArtifact, reason_of
+from bench.errors import BenchError, DamagedArtifact, MetricFailed, PluginFailed, reason_of
+from bench.foundation import border
 from bench.foundation.digests import digest_of
 from bench.foundation.machine import active_threads, machine_kind
 from bench.records import folder
-from bench.records.store import Store, write_json, write_tensors
+from bench.records.store import Store
 from bench.studies import Study
 
 CHECKPOINT_SECONDS = 15.0
@@ -89,6 +91,8 @@ class Ledger:
         self.should_stop = should_stop
         self.trainer = trainer
         self._data: TrainingData | None = None
+        self._seconds: dict[str, str] = {}
+        self._keys: dict[TrainingJob, str] = {}
 
     @property
     def data(self) -> TrainingData:
@@ -111,8 +115,11 @@ class Ledger:
 
     def key(self, job: TrainingJob) -> str:
         """Names the model that ``job`` trains."""
-        removed = sorted(self.study.dataset.ids[index] for index in job.removed)
-        return digest_of([self.study.digest, removed, job.seed])
+        if job not in self._keys:
+            ids = self.study.dataset.ids
+            removed = sorted(ids[index] for index in job.removed)
+            self._keys[job] = digest_of([self.study.digest, removed, job.seed])
+        return self._keys[job]
 
     def is_trained(self, job: TrainingJob) -> bool:
         """Whether the model's weights are here."""
@@ -165,14 +172,14 @@ class Ledger:
             kept, facts = self.observed(request.job)
             facts = facts or self._facts(request.job)
             missing = self.missing(request)
-            failed: list[Exception] = []
+            failed: list[BaseException] = []
             for observation in self.observations.values():
                 queries = [query for query, wanted in missing if wanted is observation]
                 try:
                     kept |= self._observe(observation, model, queries, facts)
-                except Exception as error:  # its own values are lost, those of the other observations are not
+                except (Exception, SystemExit) as error:  # its own values are lost, those of the other observations are not
                     failed.append(error)
-            write_tensors(self.store.path(*folder.observation(key)), kept, **facts)
+            self.store.write_tensors(folder.observation(key), kept, **facts)
         if failed:
             raise failed[0]
 
@@ -183,14 +190,25 @@ class Ledger:
         if not queries:
             return {}
         started = time.monotonic()
-        values = observation.observe(model, queries, self.study.seed)
+        seed = self.study.seed
+        values = border.called(
+            lambda: observation.observe(model, queries, seed),
+            f"Observation '{observation.name}'",
+            "observe",
+            MetricFailed,
+            lambda value: border.observed(value, (model, queries, seed)),
+            file=border.module_file(type(observation)),
+        )
         rounds = -(-len(queries) // active_threads())
         facts[f"{OBSERVED}{observation.name}"] = f"{(time.monotonic() - started) / rounds:.4f}"
         return dict(zip([query.observed_as(observation.name) for query in queries], values, strict=True))
 
     def keep_failure(self, job: TrainingJob, error: BaseException) -> None:
-        """Keep why ``job`` failed, with the traceback."""
+        """Keep why ``job`` failed, with the traceback and how often it did."""
+        before = self.store.record(*folder.failure(self.key(job))) or {}
         record = {
+            "tries": int(before.get("tries", 0)) + 1,
+            "set_aside": not isinstance(error, PluginFailed),
             "type": type(error).__name__,
             "message": str(error),
             "traceback": "".join(traceback.format_exception(error)),
@@ -198,7 +216,17 @@ class Ledger:
             "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
             "machine": machine_kind(self.device),
         }
-        write_json(self._failure_path(job), record)
+        self.store.write_record(folder.failure(self.key(job)), record)
+
+    def set_aside(self, job: TrainingJob) -> str:
+        """Why ``job`` is not tried again unless that is asked for, "" where it is.
+
+        What fails in a plugin is tried each time: the model is there, and the plugin may have been mended.
+        """
+        found = self.store.record(*folder.failure(self.key(job))) or {}
+        if not found.get("set_aside"):
+            return ""
+        return f"{found['type']}: {found['message']} (set aside on {found['date']}; --retry-failed tries it again)"
 
     def forget_failure(self, job: TrainingJob) -> None:
         """It succeeded in the end."""
@@ -214,7 +242,7 @@ class Ledger:
 
     def _facts(self, job: TrainingJob) -> dict[str, str]:
         found = self.store.tensors(*folder.model(self.key(job)))
-        seconds = found[1]["seconds"] if found else "nan"
+        seconds = found[1]["seconds"] if found else self._seconds.get(self.key(job), "nan")  # pruned meanwhile
         return {
             "seconds": seconds,
             "seed": str(job.seed),
@@ -255,24 +283,30 @@ class Ledger:
             self._save_checkpoint(place, run, spent + time.monotonic() - started)
             raise
         seconds = spent + time.monotonic() - started
+        self._seconds[self.key(job)] = f"{seconds:.2f}"
         state = run.trained_state()
-        write_tensors(self._model_path(job), state, seconds=f"{seconds:.2f}", seed=str(job.seed))
+        self.store.write_tensors(folder.model(self.key(job)), state, seconds=f"{seconds:.2f}", seed=str(job.seed))
         self.store.path(*place).unlink(missing_ok=True)
         self._prune()
         return DiffusionModel(self.study.model, seed=job.seed, device=self.device).load(state)
 
     def _save_checkpoint(self, place: tuple[str, ...], run: TrainingRun, seconds: float) -> None:
         if not run.finished:
-            write_tensors(self.store.path(*place), run.checkpoint(), seconds=f"{seconds:.2f}")
+            self.store.write_tensors(place, run.checkpoint(), seconds=f"{seconds:.2f}")
 
     def _prune(self) -> None:
         """Delete the oldest models beyond the size limit; the original and the newest stay."""
-        files = sorted(folder.models(self.store.root), key=lambda path: path.stat().st_mtime)
+        found: list[tuple[float, int, Path]] = []
+        for path in folder.models(self.store.root):
+            with suppress(FileNotFoundError):  # another process prunes too
+                facts = path.stat()
+                found.append((facts.st_mtime, facts.st_size, path))
+        found.sort()
         original = self._model_path(TrainingJob((), self.study.seed))
-        excess = sum(path.stat().st_size for path in files) - self.size_limit_mib * 2**20
-        for path in files[:-1]:
+        excess = sum(size for _, size, _ in found) - self.size_limit_mib * 2**20
+        for _, size, path in found[:-1]:
             if excess <= 0:
                 break
             if path != original:
-                excess -= path.stat().st_size
+                excess -= size
                 path.unlink(missing_ok=True)
