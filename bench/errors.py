@@ -33,11 +33,12 @@ class BenchError(Exception):
 class UnknownName(BenchError):
     """A name that is not registered; the message suggests the nearest and lists all."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str = "") -> None:
         names = sorted(known)
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        super().__init__(f"There is no {kind} '{name}'.{hint} Known: {', '.join(names) or 'none'}.")
+        meant = f" Did you mean '{near[0]}'?" if near else ""
+        shown = name if len(name) <= 80 else f"{name[:80]}…"
+        super().__init__(f"There is no {kind} '{shown}'.{meant} Known: {', '.join(names) or 'none'}.{hint}")
 
 
 class InvalidInput(BenchError):
@@ -69,6 +70,8 @@ class Unavailable(BenchError):
 class PluginFailed(BenchError):
     """A method, metric or observation raised, or returned something else than it promised."""
 
+    exit_code = 1
+
 
 class MethodFailed(PluginFailed):
     """An attribution method raised, or broke the contract of scores."""
@@ -80,6 +83,8 @@ class MetricFailed(PluginFailed):
 
 class TrainingFailed(BenchError):
     """A training diverged."""
+
+    exit_code = 1
 
 
 class PartlyFailed(BenchError):

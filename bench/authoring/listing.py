@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from bench.contracts import Method, Metric
+from bench.errors import BenchError
 from bench.registry import methods, metrics
 from bench.studies import STUDIES
 
@@ -14,9 +17,18 @@ def listing(kind: str) -> Table:
     if kind == "studies":
         return ("name", "what it is"), [(name, make().description) for name, make in STUDIES.items()]
     if kind == "methods":
-        head = ("name", "what it is", "needs", "here")
-        return head, [_method(name, methods.create(name)) for name in methods.names()]
-    return ("name", "what it is", "here"), [_metric(metrics.create(name)) for name in metrics.names()]
+        head: tuple[str, ...] = ("name", "what it is", "needs", "here")
+        return head, [_line(lambda name=name: _method(name, methods.create(name)), name, 4) for name in methods.names()]  # type: ignore[misc]
+    head = ("name", "what it is", "here")
+    return head, [_line(lambda name=name: _metric(metrics.create(name)), name, 3) for name in metrics.names()]  # type: ignore[misc]
+
+
+def _line(made: Callable[[], tuple[str, ...]], name: str, columns: int) -> tuple[str, ...]:
+    """A line of the table; of a plugin that is broken, why."""
+    try:
+        return made()
+    except BenchError as error:
+        return name, *[""] * (columns - 2), f"broken: {error}"
 
 
 def _method(name: str, method: Method) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from scipy import stats
 from bench.contracts import Method, Metric
 from bench.diffusion.queries import Query
 from bench.diffusion.training import TrainingJob
-from bench.errors import InvalidInput, reason_of
+from bench.errors import InvalidInput, ResultsFolderError, Unavailable, reason_of
 from bench.experiments.design import Chosen, Controls, Design
 from bench.experiments.evaluation import Comparison, evaluation_seed
 from bench.experiments.experiment import Experiment, Measured, at_least_one, with_floor
@@ -39,7 +39,7 @@ from bench.records.rows import Row, frame_of
 from bench.records.store import Store, write_whole
 from bench.registry import metrics as metric_registry
 from bench.registry import named
-from bench.report.shown import Report, Table
+from bench.report.shown import Report, Table, markdown_cell
 from bench.report.statistics import Interval, resampled_bounds
 from bench.studies import Study
 
@@ -87,6 +87,10 @@ class DatamodelTest(Experiment["Datamodels"]):
         """The method's name in tables."""
         return named(method, self.study.name).label
 
+    def vet(self, workspace: Workspace) -> None:
+        """Try every method, so that one that is broken costs no training."""
+        workspace.vet(self.with_floor)
+
     def originals(self) -> list[TrainingJob]:
         """On all of D, one for each seed."""
         return [TrainingJob((), evaluation_seed(self.study, seed)) for seed in range(self.seeds)]
@@ -133,7 +137,7 @@ class DatamodelTest(Experiment["Datamodels"]):
     def report(self, workspace: Workspace, design: Design, measured: Measured) -> Datamodels:
         """Score, and correlate sums of scores with losses."""
         queries, subsets = design.queries, self.kept
-        scores, skipped = self._scores(workspace, queries)
+        scores, skipped, broken = self._scores(workspace, queries)
         losses = _losses(measured.rows, len(subsets), [query.id for query in queries])
         record = self._record_subsets(workspace.store, subsets)
         there = ~np.isnan(losses).any(1)
@@ -148,22 +152,31 @@ class DatamodelTest(Experiment["Datamodels"]):
         table = table.sort_values("lds", ascending=False, ignore_index=True)
         frame = _merge(workspace.store, pd.DataFrame(found))
         write_whole(workspace.store.path(folder.LDS_TABLE), markdown(table, len(queries), self.seeds).encode())
-        return Datamodels(table, frame, skipped, sorted(set(measured.failed.values())))
+        return Datamodels(table, frame, skipped, broken, sorted(set(measured.failed.values())))
 
     def _scores(
         self, workspace: Workspace, queries: Sequence[Query]
-    ) -> tuple[dict[Method, np.ndarray], dict[str, str]]:
-        """τ of each method, queries × images, and why others are missing."""
+    ) -> tuple[dict[Method, np.ndarray], dict[str, str], dict[str, str]]:
+        """τ of each method, queries × images, and why others were skipped, or failed."""
+        broken: dict[str, str] = {}
         scores: dict[Method, np.ndarray] = {}
         skipped: dict[str, str] = {}
         for method in self.with_floor:
             try:
+                if method in workspace.rejected:
+                    raise workspace.rejected[method]
                 method.prepare()
                 scores[method] = workspace.scores(method, queries).matrix.double().numpy()
+            except ResultsFolderError:
+                raise
+            except Unavailable as error:
+                skipped[method.name] = str(error)
+                workspace.progress.say(f"skipped {method.name}: {error}")
             except (Exception, SystemExit) as error:
-                skipped[self.label(method)] = reason_of(error)
-                workspace.progress.say(f"skipped {self.label(method)}: {error}")
-        return scores, skipped
+                broken[method.name] = reason_of(error)
+                workspace.keep_failure(f"method-{method.name}", error)
+                workspace.progress.say(f"failed {method.name}: {reason_of(error)}")
+        return scores, skipped, broken
 
     def _record_subsets(self, store: Store, drawn: Sequence[Sequence[int]]) -> str:
         """Keep the hash of every subset's ids; returns the digest of all of them."""
@@ -197,13 +210,15 @@ class Datamodels(Report):
     Attributes:
         table: method, mean over queries of LDS with its interval over subsets, number of subsets.
         frame: one row for each method and query, of all runs in the folder.
-        skipped: methods without scores, with the reason.
+        skipped: methods that cannot run here, with the reason.
+        broken: methods that failed, with the reason.
         failures: reasons of trainings that failed; their subsets are left out.
     """
 
     table: pd.DataFrame
     frame: pd.DataFrame
     skipped: dict[str, str]
+    broken: dict[str, str]
     failures: list[str]
 
     def tables(self) -> list[Table]:
@@ -214,6 +229,11 @@ class Datamodels(Report):
         """What has no scores, and which subsets are missing."""
         skipped = [f"skipped {name}: {why}" for name, why in self.skipped.items()]
         return skipped + [f"a subset was left out: {why}" for why in self.failures]
+
+    def problems(self) -> list[str]:
+        """Methods and trainings that failed."""
+        lost = [f"{len(self.failures)} kinds of failed trainings, see above"] if self.failures else []
+        return [f"{name} failed: {why}" for name, why in self.broken.items()] + lost
 
 
 def subset(study: Study, index: int, share: float) -> tuple[int, ...]:
@@ -284,7 +304,7 @@ def markdown(table: pd.DataFrame, queries: int, seeds_each: int) -> str:
         f"| {' | '.join(TABLE_HEAD)} |",
         "|---|---|---|",
     ]
-    return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in table_cells(table))]) + "\n"
+    return "\n".join([*lines, *(f"| {' | '.join(map(markdown_cell, cells))} |" for cells in table_cells(table))]) + "\n"
 
 
 def table_cells(table: pd.DataFrame) -> list[list[str]]:

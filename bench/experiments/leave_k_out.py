@@ -20,7 +20,7 @@ import pandas as pd
 from bench.contracts import Method
 from bench.diffusion.queries import Query, QuerySpec
 from bench.diffusion.training import TrainingJob
-from bench.errors import InvalidInput, ResultsFolderError, Unavailable, reason_of
+from bench.errors import BenchError, InvalidInput, ResultsFolderError, Unavailable, reason_of
 from bench.experiments.design import Chosen, Controls, Design, Selections
 from bench.experiments.evaluation import Comparison, evaluation_seed
 from bench.experiments.experiment import Experiment, Measured, at_least_one, with_floor
@@ -51,6 +51,8 @@ class RunReport(Report):
         skipped: methods that cannot run here, with the reason.
         skipped_metrics: metrics that cannot be computed here, with the reason.
         failures: methods that failed, with the reason.
+        failed_trainings: reasons of the trainings that failed, by the model's key.
+        damage: what was set aside in the folder, in words.
         truth: carriers of the query's rare parts among the top K (``bench.report.truth.summary``); empty where the
             parts of images are not known.
     """
@@ -64,6 +66,8 @@ class RunReport(Report):
     skipped: dict[str, str]
     skipped_metrics: dict[str, str]
     failures: dict[str, str]
+    failed_trainings: dict[str, str]
+    damage: list[str]
     truth: pd.DataFrame
 
     def tables(self) -> list[Table]:
@@ -75,14 +79,26 @@ class RunReport(Report):
         """What was skipped, what each method's settings come from, where all lies."""
         skipped = {**self.skipped, **self.skipped_metrics}
         return [
-            *(f"skipped {name}: {why}" for name, why in skipped.items()),
+            *(f"skipped {name}: {why}" for name, why in skipped.items() if name not in self.failures),
+            *self.damage,
             *(f"{method}: {facts['tuned_on']}" for method, facts in self.manifest["methods"].items()),
             f"table, frame, manifest and pictures: {self.folder}",
         ]
 
     def problems(self) -> list[str]:
-        """The methods that failed; a run all of whose methods were skipped."""
+        """The methods, metrics, trainings and values that failed; a run all of whose methods were skipped."""
         failed = [f"{name} failed: {why}" for name, why in self.failures.items()]
+        if self.failed_trainings:
+            reasons = sorted(set(self.failed_trainings.values()))
+            failed.append(
+                f"{len(self.failed_trainings)} trainings failed ({'; '.join(reasons[:3])}"
+                f"{'; …' if len(reasons) > 3 else ''}); --retry-failed tries those again that were set aside"
+            )
+        lost = self.frame[self.frame["status"] == "failed"]
+        if len(lost):
+            reasons = sorted(set(lost["reason"]) - set(self.failed_trainings.values()))
+            why = f": {'; '.join(reasons[:3])}" if reasons else ""
+            failed.append(f"{len(lost)} of {len(self.frame)} values are missing, the others are written{why}")
         asked = self.manifest["methods"].keys() - {rows.BASELINE}
         all_skipped = asked and asked <= self.skipped.keys()
         return failed + (["every method was skipped; see the reasons above."] if all_skipped else [])
@@ -165,6 +181,10 @@ class Run(Removals):
         """The method's name in tables, with the settings that differ from those tuned for this study."""
         return named(method, self.study.name).label
 
+    def vet(self, workspace: Workspace) -> None:
+        """Try every method, so that one that is broken costs no training."""
+        workspace.vet(self.with_floor)
+
     def store(self, workspace: Workspace) -> Store:
         """Where the rows go: those of held-out queries stay apart."""
         if not self.held_out:
@@ -175,13 +195,14 @@ class Run(Removals):
         """Every removal, and nothing removed under other seeds."""
         selections, unscored, skipped, failures = self._select(workspace, queries, ahead=ahead)
         pairs = self.seed_pairs()
+        facts = {method: (named(method, self.study.name), method.digest) for method in selections}
         removals = [
             Comparison(
-                named=named(method, self.study.name),
-                method_digest=method.digest,
+                named=facts[method][0],
+                method_digest=facts[method][1],
                 query=query,
                 k=k,
-                retrained=TrainingJob(tuple(sorted(chosen[query.id, k])), retrained),
+                retrained=TrainingJob(removed, retrained),
                 original=TrainingJob((), original),
                 score_seconds=workspace.score_seconds(method, query),
                 controls=controls.get(query.id, ()),
@@ -190,6 +211,7 @@ class Run(Removals):
             for method, chosen in selections.items()
             for k in self.ks
             if (query.id, k) in chosen
+            for removed in [tuple(sorted(chosen[query.id, k]))]
             for retrained, original in pairs
         ]
         return Chosen(
@@ -228,7 +250,10 @@ class Run(Removals):
         skipped: dict[str, str] = {}
         failures: dict[str, str] = {}
         for method in self.with_floor:
+            label = _label_of(method, self.study.name)
             try:
+                if method in workspace.rejected:
+                    raise workspace.rejected[method]
                 if ahead and (why := method.unavailable()):
                     raise Unavailable(why)
                 if not ahead:
@@ -238,13 +263,16 @@ class Run(Removals):
                 if known:
                     selections[method] = workspace.selections(method, known, self.ks)
             except Unavailable as error:
-                skipped[self.label(method)] = str(error)
-                workspace.progress.say(f"skipped {self.label(method)}: {error}")
+                skipped[label] = str(error)
+                workspace.progress.say(f"skipped {label}: {error}")
             except (Exception, SystemExit) as error:
                 if isinstance(error, ResultsFolderError):
                     raise
-                failures[self.label(method)] = reason = reason_of(error)
-                workspace.progress.say(f"failed {self.label(method)}: {reason}")
+                failures[label] = reason = reason_of(error)
+                if not ahead:
+                    kept = workspace.keep_failure(f"method-{method.name}", error)
+                    failures[label] = reason = f"{reason} (traceback in {kept})"
+                workspace.progress.say(f"failed {label}: {reason}")
         return selections, unscored, skipped, failures
 
     def report(self, workspace: Workspace, design: Design, measured: Measured) -> RunReport:
@@ -275,7 +303,7 @@ def written(
     frame = rows.frame_of(measured.rows)
     store = experiment.store(workspace)
     chosen = design.chosen
-    skipped, failures = dict(chosen.skipped), dict(chosen.failures)
+    skipped, failures = dict(chosen.skipped), {**chosen.failures, **measured.failed_metrics}
     manifest = _manifest(experiment, workspace, measured, methods) | {
         "run": _run_facts(experiment, workspace, design, measured)
     }
@@ -290,7 +318,23 @@ def written(
         figures = draw_figures(workspace, store, design.queries, selections or {}, ks, merged)
     skipped_metrics = dict(measured.skipped_metrics)
     known = truth.summary(truth.found_carriers(experiment.study, design.queries, selections or {}))
-    return RunReport(frame, merged, table, manifest, figures, store.root, skipped, skipped_metrics, failures, known)
+    return RunReport(
+        frame, merged, table, manifest, figures, store.root, skipped, skipped_metrics, failures,
+        _failed_trainings(workspace, measured), [*workspace.store.damage], known,
+    )  # fmt: skip
+
+
+def _label_of(method: Method, study: str) -> str:
+    """The method's name in tables; its own where it cannot say what belongs to that."""
+    try:
+        return named(method, study).label
+    except BenchError:
+        return method.name
+
+
+def _failed_trainings(workspace: Workspace, measured: Measured) -> dict[str, str]:
+    """Reasons by the model's key."""
+    return {workspace.ledger.key(job): why for job, why in measured.failed.items()}
 
 
 def _manifest(
@@ -298,7 +342,7 @@ def _manifest(
 ) -> dict[str, Any]:
     """What produced these rows (law 6)."""
     study = experiment.study
-    names = {method: named(method, study.name) for method in methods}
+    names = {method: named(method, study.name) for method in methods if method not in workspace.rejected}
     return {
         "study": study.name,
         "study_digest": study.digest,
@@ -340,7 +384,8 @@ def _run_facts(experiment: Experiment[Any], workspace: Workspace, design: Design
         "queries": experiment.query_count,
         **experiment.facts,
         "skipped": dict(design.chosen.skipped) | dict(measured.skipped_metrics),
-        "failures": dict(design.chosen.failures),
+        "failures": {**design.chosen.failures, **measured.failed_metrics},
+        "failed_trainings": _failed_trainings(workspace, measured),
         "wall_seconds": round(measured.seconds, 2),
         "peak_memory_mib": round(peak_memory_mib(), 1),
     }

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import time
+import traceback
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,12 +20,14 @@ from bench.diffusion.autoencoder import Autoencoder
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.queries import Query, QuerySpec, load_queries, save_queries, synthesize
 from bench.diffusion.training import TrainingJob
-from bench.errors import ResultsFolderError, TrainingFailed
+from bench.errors import DamagedArtifact, ResultsFolderError, TrainingFailed
 from bench.experiments.scoring import Scores, is_scored, score
 from bench.experiments.selection import top_k
+from bench.experiments.trial import vet
 from bench.foundation.machine import device_of
 from bench.foundation.progress import Progress
 from bench.records import folder
+from bench.records.selections import count, packed, selected
 from bench.records.store import Artifacts, Store, folder_error
 from bench.retraining.executors import Engine, Executor, executor
 from bench.retraining.ledger import Ledger, Request
@@ -66,6 +70,7 @@ class Workspace:
         self.progress = progress or Progress()
         self.device, self.workers, self.retry_failed = device_of(device), workers, retry_failed
         self.rejected: dict[Method, BaseException] = {}
+        self._score_seconds: dict[tuple[Method, str], float] = {}
         self.store = Store(root, note=self.progress.say, study=study.digest)
         self.engine = Engine(study, root, device, tuple(metric.name for metric in metrics), size_limit_mib)
         self._open(root)
@@ -117,7 +122,9 @@ class Workspace:
     def fulfil(self, requests: Sequence[Request]) -> dict[TrainingJob, str]:
         """Train and observe what is missing; returns the reasons of those that failed."""
         due = [request for request in requests if self.ledger.is_due(request)]
-        failures = {} if self.retry_failed else {each.job: why for each in due if (why := self.ledger.set_aside(each.job))}
+        failures = (
+            {} if self.retry_failed else {each.job: why for each in due if (why := self.ledger.set_aside(each.job))}
+        )
         missing = [request for request in due if request.job not in failures]
         progress, steps = self.progress, self.study.recipe.num_steps
         done = {i: 0 for i, request in enumerate(missing) if not self.ledger.is_trained(request.job)}
@@ -218,27 +225,55 @@ class Workspace:
     ) -> dict[tuple[str, int], tuple[int, ...]]:
         """The top K of every query and budget, as indices; from the folder's records where it has them."""
         row_of = self.row_of
-        kept = {query.id: self._selection(method, query) for query in queries}
-        short = [query for query in queries if len(kept[query.id]["ids"]) < max(budgets)]
+        kept: dict[str, list[str]] = {}
+        for query in queries:
+            record = self._selection(method, query)
+            kept[query.id] = selected(record)
+            self._score_seconds[method, query.digest] = float(record["score_seconds"])
+        short = [query for query in queries if len(kept[query.id]) < max(budgets)]
         if short:
             scored = self.scores(method, short)
             for query, row, seconds in zip(short, scored.matrix, scored.seconds, strict=True):
                 chosen = top_k(row, self.study.dataset.ids, max(budgets))
-                record = {
-                    "method": method.name,
-                    "settings": method.settings(),
-                    "query": query.id,
-                    "prompt": query.prompt,
-                    "score_seconds": round(seconds, 3),
-                    "ids": [self.study.dataset.ids[index] for index in chosen],
-                }
-                self.store.write_record(self._selection_parts(method, query), record)
-                kept[query.id] = record
-        return {
-            (query.id, k): tuple(row_of[image_id] for image_id in kept[query.id]["ids"][:k])
-            for query in queries
-            for k in budgets
+                kept[query.id] = [self.study.dataset.ids[index] for index in chosen]
+                self.keep_selection(method, query, kept[query.id], seconds)
+        tops = {query.id: tuple(map(row_of.__getitem__, kept.pop(query.id)[: max(budgets)])) for query in queries}
+        return {(query.id, k): tops[query.id][:k] for query in queries for k in budgets}
+
+    def keep_selection(self, method: Method, query: Query, ids: Sequence[str], seconds: float) -> None:
+        """Keep the ids that ``method`` ranks first for ``query``, and what scoring took."""
+        record = {
+            "method": method.name,
+            "settings": method.settings(),
+            "query": query.id,
+            "prompt": query.prompt,
+            "score_seconds": round(seconds, 3),
+            **packed(ids),
         }
+        self.store.write_record(self._selection_parts(method, query), record)
+        self._score_seconds[method, query.digest] = record["score_seconds"]
+
+    def vet(self, methods: Sequence[Method]) -> None:
+        """Try ``methods`` before anything is trained; what they raise is kept in ``rejected``."""
+        for method in methods:
+            try:
+                vet(method, self.study)
+            except ResultsFolderError:
+                raise
+            except (Exception, SystemExit) as error:
+                self.rejected[method] = error
+
+    def keep_failure(self, name: str, error: BaseException) -> str:
+        """Keep why ``name``, a method or metric, failed, with the traceback; returns where."""
+        record = {
+            "type": type(error).__name__,
+            "message": str(error),
+            "traceback": "".join(traceback.format_exception(error)),
+            "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        }
+        place = folder.failure(name)
+        self.store.write_record(place, record)
+        return "/".join(place)
 
     def is_scored(self, method: Method, query: Query) -> bool:
         """Whether the scores of ``query`` are kept."""
@@ -246,7 +281,9 @@ class Workspace:
 
     def score_seconds(self, method: Method, query: Query) -> float:
         """What scoring ``query`` took."""
-        return float(self._selection(method, query)["score_seconds"])
+        if (method, query.digest) not in self._score_seconds:
+            self._score_seconds[method, query.digest] = float(self._selection(method, query)["score_seconds"])
+        return self._score_seconds[method, query.digest]
 
     def usual_score_seconds(self, method: Method) -> float:
         """Median of what scoring other queries took; NaN where none has been scored."""
@@ -257,19 +294,25 @@ class Workspace:
 
     def is_selected(self, method: Method, query: Query, k: int) -> bool:
         """Whether the top ``k`` are known without scoring."""
-        return len(self._selection(method, query)["ids"]) >= k or is_scored(self.store, method, query)
+        return count(self._selection(method, query)) >= k or is_scored(self.store, method, query)
 
     def _selection(self, method: Method, query: Query) -> dict[str, Any]:
         """The record of the top images; an empty one where there is none yet."""
-        record: dict[str, Any] | None = self.store.record(*self._selection_parts(method, query), check=self._bad_selection)
+        record: dict[str, Any] | None = self.store.record(
+            *self._selection_parts(method, query), check=self._bad_selection
+        )
         return record or {"ids": [], "score_seconds": float("nan")}
 
     def _bad_selection(self, record: Any) -> str:
         """What is wrong with the record of a selection, "" where nothing is: a file without a seal may say anything."""
         if why := _lacks("ids", "score_seconds")(record):
             return why
-        ids, known = record["ids"], self.row_of
-        if not isinstance(ids, list) or len(set(map(str, ids))) != len(ids) or not known.keys() >= set(map(str, ids)):
+        try:
+            ids = selected(record)
+        except DamagedArtifact as error:
+            return str(error)
+        named = set(ids)
+        if len(named) != len(ids) or not all(map(self.row_of.__contains__, named)):
             return "it does not name training images, each once"
         return ""
 

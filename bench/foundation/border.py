@@ -93,10 +93,13 @@ def called(
     """
     try:
         value = call()
-    except (BenchError, KeyboardInterrupt):
+    except BenchError:
         raise
-    except BaseException as error:  # SystemExit and whatever else a plugin thinks of
-        place, advice = _place(error, file), next((text for kind, text in ADVICE.items() if isinstance(error, kind)), "")
+    except (Exception, SystemExit, GeneratorExit) as error:
+        place, advice = (
+            _place(error, file),
+            next((text for kind, text in ADVICE.items() if isinstance(error, kind)), ""),
+        )
         raise failure(f"{who} raised {type(error).__name__}: {error}.{place}{advice and ' '}{advice}") from error
     try:
         return check(value)

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import signal
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
@@ -11,26 +17,110 @@ from click.shell_completion import CompletionItem
 
 from bench.errors import BenchError, InvalidInput
 
-MENDABLE, INTERRUPTED = 2, 130
-"""Exit codes."""
+FAILED, MENDABLE, NOT_FINISHED = 1, 2, 75
+"""Exit codes beside 0, all done: a part failed and the rest is written; wrong usage, nothing was done; the same command
+goes on with what is left."""
+EXIT_CODES = (
+    "Exit codes: 0 all done; 1 something failed, the rest is written; 2 wrong usage, nothing was done; 75 not finished "
+    "(Ctrl-C, SIGTERM, a full disk): the same command goes on from what is kept."
+)
+DEBUG = "bench.debug"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends as Ctrl-C does, with a checkpoint."""
 
 
 class BenchGroup(click.Group):
     """What the user can mend ends with one line and exit code 2; Ctrl-C keeps everything that is finished."""
 
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.params.append(_debug_option())
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Every command takes --debug."""
+        cmd.params.append(_debug_option())
+        super().add_command(cmd, name)
+
     def invoke(self, context: click.Context) -> Any:
         """Run the command; the one place where errors become exit codes."""
-        try:
-            return super().invoke(context)
-        except BenchError as error:
-            click.echo(f"bench: {error}", err=True)
-            context.exit(error.exit_code)
-        except OSError as error:
-            click.echo(f"bench: a file could not be read or written: {error}", err=True)
-            context.exit(MENDABLE)
-        except KeyboardInterrupt:
-            click.echo("bench: interrupted; what is finished is kept. Run the same command to go on.", err=True)
-            context.exit(INTERRUPTED)
+        with _terminated_as_interrupted(), warnings.catch_warnings():
+            warnings.showwarning = _in_a_line(warnings.showwarning)
+            try:
+                return super().invoke(context)
+            except (click.ClickException, click.exceptions.Exit, click.Abort):
+                raise
+            except BenchError as error:
+                _say(context, error, str(error))
+                context.exit(error.exit_code)
+            except OSError as error:
+                _say(context, error, f"a file could not be read or written: {error}")
+                context.exit(MENDABLE)
+            except KeyboardInterrupt as error:
+                how = "asked to end (SIGTERM)" if isinstance(error, Terminated) else "interrupted"
+                _say(context, error, f"{how}; what is finished is kept. Run the same command to go on.")
+                context.exit(NOT_FINISHED)
+            except MemoryError as error:
+                _say(context, error, "there is not enough memory; give fewer --workers, or smaller numbers.")
+                context.exit(NOT_FINISHED)
+            except Exception as error:
+                frame = traceback.extract_tb(error.__traceback__)[-1]
+                place = f"{Path(frame.filename).name}, line {frame.lineno}"
+                kind = type(error).__name__
+                _say(
+                    context, error, f"{kind}: {error} ({place}). This is a fault of bench; --debug shows the traceback."
+                )
+                context.exit(FAILED)
+
+
+def _debug_option() -> click.Option:
+    return click.Option(
+        ["--debug"], is_flag=True, is_eager=True, expose_value=False, callback=_set_debug,
+        help="Show the traceback of what goes wrong.",
+    )  # fmt: skip
+
+
+def _set_debug(context: click.Context, option: click.Parameter, given: bool) -> None:
+    if given:
+        context.find_root().meta[DEBUG] = True
+
+
+def _say(context: click.Context, error: BaseException, text: str) -> None:
+    """One line; the traceback before it where --debug is given."""
+    if context.find_root().meta.get(DEBUG):
+        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+    click.echo("bench: " + " ".join(text.split()), err=True)
+
+
+def _in_a_line(otherwise: Callable[..., None]) -> Callable[..., None]:
+    """Warnings of ours in one line, others as they were."""
+
+    def show(message: Warning | str, category: type[Warning], *others: Any, **named: Any) -> None:
+        if category.__module__.startswith("bench."):
+            click.echo(f"bench: {message}", err=True)
+        else:
+            otherwise(message, category, *others, **named)
+
+    return show
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Within it, SIGTERM raises Terminated, once: whoever asks twice does not want to wait for a checkpoint."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Named(click.ParamType[str]):
@@ -90,5 +180,5 @@ def plain(text: str) -> Any:
     """A number, true, false or null as JSON writes them, else the text itself."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

@@ -103,6 +103,12 @@ def damaged(name: str) -> Parts:
     return "damaged", name
 
 
+def places(root: Path) -> list[Path]:
+    """The folders of a results folder that hold files."""
+    kinds = ("models", "checkpoints", "observations", "selections", "failures", "subsets", "figures", "attributions")
+    return [root, root / "cache", root / "cache" / "scores", root / TUNING, *(root / kind for kind in kinds)]
+
+
 def models(root: Path) -> list[Path]:
     """All kept weights under ``root``."""
     return sorted((root / "models").glob(f"*{TENSORS}"))
@@ -122,18 +128,18 @@ OF_THE_FOLDER = (STUDY, QUERIES, ROWS, MANIFEST, LDS, DIGESTS)
 COSTS = {
     "models": ("the weights of one model; what was observed of it stays", "it is trained again when they are needed"),
     "checkpoints": ("the steps of one training under way", "the training begins anew"),
-    "observations": ("what was observed of one model", "the same run observes it again, and trains it where its weights are gone"),
+    "observations": ("what was observed of one model", "the same run observes it again, trained anew if need be"),
     "selections": ("the top K of one method for one query", "the same run takes them from the scores, or scores again"),
     "failures": ("the reason of one failure", "nothing: the same run tries again"),
     "subsets": ("the record of which random halves were drawn", "`bench lds` writes it again"),
     "cache": ("time", "whoever needs it builds it again"),
     "scores": ("the scores of one method for one query", "the same run scores again"),
-    STUDY: ("the record of which study the folder belongs to", "the next run writes it again; check that --study is the same"),
-    QUERIES: ("the queries", "the next run makes them again; on another kind of machine their bits differ, and so do all keys"),
-    ROWS: ("the rows of all runs", "each run's command, named in manifest.json, writes its rows again from observations/"),
+    STUDY: ("the record of which study the folder belongs to", "the next run writes it; see that --study is the same"),
+    QUERIES: ("the queries", "the next run makes them again: elsewhere with other bits and keys"),
+    ROWS: ("the rows of all runs", "the commands named in manifest.json write theirs again from observations/"),
     MANIFEST: ("the record of what produced the rows", "each run's command writes its part again"),
     LDS: ("the linear datamodeling scores", "`bench lds` writes them again from observations/"),
-    DIGESTS: ("the digests of files without their own: these are read unchecked", "restore it, or `bench doctor --seal`"),
+    DIGESTS: ("the digests of files without their own", "restore it, or `bench doctor --seal`"),
 }  # fmt: skip
 """What damage of each kind of artifact costs, and how it heals."""
 MADE_ANEW = ("nothing that is not in the rows", "`bench run` or `bench leaderboard` draws it again")

@@ -93,8 +93,8 @@ def _refuse_other_studies(store: Store, frames: Iterable[pd.DataFrame]) -> None:
     found = sorted({str(digest) for frame in frames for digest in frame["study_digest"].unique()})
     if len(found) > 1:
         raise ResultsFolderError(
-            f"{store.path(folder.ROWS)} holds rows of other versions of a study ({', '.join(found)}). Rows of different "
-            "versions are never mixed: give another folder with --results."
+            f"{store.path(folder.ROWS)} holds rows of other versions of a study ({', '.join(found)}). Rows of "
+            "different versions are never mixed: give another folder with --results."
         )
 
 
@@ -147,11 +147,9 @@ def _with_names(frame: pd.DataFrame) -> pd.DataFrame:
 
 def labels(frame: pd.DataFrame) -> pd.Series[str]:
     """A label for each row's method; where a label stands for several digests, these tell them apart."""
-    plain = pd.Series(
-        [MethodName(*parts).label for parts in zip(frame["method"], frame["variant"], frame["settings"], strict=True)],
-        index=frame.index,
-        dtype="str",
-    )
+    named = list(zip(frame["method"], frame["variant"], frame["settings"], strict=True))
+    known = {parts: MethodName(*parts).label for parts in set(named)}
+    plain = pd.Series([known[parts] for parts in named], index=frame.index, dtype="str")
     digests = frame.groupby(plain)["method_digest"].nunique()
     mixed = plain.isin(digests.index[digests > 1]) & ~frame["method"].isin([*NOT_RANKED, BASELINE])
     return plain.where(~mixed, plain + " #" + frame["method_digest"].str[:6])

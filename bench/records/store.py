@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shutil
 import socket
 import tempfile
 import threading
@@ -42,7 +41,9 @@ TEMPORARY = re.compile(r"\..*\.(?P<host>[A-Za-z0-9-]+)\.(?P<pid>\d+)\.[^.]+\.par
 OLD_TEMPORARY = re.compile(r"\..+\.(safetensors|json|parquet|png|pdf|md|csv|html)\.[a-z0-9_]{8}")
 """Written before 2026-11-25."""
 DAY_SECONDS = 86400.0
-LOCK_ORDER = ("scores", "cache", "model", "encoded", "study", "results", "queries", "observations", "digests", "damaged")
+LOCK_ORDER = (
+    "scores", "cache", "model", "encoded", "study", "results", "queries", "observations", "digests", "damaged",
+)  # fmt: skip
 """What a lock is for is the first word of its name. Whoever holds one takes only later ones, so nobody waits in a ring.
 
 "results" is around rows, manifest, table, figures and board; "cache" may be taken within another "cache" lock, as one
@@ -113,7 +114,10 @@ class Store:
         """What was set aside, in words."""
 
     def path(self, *parts: str) -> Path:
-        """Where the artifact named by ``parts`` lies."""
+        """Where the artifact named by ``parts`` lies; no part leads out of the folder."""
+        for part in parts:
+            if not part or part in (".", "..") or "/" in part or "\\" in part or "\0" in part:
+                raise InvalidInput(f"Nothing in a results folder can be called {part!r}.")
         return self.root.joinpath(*parts)
 
     @contextmanager
@@ -148,11 +152,12 @@ class Store:
     def clean(self) -> int:
         """Delete temporary files of processes that died; returns how many."""
         found = 0
-        for path in self.root.rglob(".*"):
-            if _is_dead(path):
-                with suppress(OSError):
-                    path.unlink()
-                    found += 1
+        for place in folder.places(self.root):
+            for path in place.glob(".*"):
+                if _is_dead(path):
+                    with suppress(OSError):
+                        path.unlink()
+                        found += 1
         return found
 
     def set_aside(self, path: Path, reason: str) -> None:

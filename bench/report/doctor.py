@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from bench.foundation.digests import digest_of
 from bench.records import folder as names
 from bench.records import rows as results
 from bench.records import sealing
+from bench.records.selections import selected
 from bench.records.store import Store, write_json
 from bench.report.shown import Report, Table
 
@@ -111,7 +112,8 @@ def examine(root: Path) -> Health:
         checked += sealed
         unchecked += [] if sealed else [place]
     whole = {damage.path for damage in damages}
-    damages += [each for each in _contradictions(root) if each.path not in whole]
+    said = [*_contradictions(root), *(_below(names.TUNING, each) for each in _contradictions(root / names.TUNING))]
+    damages += [each for each in said if each.path not in whole]
     return Health(
         root=root, checked=checked, unchecked=unchecked, damages=damages, leftovers=leftovers,
         seconds=time.perf_counter() - started,
@@ -119,7 +121,7 @@ def examine(root: Path) -> Health:
 
 
 def seal(root: Path) -> Health:
-    """Write the digests of the files of ``root`` that have none into ``digests.json``; refuses where there is damage."""
+    """Write the digests of the files of ``root`` that have none into ``digests.json``; refused where it is damaged."""
     found = examine(root)
     stale = {names.DIGESTS}
     real = [each for each in found.damages if each.path not in stale and not _is_made_anew(root / each.path)]
@@ -142,9 +144,8 @@ def seal(root: Path) -> Health:
 def _files(root: Path) -> Iterator[Path]:
     """All files, the arrays of an encoded data set as their folder."""
     for path in sorted(root.rglob("*")):
-        if path.is_dir() and path.parent.name == "cache" and (path / encoded.INDEX).exists():
-            yield path
-        elif path.is_file() and not path.parent.name.startswith(("encoded-", ".encoded-")):
+        is_encoded = path.is_dir() and path.parent.name == "cache" and (path / encoded.INDEX).exists()
+        if is_encoded or (path.is_file() and not path.parent.name.startswith(("encoded-", ".encoded-"))):
             yield path
 
 
@@ -167,6 +168,10 @@ def _own_seal(path: Path) -> bool:
 
 def _is_made_anew(path: Path) -> bool:
     return not names.kind(path) and path.suffix not in READERS
+
+
+def _below(folder: str, damage: Damage) -> Damage:
+    return replace(damage, path=f"{folder}/{damage.path}")
 
 
 def _damage(root: Path, path: Path, what: str) -> Damage:
@@ -239,8 +244,13 @@ def _selection_faults(
         record = _read(path)
         if record is None:
             continue  # its removal cannot be repeated from the records; `bench verify` says so
-        ids = record.get("ids")
-        if not isinstance(ids, list) or len(ids) < k:
+        try:
+            ids = selected(record)
+        except DamagedArtifact as error:
+            said.add(path)
+            yield _damage(home, path, str(error))
+            continue
+        if len(ids) < k:
             said.add(path)
             yield _damage(home, path, f"it holds fewer than {k} ids")
         elif digest_of([study, sorted(map(str, ids[:k])), int(seed)]) != key:

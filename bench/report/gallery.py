@@ -86,9 +86,10 @@ def gallery(
     seen = _Observations(store)
     original = digest_of([record["digest"], [], record["parts"]["seed"]])
     shown = []
+    by_query = dict(iter(frame.groupby(["query", "query_digest"], sort=False)))
     for name in sorted(set(frame["query"]) & set(queries)):
-        own = frame[(frame["query"] == name) & (frame["query_digest"] == queries[name].digest)]
-        if len(own):
+        own = by_query.get((name, queries[name].digest))
+        if own is not None:
             image = seen.regeneration(original, queries[name])
             image = _decoded(queries[name], record) if image is None else image
             shown.append(_of_query(store, queries[name], own, image, seen, order))
@@ -109,7 +110,9 @@ class _Observations:
         if key not in self.kept:
             path = self.store.path(*folder.observation(key))
             try:
-                self.kept[key] = read_tensors(path)[0] if path.exists() else {}
+                found = read_tensors(path)[0] if path.exists() else {}
+                name = f".{Regeneration.name}"  # of the rest, a hundred thousand losses, nothing is shown
+                self.kept[key] = {part: tensor for part, tensor in found.items() if part.endswith(name)}
             except DamagedArtifact as error:
                 self.kept[key] = {}
                 self.notes.append(f"Pictures are missing: {error}")
@@ -123,26 +126,31 @@ def _of_query(
     untouched = seen.regeneration(str(nothing.iloc[0]), query) if len(nothing) else None
     paired = rows[(rows["design"] == "paired") & (rows["k"] > 0) & ~rows["method"].isin(NOT_RANKED)]
     shown = []
+    first = paired.sort_values(["k", "seed"], kind="stable").drop_duplicates(["label", "k"])
+    by_label = dict(iter(first.groupby("label", sort=False)))
     for label in order:
-        own = paired[paired["label"] == label].sort_values(["k", "seed"]).drop_duplicates("k")
-        if own.empty:
+        own = by_label.get(label)
+        if own is None:
             continue
         made = {
             int(line.k): found
             for line in own.itertuples()
             if (found := seen.regeneration(str(line.model_key), query)) is not None
         }
-        top = _top(store, str(own["method"].iloc[0]), str(own["method_digest"].iloc[0]), query)
+        top = _top(store, str(own["method"].iloc[0]), str(own["method_digest"].iloc[0]), query, seen.notes)
         shown.append(Shown(label, top, made))
     return QueryGallery(query.id, query.prompt, image, untouched, tuple(shown))
 
 
-def _top(store: Store, method: str, digest: str, query: Query) -> tuple[str, ...]:
+def _top(store: Store, method: str, digest: str, query: Query, notes: list[str]) -> tuple[str, ...]:
     """Ids of the most influential images, none where they were not kept."""
     path = store.path(*folder.selection(method, digest, query.digest))
     try:
-        return tuple(str(image) for image in read_json(path)["ids"][:SHOWN_IMAGES]) if path.exists() else ()
-    except (DamagedArtifact, KeyError, TypeError):
+        return tuple(str(image) for image in read_json(path)["ids"][:SHOWN_IMAGES])
+    except FileNotFoundError:
+        return ()
+    except (DamagedArtifact, KeyError, TypeError) as error:
+        notes.append(f"Top images are missing: {error}")
         return ()
 
 

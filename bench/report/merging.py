@@ -20,6 +20,7 @@ from bench.errors import DamagedArtifact, ResultsFolderError
 from bench.records import folder as names
 from bench.records import rows as results
 from bench.records.sealing import read_frame, read_json, read_tensors
+from bench.records.selections import selected
 from bench.records.store import Store
 from bench.studies import HELD_OUT
 
@@ -247,14 +248,15 @@ def _manifest(folders: Sequence[RunFolder]) -> dict[str, Any]:
 
 def _copy_records(root: Path, store: Store) -> None:
     """Queries, selections and observations of ``root`` joined to those of ``store``."""
-    theirs = query_file.load_queries(Store(root, read_only=True))
+    queries = query_file.load_queries(Store(root, read_only=True))
     with store.lock("queries"):
-        query_file.save_queries(store, theirs | query_file.load_queries(store))
+        query_file.save_queries(store, queries | query_file.load_queries(store))
     for path in names.selections(root):
         target = store.path(*path.relative_to(root).parts)
         found = store.record(*target.relative_to(store.root).parts)
-        if found is None or len(found.get("ids", ())) < len(read_json(path)["ids"]):
-            store.write_record(target.relative_to(store.root).parts, read_json(path))
+        theirs = read_json(path)
+        if found is None or len(selected(found)) < len(selected(theirs)):
+            store.write_record(target.relative_to(store.root).parts, theirs)
     for path in names.observations(root):
         parts = path.relative_to(root).parts
         with store.lock(f"observations-{path.stem}"):

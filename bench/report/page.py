@@ -192,21 +192,28 @@ def _gallery(pictures: Gallery) -> dict[str, Any]:
     """The pictures that fit the page: fewer top images first, then fewer queries."""
     queries = len(pictures.queries)
     choices = [(queries, shown) for shown in (8, 6, 4)] + [(few, 4) for few in range(queries - 1, 0, -1)]
+    drawn: dict[int, str] = {}
     for count, shown in choices:
-        chosen = _chosen(pictures, count, shown)
+        chosen = _chosen(pictures, count, shown, drawn)
         if sum(map(len, chosen["images"].values())) <= PICTURE_BYTES:
             return chosen
-    return _chosen(pictures, 0, 0)
+    return _chosen(pictures, 0, 0, drawn)
 
 
-def _chosen(pictures: Gallery, count: int, shown: int) -> dict[str, Any]:
+def _chosen(pictures: Gallery, count: int, shown: int, drawn: dict[int, str]) -> dict[str, Any]:
+    """The first ``count`` queries with ``shown`` top images each; ``drawn`` keeps every picture once it is encoded."""
     images: dict[str, str] = {}
+
+    def uri(picture: Tensor) -> str:
+        if id(picture) not in drawn:
+            drawn[id(picture)] = png_uri(picture)
+        return drawn[id(picture)]
 
     def kept(picture: Tensor | None) -> str | None:
         if picture is None:
             return None
         name = f"m{len(images)}"
-        images[name] = png_uri(picture)
+        images[name] = uri(picture)
         return name
 
     queries = []
@@ -216,7 +223,7 @@ def _chosen(pictures: Gallery, count: int, shown: int) -> dict[str, Any]:
             top = [image for image in method.top[:shown] if image in pictures.training]
             for image in top:
                 if image not in images:
-                    images[image] = png_uri(pictures.training[image])
+                    images[image] = uri(pictures.training[image])
             made = {str(k): kept(picture) for k, picture in method.made.items()}
             methods.append({"method": method.method, "top": top, "made": made})
         queries.append(

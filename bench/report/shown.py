@@ -9,6 +9,12 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Head and lines of a table for people."""
 
 
+def markdown_cell(text: str) -> str:
+    """Text that Markdown shows as it is: no markup, no cell border, one line."""
+    plain = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return plain.replace("|", "\\|")
+
+
 class Report(ABC):
     """What was found: files in the results folder, and what a command prints."""
 

@@ -7,13 +7,17 @@ be deleted, and a run can go on elsewhere from these small records alone.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 import traceback
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from filelock import Timeout
 from torch import Tensor
@@ -116,10 +120,20 @@ class Ledger:
     def key(self, job: TrainingJob) -> str:
         """Names the model that ``job`` trains."""
         if job not in self._keys:
-            ids = self.study.dataset.ids
-            removed = sorted(ids[index] for index in job.removed)
-            self._keys[job] = digest_of([self.study.digest, removed, job.seed])
+            place, quoted = self._places
+            removed = ",".join([quoted[index] for index in np.sort(place[list(job.removed)]).tolist()])
+            text = f"[{json.dumps(self.study.digest)},[{removed}],{json.dumps(job.seed)}]"
+            self._keys[job] = hashlib.sha256(text.encode()).hexdigest()[:16]  # digest_of, the ids quoted beforehand
         return self._keys[job]
+
+    @cached_property
+    def _places(self) -> tuple[np.ndarray, list[str]]:
+        """The place of each image among the sorted ids, and the sorted ids as JSON has them."""
+        ids = self.study.dataset.ids
+        order = sorted(range(len(ids)), key=ids.__getitem__)
+        place = np.empty(len(ids), np.int64)
+        place[order] = np.arange(len(ids))
+        return place, [json.dumps(ids[index]) for index in order]
 
     def is_trained(self, job: TrainingJob) -> bool:
         """Whether the model's weights are here."""
@@ -177,7 +191,7 @@ class Ledger:
                 queries = [query for query, wanted in missing if wanted is observation]
                 try:
                     kept |= self._observe(observation, model, queries, facts)
-                except (Exception, SystemExit) as error:  # its own values are lost, those of the other observations are not
+                except (Exception, SystemExit) as error:  # its own values are lost, others' are not
                     failed.append(error)
             self.store.write_tensors(folder.observation(key), kept, **facts)
         if failed:
@@ -206,11 +220,12 @@ class Ledger:
     def keep_failure(self, job: TrainingJob, error: BaseException) -> None:
         """Keep why ``job`` failed, with the traceback and how often it did."""
         before = self.store.record(*folder.failure(self.key(job))) or {}
+        cause = error.__cause__ if isinstance(error, PluginFailed) and error.__cause__ else error
         record = {
             "tries": int(before.get("tries", 0)) + 1,
             "set_aside": not isinstance(error, PluginFailed),
-            "type": type(error).__name__,
-            "message": str(error),
+            "type": type(cause).__name__,
+            "message": str(cause),
             "traceback": "".join(traceback.format_exception(error)),
             "job": {"removed": sorted(self.study.dataset.ids[index] for index in job.removed), "seed": job.seed},
             "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
@@ -234,7 +249,8 @@ class Ledger:
 
     def reason(self, job: TrainingJob, error: BaseException) -> str:
         """Why ``job`` failed, in a line; where it is not the user's to mend, with the place of the traceback."""
-        kept = "" if isinstance(error, BenchError) else f" (traceback in {'/'.join(folder.failure(self.key(job)))})"
+        mendable = isinstance(error, BenchError) and not isinstance(error, PluginFailed)
+        kept = "" if mendable else f" (traceback in {'/'.join(folder.failure(self.key(job)))})"
         return reason_of(error) + kept
 
     def _failure_path(self, job: TrainingJob) -> Path:
