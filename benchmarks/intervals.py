@@ -21,7 +21,6 @@ import pandas as pd
 from scipy import stats
 
 from bench.records.rows import BASELINE, NOT_RANKED
-from bench.registry import is_variant
 from bench.report.statistics import CONFIDENCE, interval
 
 COUNTS = (8, 16, 32)
@@ -50,8 +49,8 @@ class World:
 def fitted(rows: pd.DataFrame, metric: str, k: int, *, effect: bool) -> World:
     """The world of one metric at one K."""
     own = rows[(rows["metric"] == metric) & (rows["k"] == k) & (rows["design"] == "paired")]
-    table = own[~own["method"].isin(NOT_RANKED)].pivot_table(index="query", columns="method", values="value")
-    table = table[[name for name in table if not is_variant(str(name))]]
+    own = own[~own["method"].isin(NOT_RANKED) & (own["variant"] == "") & (own["settings"] == "")]
+    table = own.pivot_table(index="query", columns="method", values="value")
     apart = table.drop(columns=BASELINE).sub(table[BASELINE], axis=0)
     scale = table.std(axis=1)  # over methods
     scale /= stats.gmean(scale)

@@ -112,7 +112,7 @@ def covers(unet: UNet2DConditionModel) -> bool:
     return (
         all(config[each.name] == each.default for each in fixed if each.name not in FREE | {"self"})
         and config["mid_block_type"] is None
-        and config["attention_head_dim"] == 1
+        and isinstance(config["attention_head_dim"], int)
         and {*config["down_block_types"], *config["up_block_types"]} <= BLOCKS
         and unet.conv_in.weight.device.type == "cpu"
     )
@@ -153,13 +153,24 @@ def _attended(block: Any, number: int, hidden: Tensor, states: Tensor) -> Tensor
 
 
 def _attention(layer: Any, tokens: Tensor, states: Tensor) -> Tensor:
-    """One head's attention of ``tokens`` (batch × tokens × dim) to ``states``, with its output layer."""
+    """Attention of ``tokens`` (batch × tokens × dim) to ``states``, with its output layer."""
     weights = [layer.to_k.weight, layer.to_v.weight]
     if states is tokens:
         query, key, value = functional.linear(tokens, torch.cat([layer.to_q.weight, *weights])).chunk(3, -1)
     else:
         query = layer.to_q(tokens)
         key, value = functional.linear(states, torch.cat(weights)).chunk(2, -1)
+    if layer.heads > 1:
+        query, key, value = (_heads_apart(each, layer.heads) for each in (query, key, value))
     scores = torch.bmm(query * layer.scale, key.transpose(1, 2))
-    result: Tensor = layer.to_out[0](torch.bmm(scores.softmax(-1), value))
+    mixed = torch.bmm(scores.softmax(-1), value)
+    if layer.heads > 1:
+        mixed = mixed.view(len(tokens), layer.heads, *mixed.shape[1:]).transpose(1, 2).flatten(2)
+    result: Tensor = layer.to_out[0](mixed)
     return result
+
+
+def _heads_apart(tokens: Tensor, heads: int) -> Tensor:
+    """Batch × tokens × (heads · depth) to (batch · heads) × tokens × depth."""
+    batch, places, _ = tokens.shape
+    return tokens.reshape(batch, places, heads, -1).transpose(1, 2).flatten(0, 1)
