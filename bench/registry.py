@@ -77,8 +77,8 @@ class Registry(Generic[P]):
 
     def _hints(self, name: str) -> list[str]:
         """Why plugins may be missing."""
-        found = [f"Not loaded: {entry} ({why})." for entry, why in self.broken.items()]
-        return [*found, *shadowed(self.group.rpartition(".")[2])]
+        missing = [f"Not loaded: {entry} ({why})." for entry, why in self.broken.items()]
+        return [*missing, *shadowed(self.group.rpartition(".")[2])]
 
     def find(self, name: str) -> type[P] | None:
         """The class called ``name``, None where there is none: the plugin of an old row may be gone."""
@@ -95,7 +95,7 @@ class Registry(Generic[P]):
                 names.append(f"{name}:{variant}")
         return names
 
-    def create(self, name: str, study: str | None = None, **settings: Any) -> P:
+    def create(self, name: str, study: str | None = None, /, **settings: Any) -> P:
         """``name`` or ``name:variant``: the defaults, what was tuned for ``study``, the variant, ``settings``.
 
         A variant differs from the tuned method by its own settings alone, until it is tuned itself.
@@ -107,7 +107,7 @@ class Registry(Generic[P]):
         own = variants_of(cls)[variant] if variant else {}
         found = [tuned(cls, study, part)["settings"] if study else {} for part in ("", variant)]
         chosen = {**found[0], **own, **(found[1] if variant else {}), **settings}
-        known = {field.name for field in fields(cls)} if is_dataclass(cls) else set()
+        known: set[str] = {field.name for field in fields(cls)} if is_dataclass(cls) else set()
         for setting in chosen:
             if setting not in known:
                 raise UnknownName(f"setting of {self.kind} '{name}'", setting, known)

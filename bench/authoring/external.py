@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -167,11 +167,11 @@ def _of_arrays(path: Path, content: bytes) -> pd.DataFrame:
     return pd.DataFrame(scores, index=queries, columns=images)
 
 
-def _count(member: IO[bytes]) -> int:
+def _count(member: Any) -> int:
     """How many numbers the .npy file says that it has, before room is made for them."""
     version = np.lib.format.read_magic(member)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return math.prod(read(member)[0])
+    return int(math.prod(read(member)[0]))
 
 
 def _check_size(path: Path, count: int) -> None:

@@ -316,6 +316,7 @@ def written(
         store.write_record((folder.MANIFEST,), manifest | known | runs)
         write_whole(store.path(folder.TABLE), summary.markdown(table).encode())
         figures = draw_figures(workspace, store, design.queries, selections or {}, ks, merged)
+        store.list_digests([store.path(folder.TABLE), *figures])
     skipped_metrics = dict(measured.skipped_metrics)
     known = truth.summary(truth.found_carriers(experiment.study, design.queries, selections or {}))
     return RunReport(

@@ -112,7 +112,7 @@ def _name(plugin: Any) -> str:
 
 
 def _file(function: FunctionType) -> str:
-    return inspect.unwrap(function).__code__.co_filename
+    return str(inspect.unwrap(function).__code__.co_filename)
 
 
 def _place(error: BaseException, file: str) -> str:

@@ -38,6 +38,11 @@ class BenchGroup(click.Group):
         super().__init__(*arguments, **named)
         self.params.append(_debug_option())
 
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Note --debug before anything is done that may go wrong."""
+        context.meta[DEBUG] = "--debug" in args
+        return super().parse_args(context, args)
+
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         """Every command takes --debug."""
         cmd.params.append(_debug_option())
@@ -76,14 +81,8 @@ class BenchGroup(click.Group):
 
 def _debug_option() -> click.Option:
     return click.Option(
-        ["--debug"], is_flag=True, is_eager=True, expose_value=False, callback=_set_debug,
-        help="Show the traceback of what goes wrong.",
+        ["--debug"], is_flag=True, expose_value=False, help="Show the traceback of what goes wrong."
     )  # fmt: skip
-
-
-def _set_debug(context: click.Context, option: click.Parameter, given: bool) -> None:
-    if given:
-        context.find_root().meta[DEBUG] = True
 
 
 def _say(context: click.Context, error: BaseException, text: str) -> None:

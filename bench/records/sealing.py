@@ -19,8 +19,8 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from bench.errors import DamagedArtifact
@@ -44,13 +44,11 @@ def tensors_bytes(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of ``path``; raises DamagedArtifact when they are not what was written there."""
+    content = _bytes(path)  # at once: safe_open opens a file twice, and another process may replace it in between
     try:
-        with safe_open(path, "pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise
-    except (SafetensorError, OSError, ValueError) as error:
+        tensors = load(content)
+        metadata = dict(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {}))
+    except (SafetensorError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise DamagedArtifact(f"{path} cannot be read as safetensors ({error}).") from error
     expected = metadata.pop(DIGEST_KEY, "none")
     found = tensors_digest(tensors, metadata)

@@ -14,7 +14,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from torch import Tensor
 from bench.errors import DamagedArtifact, DiskFull, InvalidInput, ResultsFolderError
 from bench.records import folder
 from bench.records.sealing import (
+    bytes_digest,
     frame_bytes,
     read_frame,
     read_json,
@@ -229,6 +230,18 @@ class Store:
     def write_record(self, parts: folder.Parts, value: Mapping[str, Any]) -> None:
         """Keep a JSON record, sealed."""
         write_json(self.path(*parts), value)
+
+    def list_digests(self, written: Iterable[Path]) -> None:
+        """Write down the digests of pages, tables and figures, which have no room for their own."""
+        with self.lock("digests"):
+            kept = self.record(folder.DIGESTS) or {}
+            files = {
+                name: digest
+                for name, digest in dict(kept.get("files", {})).items()
+                if self.root.joinpath(name).exists()
+            }
+            files |= {path.relative_to(self.root).as_posix(): bytes_digest(path) for path in written}
+            self.write_record((folder.DIGESTS,), {"files": files})
 
     def write_frame(self, parts: folder.Parts, frame: pd.DataFrame) -> None:
         """Keep a parquet frame, sealed."""

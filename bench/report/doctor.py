@@ -28,7 +28,6 @@ from bench.report.shown import Report, Table
 
 TRANSIENT = ("damaged", "locks")
 READERS = {names.TENSORS: sealing.read_tensors, names.RECORD: sealing.read_json, ".parquet": sealing.read_frame}
-HEAD = ("file", "what is wrong", "what it costs", "how it heals")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +67,14 @@ class Health(Report):
     seconds: float
 
     def tables(self) -> list[Table]:
-        """The damage."""
-        lines = [(each.path, each.what, each.costs, each.heals) for each in self.damages]
-        return [(HEAD, lines)] if lines else []
+        """None: a line for each damaged file says all."""
+        return []
 
     def notes(self) -> list[str]:
-        """How much was checked."""
+        """The damage, and how much was checked."""
         some = ", ".join(self.unchecked[:5]) + (", …" if len(self.unchecked) > 5 else "")
         return [
+            *(f"DAMAGED {each.path}: {each.what} It costs {each.costs}; {each.heals}." for each in self.damages),
             f"{self.root}: {self.checked} files checked, {len(self.damages)} damaged, {len(self.unchecked)} without a "
             f"digest ({self.seconds:.1f} s)",
             *([f"read unchecked: {some}; `bench doctor --seal {self.root}` writes theirs down"] if some else []),
@@ -176,7 +175,7 @@ def _below(folder: str, damage: Damage) -> Damage:
 
 def _damage(root: Path, path: Path, what: str) -> Damage:
     costs, heals = names.COSTS.get(names.kind(path), names.MADE_ANEW)
-    shown = what.replace(f"{path} ", "").replace(f"{path}: ", "")
+    shown = what.replace(f"{path}: ", "").replace(f"{path} ", "").rstrip(".") + "."
     return Damage(path=path.relative_to(root).as_posix(), what=shown, costs=costs, heals=heals)
 
 

@@ -100,9 +100,13 @@ def _write(store: Store, study: Study, merged: Merged, folders: Sequence[RunFold
     }
     for name, text in written.items():
         write_whole(store.path(name), text.encode())
-    for name, figure in drawn(board, pictures).items():
+    drawings = drawn(board, pictures)
+    for name, figure in drawings.items():
         write_whole(store.path(*names.picture(name)), figures.png(figure))
         write_whole(store.path(*names.picture(name, ".pdf")), pdf(figure))
+    pages = [store.path(name) for name in written]
+    kinds = (".png", ".pdf")
+    store.list_digests(pages + [store.path(*names.picture(name, kind)) for name in drawings for kind in kinds])
     return Published(board, tuple(store.path(name) for name in written), (*notes, *board.notes, *pictures.notes))
 
 

@@ -26,10 +26,11 @@ from typing import Any
 
 import torch
 
+from bench import registry
 from bench.errors import PluginFailed, ResultsFolderError, TrainingFailed, UnknownName, reason_of
 from bench.foundation.machine import compute_threads, worker_threads
 from bench.records.store import Store, folder_error
-from bench.registry import PLUGINS, load_plugin, metrics
+from bench.registry import load_plugin, metrics
 from bench.retraining.ledger import Busy, Ledger, Request
 from bench.studies import Study
 
@@ -71,7 +72,7 @@ class Engine:
     device: str
     metric_names: tuple[str, ...]
     size_limit_mib: float
-    plugins: tuple[str, ...] = field(default_factory=lambda: tuple(PLUGINS))
+    plugins: tuple[str, ...] = field(default_factory=lambda: tuple(registry.PLUGINS))
 
     def ledger(self, **hooks: Any) -> Ledger:
         """The ledger of this run's results folder."""
