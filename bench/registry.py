@@ -77,7 +77,7 @@ class Registry(Generic[P]):
 
     def _hints(self, name: str) -> list[str]:
         """Why plugins may be missing."""
-        missing = [f"Not loaded: {entry} ({why})." for entry, why in self.broken.items()]
+        missing: list[str] = [f"Not loaded: {entry} ({why})." for entry, why in self.broken.items()]
         return [*missing, *shadowed(self.group.rpartition(".")[2])]
 
     def find(self, name: str) -> type[P] | None:

@@ -111,6 +111,9 @@ def run(images: int, num_queries: int, num_methods: int, root: Path, only: str |
             print(f"| {name} | {seconds:.2f} s | {peak:.0f} MiB |", flush=True)
         return found
 
+    print(
+        f"resident at the start, libraries and images: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB"
+    )
     print("| stage | time | peak resident memory so far |\n|---|---|---|")
     if not (root / "selections").exists():
         save_queries(workspace.store, {query.id: query for query in queries})
@@ -119,10 +122,12 @@ def run(images: int, num_queries: int, num_methods: int, root: Path, only: str |
         for query, common in zip(queries, tops, strict=True):
             for method in methods:
                 mixed = np.where(rng.random(len(common)) < 0.5, common, rng.permutation(images)[: len(common)])
-                keep(workspace, method, query, [whole.dataset.ids[index] for index in dict.fromkeys(mixed.tolist())])
+                mixed = np.concatenate([mixed, np.arange(images)])
+                chosen_ids = list(dict.fromkeys(mixed.tolist()))[: max(ks)]
+                keep(workspace, method, query, [whole.dataset.ids[index] for index in chosen_ids])
         size = sum(path.stat().st_size for path in folder.selections(root)) / 2**20
         print(f"| (drawing and writing the selections: {size:.0f} MiB) | {time.perf_counter() - started:.2f} s | |")
-    budgets = [min(k, int(0.4 * max(ks))) if k == max(ks) else k for k in ks]
+    budgets = list(ks)
 
     def selections() -> Any:
         return {f"m{method.draw}": workspace.selections(method, queries, budgets) for method in methods}

@@ -224,20 +224,18 @@ class Workspace:
         self, method: Method, queries: Sequence[Query], budgets: Sequence[int]
     ) -> dict[tuple[str, int], tuple[int, ...]]:
         """The top K of every query and budget, as indices; from the folder's records where it has them."""
-        row_of = self.row_of
-        kept: dict[str, list[str]] = {}
+        tops: dict[str, tuple[int, ...]] = {}
         for query in queries:
             record = self._selection(method, query)
-            kept[query.id] = selected(record)
+            tops[query.id] = record.get("rows", ())
             self._score_seconds[method, query.digest] = float(record["score_seconds"])
-        short = [query for query in queries if len(kept[query.id]) < max(budgets)]
+        short = [query for query in queries if len(tops[query.id]) < max(budgets)]
         if short:
             scored = self.scores(method, short)
             for query, row, seconds in zip(short, scored.matrix, scored.seconds, strict=True):
                 chosen = top_k(row, self.study.dataset.ids, max(budgets))
-                kept[query.id] = [self.study.dataset.ids[index] for index in chosen]
-                self.keep_selection(method, query, kept[query.id], seconds)
-        tops = {query.id: tuple(map(row_of.__getitem__, kept.pop(query.id)[: max(budgets)])) for query in queries}
+                self.keep_selection(method, query, [self.study.dataset.ids[index] for index in chosen], seconds)
+                tops[query.id] = chosen
         return {(query.id, k): tops[query.id][:k] for query in queries for k in budgets}
 
     def keep_selection(self, method: Method, query: Query, ids: Sequence[str], seconds: float) -> None:
@@ -311,9 +309,10 @@ class Workspace:
             ids = selected(record)
         except DamagedArtifact as error:
             return str(error)
-        named = set(ids)
-        if len(named) != len(ids) or not all(map(self.row_of.__contains__, named)):
+        found = tuple(map(self.row_of.get, ids))
+        if len(set(found)) != len(ids) or None in found:
             return "it does not name training images, each once"
+        record["rows"] = found  # looked up once
         return ""
 
     def _selection_parts(self, method: Method, query: Query) -> tuple[str, ...]:

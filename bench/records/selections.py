@@ -23,7 +23,7 @@ def packed(ids: Sequence[str]) -> dict[str, Any]:
     if len(ids) <= FIRST:
         return {"ids": list(ids)}
     rest = zlib.compress("\n".join(ids[FIRST:]).encode(), 1)
-    return {"ids": list(ids[:FIRST]), "more": base64.b85encode(rest).decode(), "count": len(ids)}
+    return {"ids": list(ids[:FIRST]), "more": base64.b64encode(rest).decode(), "count": len(ids)}
 
 
 def selected(record: Mapping[str, Any]) -> list[str]:
@@ -35,7 +35,7 @@ def selected(record: Mapping[str, Any]) -> list[str]:
         return ids
     try:
         unpacking = zlib.decompressobj()
-        text = unpacking.decompress(base64.b85decode(record["more"]), MOST_BYTES).decode()
+        text = unpacking.decompress(base64.b64decode(record["more"], validate=True), MOST_BYTES).decode()
     except (ValueError, TypeError, AttributeError, binascii.Error, zlib.error) as error:
         raise DamagedArtifact(f"its ids cannot be unpacked ({error})") from error
     return ids + text.split("\n")

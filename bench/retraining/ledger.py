@@ -121,7 +121,8 @@ class Ledger:
         """Names the model that ``job`` trains."""
         if job not in self._keys:
             place, quoted = self._places
-            removed = ",".join([quoted[index] for index in np.sort(place[list(job.removed)]).tolist()])
+            chosen = np.fromiter(job.removed, np.int64, len(job.removed))
+            removed = ",".join(map(quoted.__getitem__, np.sort(place[chosen]).tolist()))
             text = f"[{json.dumps(self.study.digest)},[{removed}],{json.dumps(job.seed)}]"
             self._keys[job] = hashlib.sha256(text.encode()).hexdigest()[:16]  # digest_of, the ids quoted beforehand
         return self._keys[job]
