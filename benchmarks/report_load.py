@@ -112,7 +112,8 @@ def run(images: int, num_queries: int, num_methods: int, root: Path, only: str |
         return found
 
     print(
-        f"resident at the start, libraries and images: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB"
+        "resident at the start, libraries and images: "
+        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB"
     )
     print("| stage | time | peak resident memory so far |\n|---|---|---|")
     if not (root / "selections").exists():

@@ -17,7 +17,7 @@ import pandas as pd
 
 from bench.data import encoded
 from bench.diffusion.queries import Query, load_queries
-from bench.errors import DamagedArtifact, ResultsFolderError
+from bench.errors import DamagedArtifact, InvalidInput, ResultsFolderError
 from bench.foundation.digests import digest_of
 from bench.records import folder as names
 from bench.records import rows as results
@@ -237,7 +237,11 @@ def _selection_faults(
     columns = ["method", "method_digest", "query_digest", "k", "seed", "model_key"]
     said: set[Path] = set()
     for method, method_digest, query_digest, k, seed, key in own[columns].drop_duplicates().itertuples(index=False):
-        path = home.joinpath(*names.selection(method, method_digest, query_digest))
+        try:
+            path = Store(home).path(*names.selection(method, method_digest, query_digest))
+        except InvalidInput:
+            yield _damage(root, root / names.ROWS, f"a row names the method {method!r}, which no method can be called")
+            continue
         if path in said:
             continue
         record = _read(path)

@@ -13,7 +13,7 @@ from torch import Tensor
 from bench.diffusion.autoencoder import autoencoder
 from bench.diffusion.observations import Regeneration
 from bench.diffusion.queries import Query, load_queries
-from bench.errors import BenchError, DamagedArtifact
+from bench.errors import BenchError, DamagedArtifact, InvalidInput
 from bench.foundation.digests import digest_of
 from bench.records import folder
 from bench.records.rows import NOT_RANKED, NOTHING_REMOVED
@@ -108,12 +108,12 @@ class _Observations:
     def regeneration(self, key: str, query: Query) -> Tensor | None:
         """The query made again by the model ``key``, None where that was not observed."""
         if key not in self.kept:
-            path = self.store.path(*folder.observation(key))
             try:
+                path = self.store.path(*folder.observation(key))
                 found = read_tensors(path)[0] if path.exists() else {}
                 name = f".{Regeneration.name}"  # of the rest, a hundred thousand losses, nothing is shown
                 self.kept[key] = {part: tensor for part, tensor in found.items() if part.endswith(name)}
-            except DamagedArtifact as error:
+            except (DamagedArtifact, InvalidInput) as error:
                 self.kept[key] = {}
                 self.notes.append(f"Pictures are missing: {error}")
         return self.kept[key].get(query.observed_as(Regeneration.name))
@@ -144,10 +144,10 @@ def _of_query(
 
 def _top(store: Store, method: str, digest: str, query: Query, notes: list[str]) -> tuple[str, ...]:
     """Ids of the most influential images, none where they were not kept."""
-    path = store.path(*folder.selection(method, digest, query.digest))
     try:
+        path = store.path(*folder.selection(method, digest, query.digest))
         return tuple(str(image) for image in read_json(path)["ids"][:SHOWN_IMAGES])
-    except FileNotFoundError:
+    except (FileNotFoundError, InvalidInput):  # a row of somebody's may name a method that could not be registered
         return ()
     except (DamagedArtifact, KeyError, TypeError) as error:
         notes.append(f"Top images are missing: {error}")

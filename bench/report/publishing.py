@@ -63,7 +63,9 @@ def publish(study: Study, sources: Sequence[Path], root: Path) -> Published:
         sources: results folders, later ones win where two hold the same row.
         root: the results folder of the leaderboard.
     """
-    _places(study, sources, root)  # an empty call makes no folder
+    places = _places(study, sources, root)
+    if not has_rows(root):  # what is refused leaves no folder behind
+        merge_folders([open_folder(path, study.name) for path in places])
     store = Store(root)
     with store.lock("results"):  # what is read here must still be there when it is written
         folders = [open_folder(path, study.name) for path in _places(study, sources, root)]
