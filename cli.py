@@ -16,7 +16,7 @@ import click
 
 import bench  # noqa: F401 - sets the thread environment before torch is imported
 from bench.errors import InvalidInput, PartlyFailed
-from bench.foundation.commands import EXIT_CODES, Assigned, Assignment, BenchGroup, Named, plain
+from bench.foundation.commands import EXIT_CODES, Assigned, Assignment, BenchGroup, Named
 
 if TYPE_CHECKING:
     from bench.contracts import Method
@@ -439,15 +439,16 @@ def _methods(names: Sequence[str], study_name: str, settings: Sequence[Assigned]
         raise InvalidInput("No method was given: --method NAME (`bench list methods` shows them), or --scores FILE.")
     every = [method.name for method in methods]
     chosen: dict[str, dict[str, Any]] = {each: {} for name in names for each in (every if name == "all" else [name])}
-    for path, text in settings:
-        method, dot, key = path.partition(".")
+    for setting in settings:
+        method, dot, key = setting.name.partition(".")
         if not dot or method not in chosen:
             raise InvalidInput(
-                f"--set {path}={text}: expected METHOD.SETTING=VALUE with METHOD one of {', '.join(chosen)}."
+                f"--set {setting.name}={setting.text}: expected METHOD.SETTING=VALUE with METHOD one of "
+                f"{', '.join(chosen)}."
             )
         if key in chosen[method]:
-            raise InvalidInput(f"--set {path} is given more than once.")
-        chosen[method][key] = plain(text)
+            raise InvalidInput(f"--set {setting.name} is given more than once.")
+        chosen[method][key] = setting.value
     return [methods.create(name, study_name, **values) for name, values in chosen.items()]
 
 

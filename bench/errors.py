@@ -23,11 +23,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+NOTHING_DONE, PARTLY_DONE, NOT_FINISHED = 2, 1, 75
+"""Exit codes beside 0."""
+
 
 class BenchError(Exception):
     """Anything that the user can mend; its text says what was tried, what came, what was expected, how to mend it."""
 
-    exit_code = 2
+    exit_code = NOTHING_DONE
 
 
 class UnknownName(BenchError):
@@ -56,7 +59,7 @@ class ResultsFolderError(BenchError):
 class DiskFull(ResultsFolderError):
     """The results folder cannot be written any more; what is finished is kept."""
 
-    exit_code = 75
+    exit_code = NOT_FINISHED
 
 
 class DamagedArtifact(BenchError):
@@ -70,7 +73,7 @@ class Unavailable(BenchError):
 class PluginFailed(BenchError):
     """A method, metric or observation raised, or returned something else than it promised."""
 
-    exit_code = 1
+    exit_code = PARTLY_DONE
 
 
 class MethodFailed(PluginFailed):
@@ -84,13 +87,13 @@ class MetricFailed(PluginFailed):
 class TrainingFailed(BenchError):
     """A training diverged."""
 
-    exit_code = 1
+    exit_code = PARTLY_DONE
 
 
 class PartlyFailed(BenchError):
     """A part failed and the rest is written: a method that raised, a published value that cannot be made again."""
 
-    exit_code = 1
+    exit_code = PARTLY_DONE
 
 
 def reason_of(error: BaseException) -> str:

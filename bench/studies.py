@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from bench.data.dataset import Dataset, load_embedded
-from bench.data.face_queries import face_queries, fixed_query
+from bench.data.face_queries import FaceQuery, face_queries, fixed_query
 from bench.diffusion.autoencoder import autoencoder
 from bench.diffusion.model import ModelConfig
 from bench.diffusion.phrases import text_encoder
@@ -137,13 +137,17 @@ class Study:
         Empty where that is not known: the data set has no parts, or the query is not one of the study's own. It is
         for ceilings, metrics and reports; no method reads it.
         """
-        fixed = fixed_query(query.prompt, query.seed) if self.dataset.parts else None
+        fixed = self._fixed(query)
         return frozenset(fixed.known_set(self.dataset)) if fixed else frozenset()
 
     def group(self, query: Query | QuerySpec) -> str:
         """The group that ``query`` is reported in apart: "named" or "unnamed"; "" where there are no groups."""
-        fixed = fixed_query(query.prompt, query.seed) if self.dataset.parts else None
+        fixed = self._fixed(query)
         return fixed.group if fixed else ""
+
+    def _fixed(self, query: Query | QuerySpec) -> FaceQuery | None:
+        """What is known of ``query`` where the data set knows its parts."""
+        return fixed_query(query.prompt, query.seed) if self.dataset.parts else None
 
     def check_budget(self, k: int) -> int:
         """``k`` where it can be removed; raises InvalidInput otherwise."""

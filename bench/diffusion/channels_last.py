@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench.diffusion.fast_unet import covers
+from bench.diffusion.fast_unet import FastUNet, covers, walked
 
 Tokens = Float[Tensor, "batch _places _channels"]
 Picture = Float[Tensor, "batch _channels _rows _columns"]
@@ -206,39 +206,24 @@ class Geglu(torch.autograd.Function):
         return result
 
 
-class ChannelsLastUNet(nn.Module):
-    """A U-Net called as diffusers' is, ``(noisy, timesteps, states, return_dict=False)``; weights stay ``unet``'s."""
+class ChannelsLastUNet(FastUNet):
+    """The same with channels innermost."""
 
-    def __init__(self, unet: UNet2DConditionModel) -> None:
-        super().__init__()
-        self.unet: Any = unet
-
-    def forward(self, noisy: Picture, timesteps: Tensor, states: Tensor, return_dict: bool = False) -> tuple[Picture]:
-        """The prediction, batch × channels × rows × columns, in a tuple."""
-        unet, depth = self.unet, len(self.unet.up_blocks) - 1
-        if return_dict or any(size % 2**depth for size in noisy.shape[2:]):
-            return cast(tuple[Tensor], unet(noisy, timesteps, states, return_dict=return_dict))
+    def predicted(self, noisy: Picture, embedded: Tensor, states: Tensor) -> Picture:
+        """The prediction, given the activated time embedding, batch × dim."""
+        unet = self.unet
         blocks = [*unet.down_blocks, *unet.up_blocks]
-        embedded = functional.silu(unet.time_embedding(unet.time_proj(timesteps.expand(len(noisy))).to(noisy.dtype)))
         times = _times([resnet for block in blocks for resnet in block.resnets], embedded)
         prompts = _prompts([layer for block in blocks for layer in _layers(block)], states)
-        hidden = unet.conv_in(noisy.contiguous(memory_format=torch.channels_last))
-        kept = [hidden]
-        for block in unet.down_blocks:
-            for number, resnet in enumerate(block.resnets):
-                hidden = _attended(block, number, _residual(resnet, hidden, times), prompts)
-                kept.append(hidden)
-            for downsampler in block.downsamplers or []:
-                hidden = downsampler.conv(hidden)
-                kept.append(hidden)
-        for block in unet.up_blocks:
-            for number, resnet in enumerate(block.resnets):
-                hidden = _residual(resnet, torch.cat([hidden, kept.pop()], 1), times)
-                hidden = _attended(block, number, hidden, prompts)
-            for upsampler in block.upsamplers or []:
-                hidden = _upsampled(upsampler.conv, hidden)
+        hidden = walked(
+            unet,
+            unet.conv_in(noisy.contiguous(memory_format=torch.channels_last)),
+            residual=lambda resnet, hidden: _residual(resnet, hidden, times),
+            attended=lambda block, number, hidden: _attended(block, number, hidden, prompts),
+            upsampled=_upsampled,
+        )
         tokens = functional.silu(_group_norm(unet.conv_norm_out, _tokens(hidden)), inplace=True)
-        return (unet.conv_out(_picture(tokens, hidden)),)
+        return cast(Tensor, unet.conv_out(_picture(tokens, hidden)))
 
 
 def channels_last_forward(unet: UNet2DConditionModel) -> nn.Module:

@@ -42,7 +42,7 @@ class RunReport(Report):
     """What a run gives.
 
     Attributes:
-        frame: the rows of this run, one row each (columns: ``bench.records.rows.COLUMNS``).
+        frame: the rows of this run (columns: ``bench.records.rows.COLUMNS``).
         merged: those of all runs in the folder.
         table: their summary over queries.
         manifest: what produced them.

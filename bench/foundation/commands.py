@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 import traceback
@@ -15,11 +14,9 @@ from typing import Any, NamedTuple
 import click
 from click.shell_completion import CompletionItem
 
-from bench.errors import BenchError, InvalidInput
+from bench.errors import NOT_FINISHED, NOTHING_DONE, PARTLY_DONE, BenchError, InvalidInput
+from bench.foundation.texts import parsed
 
-FAILED, MENDABLE, NOT_FINISHED = 1, 2, 75
-"""Exit codes beside 0, all done: a part failed and the rest is written; wrong usage, nothing was done; the same command
-goes on with what is left."""
 EXIT_CODES = (
     "Exit codes: 0 all done; 1 something failed, the rest is written; 2 wrong usage, nothing was done; 75 not finished "
     "(Ctrl-C, SIGTERM, a full disk): the same command goes on from what is kept."
@@ -61,7 +58,7 @@ class BenchGroup(click.Group):
                 context.exit(error.exit_code)
             except OSError as error:
                 _say(context, error, f"a file could not be read or written: {error}")
-                context.exit(MENDABLE)
+                context.exit(NOTHING_DONE)
             except KeyboardInterrupt as error:
                 how = "asked to end (SIGTERM)" if isinstance(error, Terminated) else "interrupted"
                 _say(context, error, f"{how}; what is finished is kept. Run the same command to go on.")
@@ -76,7 +73,7 @@ class BenchGroup(click.Group):
                 _say(
                     context, error, f"{kind}: {error} ({place}). This is a fault of bench; --debug shows the traceback."
                 )
-                context.exit(FAILED)
+                context.exit(PARTLY_DONE)
 
 
 def _debug_option() -> click.Option:
@@ -146,13 +143,13 @@ class Assigned(NamedTuple):
 
     @property
     def value(self) -> Any:
-        """A number, true, false or null as JSON writes them, else the text itself."""
-        return plain(self.text)
+        """The text as ``parsed``."""
+        return parsed(self.text)
 
     @property
     def values(self) -> list[Any]:
         """Those of a list with commas."""
-        return [plain(each) for each in self.text.split(",")]
+        return [parsed(each) for each in self.text.split(",")]
 
 
 class Assignment(click.ParamType[Assigned]):
@@ -173,11 +170,3 @@ class Assignment(click.ParamType[Assigned]):
         if not equals or not text:
             raise InvalidInput(f"'{value}' is not of the form {self.form}.")
         return Assigned(name, text)
-
-
-def plain(text: str) -> Any:
-    """A number, true, false or null as JSON writes them, else the text itself."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
