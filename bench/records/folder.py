@@ -29,11 +29,14 @@ TABLE = "table.md"
 LDS, LDS_TABLE = "lds.parquet", "lds.md"
 BOARD_PAGE, BOARD_TABLE, BOARD_CSV = "leaderboard.html", "leaderboard.md", "leaderboard.csv"
 DIGESTS = "digests.json"
+INDEX = "index.json"
+"""The record of an encoded data set, in its folder."""
 TUNING = "tuning"
 """The folder of held-out runs, which is a results folder of its own."""
 NEEDED = (STUDY, ROWS, MANIFEST, QUERIES)
 """What a folder with rows must hold to be read by others."""
 
+ENCODED = "encoded-"
 TENSORS = ".safetensors"
 RECORD = ".json"
 
@@ -75,7 +78,7 @@ def artifact(key: str) -> Parts:
 
 def encoded(digest: str) -> Parts:
     """The folder of the encoded data set."""
-    return "cache", f"encoded-{digest}"
+    return "cache", ENCODED + digest
 
 
 def subsets(digest: str) -> Parts:
@@ -154,7 +157,8 @@ def kind(path: Path) -> str:
 
 def identity(path: Path) -> str:
     """Who the artifact at ``path`` is: kind and key. It does not depend on where the results folder lies."""
-    return path.name if kind(path) in ("", path.name) else f"{path.parent.name}/{path.name}"
+    is_single = kind(path) in ("", path.name) and path.name != INDEX
+    return path.name if is_single else f"{path.parent.name}/{path.name}"
 
 
 def cost(path: Path) -> str:

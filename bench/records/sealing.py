@@ -82,6 +82,14 @@ def read_json(path: Path) -> Any:
     return value
 
 
+def read_sealed(path: Path) -> dict[str, Any]:
+    """The record stored in ``path``; raises DamagedArtifact where it has no seal, too."""
+    value = read_json(path)
+    if not isinstance(value, dict) or not is_sealed(path):
+        raise DamagedArtifact(f"{path} does not say whose it is.")
+    return value
+
+
 def frame_bytes(path: Path, frame: pd.DataFrame) -> bytes:
     """The parquet file of ``frame``, sealed for ``path``: the digest is of all bytes but its own."""
     table = pa.Table.from_pandas(frame, preserve_index=False)

@@ -110,9 +110,9 @@ def examine(root: Path) -> Health:
             continue
         checked += sealed
         unchecked += [] if sealed else [place]
-    whole = {damage.path for damage in damages}
+    broken = {damage.path for damage in damages}
     said = [*_contradictions(root), *(_below(names.TUNING, each) for each in _contradictions(root / names.TUNING))]
-    damages += [each for each in said if each.path not in whole]
+    damages += [each for each in said if each.path not in broken]
     return Health(
         root=root, checked=checked, unchecked=unchecked, damages=damages, leftovers=leftovers,
         seconds=time.perf_counter() - started,
@@ -143,15 +143,19 @@ def seal(root: Path) -> Health:
 def _files(root: Path) -> Iterator[Path]:
     """All files, the arrays of an encoded data set as their folder."""
     for path in sorted(root.rglob("*")):
-        is_encoded = path.is_dir() and path.parent.name == "cache" and (path / encoded.INDEX).exists()
-        if is_encoded or (path.is_file() and not path.parent.name.startswith(("encoded-", ".encoded-"))):
+        if path.is_dir() == _is_encoded(path) and not _is_encoded(path.parent):
             yield path
+
+
+def _is_encoded(path: Path) -> bool:
+    """Whether ``path`` is an encoded data set, or one that was not finished."""
+    return path.is_dir() and path.parent.name == "cache" and path.name.lstrip(".").startswith(names.ENCODED)
 
 
 def _is_checked(path: Path) -> bool:
     """Whether ``path`` has a digest, which it fits; raises DamagedArtifact where it does not, or cannot be read."""
     if path.is_dir():
-        encoded.opened(path)
+        encoded.check(path)
         return True
     if path.suffix in READERS:
         READERS[path.suffix](path)
