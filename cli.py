@@ -415,8 +415,7 @@ def _show(report: Report) -> None:
 def _print_plan(experiment: Experiment[Any], effect: float | None = None) -> None:
     from bench.experiments.planning import plan
 
-    for line in plan(experiment, effect=effect).lines():
-        _line(line)
+    _show(plan(experiment, effect=effect))
 
 
 def _import_scores(files: Sequence[Path], names: Sequence[str]) -> None:

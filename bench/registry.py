@@ -175,6 +175,14 @@ def _check_description(kind: str, cls: type[Any]) -> None:
             raise InvalidInput(f"The metric '{cls.name}' observes nothing: `observation` must be an Observation.")
 
 
+def label_of(method: Method, study: str) -> str:
+    """The method's name in tables; its own alone where it cannot say its settings."""
+    try:
+        return named(method, study).label
+    except BenchError:
+        return method.name
+
+
 def check_name(kind: str, name: object, *, reserved: Collection[str] = RESERVED) -> None:
     """Raise InvalidInput where a ``kind`` of plugin must not be called ``name``."""
     parts = name.split("@", 1) if isinstance(name, str) and kind == "metric" else [name]  # a metric's encoder
@@ -225,7 +233,7 @@ def load_plugin(path: Path) -> None:
         raise InvalidInput(
             f"--plugin {path}: expected an existing Python file (.py) that registers a method or metric."
         )
-    known = set(methods.names()) | set(metrics.names())
+    known = (methods.names(), metrics.names())
     module_name = f"bench_plugin_{path.stem}"
     spec = spec_from_file_location(module_name, path)
     assert spec is not None
@@ -241,7 +249,7 @@ def load_plugin(path: Path) -> None:
         raise InvalidInput(
             f"--plugin {path}: running it raised {type(error).__name__}: {error}{_line_of(error, path)}."
         ) from error
-    if known == set(methods.names()) | set(metrics.names()):
+    if known == (methods.names(), metrics.names()):
         raise InvalidInput(
             f"--plugin {path} registers no method and no metric: decorate its class with @register_method or "
             "@register_metric (`bench new-method NAME` writes a file to begin with)."

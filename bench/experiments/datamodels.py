@@ -26,10 +26,11 @@ from scipy import stats
 from bench.contracts import Method, Metric
 from bench.diffusion.queries import Query
 from bench.diffusion.training import TrainingJob
-from bench.errors import InvalidInput, ResultsFolderError, Unavailable, reason_of
+from bench.errors import InvalidInput
 from bench.experiments.design import Chosen, Controls, Design
 from bench.experiments.evaluation import Comparison, evaluation_seed
-from bench.experiments.experiment import Experiment, Measured, at_least_one, with_floor
+from bench.experiments.experiment import Experiment, Measured, check_count, with_floor
+from bench.experiments.left_out import LeftOut
 from bench.experiments.selection import drawn
 from bench.experiments.workspace import Workspace
 from bench.foundation.digests import digest_of
@@ -37,8 +38,8 @@ from bench.records import folder
 from bench.records.names import MethodName
 from bench.records.rows import Row, frame_of
 from bench.records.store import Store, write_whole
+from bench.registry import label_of
 from bench.registry import metrics as metric_registry
-from bench.registry import named
 from bench.report.shown import Report, Table, markdown_cell
 from bench.report.statistics import Interval, resampled_bounds
 from bench.studies import Study
@@ -73,7 +74,7 @@ class DatamodelTest(Experiment["Datamodels"]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one("seeds", self.seeds)
+        check_count("seeds", self.seeds)
         if not 3 <= self.subsets <= MAX_SUBSETS:
             raise InvalidInput(
                 f"--subsets {self.subsets}: 3 to {MAX_SUBSETS} are expected, for ranks to be correlated."
@@ -85,7 +86,7 @@ class DatamodelTest(Experiment["Datamodels"]):
 
     def label(self, method: Method) -> str:
         """The method's name in tables."""
-        return named(method, self.study.name).label
+        return label_of(method, self.study.name)
 
     def vet(self, workspace: Workspace) -> None:
         """Try every method, so that one that is broken costs no training."""
@@ -121,8 +122,13 @@ class DatamodelTest(Experiment["Datamodels"]):
                 ]
         if not ahead:
             return Chosen(comparisons=found)
-        scored = {method: [q for q in queries if not workspace.is_scored(method, q)] for method in self.with_floor}
-        return Chosen(comparisons=found, unscored=scored)
+        lost = LeftOut(workspace, ahead)
+        unscored: dict[Method, list[Query]] = {}
+        for method in self.with_floor:
+            with lost.alone(self.label(method), f"method-{method.name}"):
+                workspace.require(method, ahead=ahead)
+                unscored[method] = [query for query in queries if not workspace.is_scored(method, query)]
+        return Chosen(comparisons=found, unscored=unscored, skipped=lost.skipped, failures=lost.failed)
 
     @property
     def with_floor(self) -> list[Method]:
@@ -137,7 +143,7 @@ class DatamodelTest(Experiment["Datamodels"]):
     def report(self, workspace: Workspace, design: Design, measured: Measured) -> Datamodels:
         """Score, and correlate sums of scores with losses."""
         queries, subsets = design.queries, self.kept
-        scores, skipped, broken = self._scores(workspace, queries)
+        scores, left_out = self._scores(workspace, queries)
         losses = _losses(measured.rows, len(subsets), [query.id for query in queries])
         record = self._record_subsets(workspace.store, subsets)
         there = ~np.isnan(losses).any(1)
@@ -152,31 +158,17 @@ class DatamodelTest(Experiment["Datamodels"]):
         table = table.sort_values("lds", ascending=False, ignore_index=True)
         frame = _merge(workspace.store, pd.DataFrame(found))
         write_whole(workspace.store.path(folder.LDS_TABLE), markdown(table, len(queries), self.seeds).encode())
-        return Datamodels(table, frame, skipped, broken, sorted(set(measured.failed.values())))
+        return Datamodels(table, frame, left_out.skipped, left_out.failed, sorted(set(measured.failed.values())))
 
-    def _scores(
-        self, workspace: Workspace, queries: Sequence[Query]
-    ) -> tuple[dict[Method, np.ndarray], dict[str, str], dict[str, str]]:
-        """τ of each method, queries × images, and why others were skipped, or failed."""
-        broken: dict[str, str] = {}
+    def _scores(self, workspace: Workspace, queries: Sequence[Query]) -> tuple[dict[Method, np.ndarray], LeftOut]:
+        """τ of each method, queries × images, and the methods that have none."""
         scores: dict[Method, np.ndarray] = {}
-        skipped: dict[str, str] = {}
+        left_out = LeftOut(workspace)
         for method in self.with_floor:
-            try:
-                if method in workspace.rejected:
-                    raise workspace.rejected[method]
-                method.prepare()
+            with left_out.alone(self.label(method), f"method-{method.name}"):
+                workspace.require(method)
                 scores[method] = workspace.scores(method, queries).matrix.double().numpy()
-            except ResultsFolderError:
-                raise
-            except Unavailable as error:
-                skipped[method.name] = str(error)
-                workspace.progress.say(f"skipped {method.name}: {error}")
-            except (Exception, SystemExit) as error:
-                broken[method.name] = reason_of(error)
-                workspace.keep_failure(f"method-{method.name}", error)
-                workspace.progress.say(f"failed {method.name}: {reason_of(error)}")
-        return scores, skipped, broken
+        return scores, left_out
 
     def _record_subsets(self, store: Store, drawn: Sequence[Sequence[int]]) -> str:
         """Keep the hash of every subset's ids; returns the digest of all of them."""

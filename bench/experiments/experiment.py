@@ -19,9 +19,10 @@ import torch
 from bench.contracts import Method, Metric
 from bench.diffusion.queries import Query, QuerySpec, load_queries
 from bench.diffusion.training import TrainingJob
-from bench.errors import InvalidInput, Unavailable, reason_of
+from bench.errors import InvalidInput
 from bench.experiments.design import Chosen, Controls, Design
 from bench.experiments.evaluation import evaluate
+from bench.experiments.left_out import LeftOut
 from bench.experiments.workspace import Workspace
 from bench.foundation.machine import available_threads, compute_threads
 from bench.foundation.progress import Progress
@@ -44,8 +45,9 @@ class Measured:
 
     Attributes:
         rows: one for each comparison and metric.
-        metrics: that could be computed, skipped_metrics: that could not, with the reason.
-        failed_metrics: those of the skipped that raised, rather than lack something.
+        metrics: that could be computed.
+        skipped_metrics: that cannot be computed here, with the reason.
+        failed_metrics: that raised, with the reason.
         failed: reasons of the trainings that failed.
         seconds: wall time until here.
     """
@@ -84,7 +86,7 @@ class Experiment(ABC, Generic[R]):
 
     def __post_init__(self) -> None:
         for name, most in (("workers", MOST_WORKERS), ("threads", MOST_WORKERS)):
-            at_least_one(name, getattr(self, name), most)
+            check_count(name, getattr(self, name), most)
         if not math.isfinite(self.size_limit_mib) or self.size_limit_mib < 0:
             raise InvalidInput(f"--keep-models-mib {self.size_limit_mib}: a number from 0 on is expected.")
         if abs(self.study.seed) > LARGEST_SEED:
@@ -159,7 +161,7 @@ class Experiment(ABC, Generic[R]):
         started = time.perf_counter()
         with compute_threads(self.threads):
             workspace = self.open(progress)
-            usable, skipped, broken = self._measurable(workspace)
+            usable, left_out = self._measurable(workspace)
             self.vet(workspace)
             self._train_originals(workspace)
             design = self.design(workspace)
@@ -168,9 +170,9 @@ class Experiment(ABC, Generic[R]):
             measured = Measured(
                 rows=rows,
                 metrics=usable,
-                skipped_metrics=skipped,
+                skipped_metrics=left_out.skipped,
                 failed=failed,
-                failed_metrics=broken,
+                failed_metrics=left_out.failed,
                 seconds=time.perf_counter() - started,
             )
             return self.report(workspace, design, measured)
@@ -204,30 +206,20 @@ class Experiment(ABC, Generic[R]):
             for spec in specs
         ]
 
-    def _measurable(self, workspace: Workspace) -> tuple[list[Metric], dict[str, str], dict[str, str]]:
-        """The metrics that can be computed here, why others cannot, and which of these raised.
-
-        Their observations are kept all the same.
-        """
+    def _measurable(self, workspace: Workspace) -> tuple[list[Metric], LeftOut]:
+        """The metrics that can be computed here, and the others, whose observations are kept all the same."""
         usable: list[Metric] = []
-        skipped: dict[str, str] = {}
-        broken: dict[str, str] = {}
+        left_out = LeftOut(workspace)
         for metric in self.metrics:
-            try:
+            with left_out.alone(metric.name, f"metric-{metric.name}"):
                 metric.prepare()
                 _ = metric.digest
                 usable.append(metric)
-            except Unavailable as error:
-                skipped[metric.name] = str(error)
-                workspace.progress.say(f"skipped {metric.name}: {error}")
-            except (Exception, SystemExit) as error:
-                skipped[metric.name] = broken[metric.name] = reason_of(error)
-                workspace.keep_failure(f"metric-{metric.name}", error)
-                workspace.progress.say(f"failed {metric.name}: {reason_of(error)}")
         if not usable:
-            raise InvalidInput("no metric can be computed here: " + "; ".join(f"{n}: {w}" for n, w in skipped.items()))
+            reasons = {**left_out.skipped, **left_out.failed}
+            raise InvalidInput("no metric can be computed here: " + "; ".join(f"{n}: {w}" for n, w in reasons.items()))
         check_evaluators(self.store(workspace), usable)
-        return usable, skipped, broken
+        return usable, left_out
 
     def _train_originals(self, workspace: Workspace) -> None:
         """In a new folder, θ0 and the models that removals are compared with, side by side where there are workers."""
@@ -242,7 +234,7 @@ def with_floor(methods: Sequence[Method]) -> list[Method]:
     return [*methods, *floor]
 
 
-def at_least_one(name: str, value: int, most: int = MOST_MODELS) -> None:
+def check_count(name: str, value: int, most: int = MOST_MODELS) -> None:
     """Raise InvalidInput where ``value`` of an option is below 1, or so large that nothing would end."""
     if value < 1:
         raise InvalidInput(f"{name} = {value}: at least 1 is expected.")

@@ -20,17 +20,18 @@ import pandas as pd
 from bench.contracts import Method
 from bench.diffusion.queries import Query, QuerySpec
 from bench.diffusion.training import TrainingJob
-from bench.errors import BenchError, InvalidInput, ResultsFolderError, Unavailable, reason_of
+from bench.errors import InvalidInput
 from bench.experiments.design import Chosen, Controls, Design, Selections
 from bench.experiments.evaluation import Comparison, evaluation_seed
-from bench.experiments.experiment import Experiment, Measured, at_least_one, with_floor
+from bench.experiments.experiment import Experiment, Measured, check_count, with_floor
+from bench.experiments.left_out import LeftOut
 from bench.experiments.pictures import draw_figures
 from bench.experiments.workspace import Workspace
 from bench.foundation.machine import describe, peak_memory_mib
 from bench.records import folder, rows
 from bench.records.names import MethodName
 from bench.records.store import Store, write_whole
-from bench.registry import named, tuned
+from bench.registry import label_of, named, tuned
 from bench.report import summary, truth
 from bench.report.shown import Report, Table
 
@@ -79,7 +80,7 @@ class RunReport(Report):
         """What was skipped, what each method's settings come from, where all lies."""
         skipped = {**self.skipped, **self.skipped_metrics}
         return [
-            *(f"skipped {name}: {why}" for name, why in skipped.items() if name not in self.failures),
+            *(f"skipped {name}: {why}" for name, why in skipped.items()),
             *self.damage,
             *(f"{method}: {facts['tuned_on']}" for method, facts in self.manifest["methods"].items()),
             f"table, frame, manifest and pictures: {self.folder}",
@@ -122,7 +123,7 @@ class Removals(Experiment[RunReport]):
         super().__post_init__()
         for k in self.budgets:
             self.study.check_budget(k)
-        at_least_one("seeds", self.seeds)
+        check_count("seeds", self.seeds)
         if self.pairing not in DESIGNS:
             raise InvalidInput(f"design = '{self.pairing}': one of {', '.join(DESIGNS)} is expected.")
 
@@ -179,7 +180,7 @@ class Run(Removals):
 
     def label(self, method: Method) -> str:
         """The method's name in tables, with the settings that differ from those tuned for this study."""
-        return named(method, self.study.name).label
+        return label_of(method, self.study.name)
 
     def vet(self, workspace: Workspace) -> None:
         """Try every method, so that one that is broken costs no training."""
@@ -193,7 +194,7 @@ class Run(Removals):
 
     def comparisons(self, workspace: Workspace, queries: Sequence[Query], controls: Controls, *, ahead: bool) -> Chosen:
         """Every removal, and nothing removed under other seeds."""
-        selections, unscored, skipped, failures = self._select(workspace, queries, ahead=ahead)
+        selections, unscored, left_out = self._select(workspace, queries, ahead=ahead)
         pairs = self.seed_pairs()
         facts = {method: (named(method, self.study.name), method.digest) for method in selections}
         removals = [
@@ -219,9 +220,9 @@ class Run(Removals):
             selections=selections,
             unscored=unscored,
             unknown=sum(map(len, unscored.values())) * len(self.ks) * len(pairs),
-            later=self.originals() if len(skipped) + len(failures) < len(self.with_floor) else (),
-            skipped=skipped,
-            failures=failures,
+            later=self.originals() if len(left_out.skipped) + len(left_out.failed) < len(self.with_floor) else (),
+            skipped=left_out.skipped,
+            failures=left_out.failed,
         )
 
     def _floor(self, workspace: Workspace, queries: Sequence[Query], controls: Controls) -> list[Comparison]:
@@ -243,37 +244,19 @@ class Run(Removals):
 
     def _select(
         self, workspace: Workspace, queries: Sequence[Query], *, ahead: bool
-    ) -> tuple[Selections, dict[Method, list[Query]], dict[str, str], dict[str, str]]:
-        """The top K of each method, what is not scored yet, why others were skipped or failed; none stops the rest."""
+    ) -> tuple[Selections, dict[Method, list[Query]], LeftOut]:
+        """The top K of each method, what is not scored yet, and the methods that have none."""
         selections: dict[Method, Mapping[tuple[str, int], tuple[int, ...]]] = {}
         unscored: dict[Method, list[Query]] = {}
-        skipped: dict[str, str] = {}
-        failures: dict[str, str] = {}
+        left_out = LeftOut(workspace, ahead)
         for method in self.with_floor:
-            label = _label_of(method, self.study.name)
-            try:
-                if method in workspace.rejected:
-                    raise workspace.rejected[method]
-                if ahead and (why := method.unavailable()):
-                    raise Unavailable(why)
-                if not ahead:
-                    method.prepare()
+            with left_out.alone(self.label(method), f"method-{method.name}"):
+                workspace.require(method, ahead=ahead)
                 known = [q for q in queries if workspace.is_selected(method, q, max(self.ks))] if ahead else queries
-                unscored[method] = [query for query in queries if query not in known]
                 if known:
                     selections[method] = workspace.selections(method, known, self.ks)
-            except Unavailable as error:
-                skipped[label] = str(error)
-                workspace.progress.say(f"skipped {label}: {error}")
-            except (Exception, SystemExit) as error:
-                if isinstance(error, ResultsFolderError):
-                    raise
-                failures[label] = reason = reason_of(error)
-                if not ahead:
-                    kept = workspace.keep_failure(f"method-{method.name}", error)
-                    failures[label] = reason = f"{reason} (traceback in {kept})"
-                workspace.progress.say(f"failed {label}: {reason}")
-        return selections, unscored, skipped, failures
+                unscored[method] = [query for query in queries if query not in known]
+        return selections, unscored, left_out
 
     def report(self, workspace: Workspace, design: Design, measured: Measured) -> RunReport:
         """Tables and figures of these rows beside those of earlier runs in the folder."""
@@ -318,19 +301,11 @@ def written(
         figures = draw_figures(workspace, store, design.queries, selections or {}, ks, merged)
         store.list_digests([store.path(folder.TABLE), *figures])
     skipped_metrics = dict(measured.skipped_metrics)
-    known = truth.summary(truth.found_carriers(experiment.study, design.queries, selections or {}))
+    carriers = truth.summary(truth.found_carriers(experiment.study, design.queries, selections or {}))
     return RunReport(
         frame, merged, table, manifest, figures, store.root, skipped, skipped_metrics, failures,
-        _failed_trainings(workspace, measured), [*workspace.store.damage], known,
+        _failed_trainings(workspace, measured), [*workspace.store.damage], carriers,
     )  # fmt: skip
-
-
-def _label_of(method: Method, study: str) -> str:
-    """The method's name in tables; its own where it cannot say what belongs to that."""
-    try:
-        return named(method, study).label
-    except BenchError:
-        return method.name
 
 
 def _failed_trainings(workspace: Workspace, measured: Measured) -> dict[str, str]:

@@ -20,7 +20,7 @@ from bench.diffusion.autoencoder import Autoencoder
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.queries import Query, QuerySpec, load_queries, save_queries, synthesize
 from bench.diffusion.training import TrainingJob
-from bench.errors import DamagedArtifact, ResultsFolderError, TrainingFailed
+from bench.errors import DamagedArtifact, ResultsFolderError, TrainingFailed, Unavailable
 from bench.experiments.scoring import Scores, is_scored, score
 from bench.experiments.selection import top_k
 from bench.experiments.trial import vet
@@ -260,6 +260,18 @@ class Workspace:
                 raise
             except (Exception, SystemExit) as error:
                 self.rejected[method] = error
+
+    def require(self, method: Method, *, ahead: bool = False) -> None:
+        """Raise what ``method`` raised when it was tried, or Unavailable where it lacks something.
+
+        Where ``ahead``, it is asked what it lacks, and fetches nothing.
+        """
+        if method in self.rejected:
+            raise self.rejected[method]
+        if not ahead:
+            method.prepare()
+        elif why := method.unavailable():
+            raise Unavailable(why)
 
     def keep_failure(self, name: str, error: BaseException) -> str:
         """Keep why ``name``, a method or metric, failed, with the traceback; returns where."""
