@@ -94,7 +94,7 @@ class Method(ABC):
 
     def __init_subclass__(cls, **given: Any) -> None:
         super().__init_subclass__(**given)
-        border.guard(cls, "Method", MethodFailed, METHOD_CALLS)
+        border.guard(cls, Method, MethodFailed, METHOD_CALLS)
 
     @abstractmethod
     def scores(self, context: AttributionContext, queries: Sequence[Query]) -> Float[Tensor, "queries images"]:
@@ -157,7 +157,7 @@ class Metric(ABC):
 
     def __init_subclass__(cls, **given: Any) -> None:
         super().__init_subclass__(**given)
-        border.guard(cls, "Metric", MetricFailed, METRIC_CALLS)
+        border.guard(cls, Metric, MetricFailed, METRIC_CALLS)
 
     @abstractmethod
     def value(self, query: Query, original: Tensor, retrained: Tensor) -> float:

@@ -96,6 +96,11 @@ class PartlyFailed(BenchError):
     exit_code = PARTLY_DONE
 
 
+def cause_of(error: BaseException) -> BaseException:
+    """What a plugin raised, where ``error`` tells of that; else ``error`` itself."""
+    return error.__cause__ if isinstance(error, PluginFailed) and error.__cause__ else error
+
+
 def reason_of(error: BaseException) -> str:
     """What to say of ``error`` in a row or a line: its text, with its kind where it is not one of ours."""
     return str(error) if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"

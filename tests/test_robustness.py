@@ -20,6 +20,7 @@ import sys
 import time
 import zipfile
 from dataclasses import fields, make_dataclass, replace
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,17 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from bench import Run, methods, study
+from bench import Method, Run, methods, study
 from bench.authoring.external import imported
-from bench.errors import BenchError, DamagedArtifact, InvalidInput, MetricFailed, PluginFailed, ResultsFolderError
+from bench.errors import (
+    BenchError,
+    DamagedArtifact,
+    InvalidInput,
+    MethodFailed,
+    MetricFailed,
+    PluginFailed,
+    ResultsFolderError,
+)
 from bench.experiments.datamodels import DatamodelTest
 from bench.experiments.workspace import Workspace
 from bench.foundation.digests import digest_of
@@ -49,6 +58,12 @@ from cli import main
 ROOT = Path(__file__).parents[1]
 CODES = {0, 1, 2, 75}
 EARLIER = ("Traceback", "fault of bench")
+
+
+@pytest.fixture(scope="module")
+def quick(tiny):
+    """``tiny`` with trainings that take a tenth of a second: what is tested here is files, not values."""
+    return replace(tiny, recipe=replace(tiny.recipe, num_steps=5, batch_size=8))
 
 
 @pytest.fixture(autouse=True)
@@ -163,13 +178,13 @@ def test_tables_hold_whatever_a_row_is_called():
 
 
 @pytest.fixture(scope="module")
-def whole(tiny, tmp_path_factory):
+def whole(quick, tmp_path_factory):
     """A results folder with an artifact of every kind."""
     root = tmp_path_factory.mktemp("whole")
     chosen = [methods.create(name, "tiny") for name in ("pixel", "random")]
-    run = Run(study=tiny, methods=chosen, budgets=[8], num_queries=2, results=root)
+    run = Run(study=quick, methods=chosen, budgets=[8], num_queries=2, results=root)
     report = run.execute()
-    DatamodelTest(study=tiny, methods=chosen, subsets=3, num_queries=2, results=root).execute()
+    DatamodelTest(study=quick, methods=chosen, subsets=3, num_queries=2, results=root).execute()
     workspace = run.open()
     for key in ("fisher-a", "fisher-b"):
         workspace.context().cached(key, lambda: {"x": torch.arange(40.0)})
@@ -266,14 +281,14 @@ def test_two_files_in_each_others_place_are_found(copy, kind):
     assert {path.relative_to(copy).as_posix() for path in (one, other)} <= found
 
 
-def test_files_of_another_study_are_found(copy, tiny, tmp_path):
-    other = replace(tiny, seed=7)
+def test_files_of_another_study_are_found(copy, quick, tmp_path):
+    other = replace(quick, seed=7)
     Run(study=other, methods=[methods.create("pixel")], budgets=[8], num_queries=2, results=tmp_path / "o").execute()
     for name in ("queries.safetensors", "results.parquet", "study.json"):
         shutil.copy(copy / name, tmp_path / name)
         shutil.copy(tmp_path / "o" / name, copy / name)
         assert doctor.examine(copy).damages, name
-        run = Run(study=tiny, methods=[methods.create("pixel")], budgets=[8], num_queries=2, results=copy)
+        run = Run(study=quick, methods=[methods.create("pixel")], budgets=[8], num_queries=2, results=copy)
         if name == "queries.safetensors":  # they are set aside, and made again
             run.execute()
             assert (copy / "damaged" / name).exists()
@@ -354,7 +369,7 @@ def test_damage_of_a_published_folder_is_found_and_verify_changes_nothing(tmp_pa
     assert bench("doctor", root).exit_code == 0
 
 
-def test_temporary_files_of_dead_processes_are_cleaned_and_those_of_live_ones_stay(tmp_path, tiny):
+def test_temporary_files_of_dead_processes_are_cleaned_and_those_of_live_ones_stay(tmp_path, quick):
     from bench.records.store import HERE
 
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
@@ -364,7 +379,7 @@ def test_temporary_files_of_dead_processes_are_cleaned_and_those_of_live_ones_st
     for path in (dead, alive, elsewhere, old):
         path.write_text("half")
     os.utime(old, (0, 0))
-    Workspace(tiny, tmp_path, metrics=[metrics.create("loss_change")])
+    Workspace(quick, tmp_path, metrics=[metrics.create("loss_change")])
     assert [path.exists() for path in (dead, alive, elsewhere, old)] == [False, True, True, False]
 
 
@@ -445,7 +460,7 @@ def test_two_hundred_command_lines_end_in_a_line(tmp_path, monkeypatch):
     assert sum(codes.values()) == 200
 
 
-def test_settings_of_the_wrong_type_are_refused_for_every_method(tiny):
+def test_settings_of_the_wrong_type_are_refused_for_every_method():
     values = [None, True, [], {}, "x", "", -1, 0, 1.5, float("nan"), float("inf"), 10**30, [1, "a"], [[1]]]
     tried = 0
     for cls in methods:
@@ -653,7 +668,7 @@ def odd_methods():
             yield name, PLUGIN.format(call=call, body=body), "returned"
 
 
-def test_fifty_methods_that_break_their_promises_fail_alone_and_before_anything_is_trained(tmp_path, tiny, monkeypatch):
+def test_methods_that_break_their_promises_fail_alone_and_before_anything_is_trained(tmp_path, quick, monkeypatch):
     monkeypatch.setattr("bench.retraining.ledger.Ledger._train", lambda *given: pytest.fail("trained"))
     tried = 0
     for number, (call, text, how) in enumerate(odd_methods()):
@@ -661,7 +676,7 @@ def test_fifty_methods_that_break_their_promises_fail_alone_and_before_anything_
         path.write_text(text)
         methods._classes.pop("odd", None)
         load_plugin(path)
-        workspace = Workspace(tiny, tmp_path / "run", metrics=[metrics.create("loss_change")])
+        workspace = Workspace(quick, tmp_path / "run", metrics=[metrics.create("loss_change")])
         chosen = [methods.create("odd"), methods.create("pixel")]
         workspace.vet(chosen)
         assert list(workspace.rejected) == chosen[:1], (call, text)
@@ -726,6 +741,45 @@ def test_metrics_and_observations_that_break_their_promises_fail_alone(tmp_path,
                 calls[call]()
             tried += 1
     assert tried == 26
+
+
+@pytest.mark.parametrize("command", [("plan", "--effect", "0.1"), ("lds", "--dry-run")])
+def test_what_fails_costs_a_plan_a_line(tmp_path, command, monkeypatch):
+    monkeypatch.setattr("bench.experiments.planning._times", lambda *arguments: [])
+    (tmp_path / "method.py").write_text(PLUGIN.format(call="unavailable(self)", body="1 / 0"))
+    metric = METRIC.format(**(GOOD | {"unavailable": "raise SystemExit"})).replace('"odd", "odd"', '"worse", "odd"')
+    (tmp_path / "metric.py").write_text(metric)
+    line = [*command, "--study", "tiny", "--method", "odd", "--method", "pixel", "--queries", "1", "--plugin",
+            tmp_path / "method.py", "--plugin", tmp_path / "metric.py", "--results", tmp_path / "run"]  # fmt: skip
+    own = ("--metric", "worse", "--metric", "loss_change", "--k", "8") if command[0] == "plan" else ()
+    result = bench(*line, *own)
+    assert result.exit_code == 1, result.output
+    shown = " ".join(result.output.split())
+    assert "odd failed: Method 'odd' raised ZeroDivisionError: division by zero. (method.py, line" in shown
+    assert "missing for 2 (method, query) pairs" in shown  # pixel and random
+    if own:
+        assert "worse failed: Metric 'worse' raised SystemExit" in shown
+        assert "retrainings: 3 asked" in shown
+    assert not (tmp_path / "run" / "failures").exists()
+
+
+class Borrowed:
+    def scores(self, context, queries):
+        raise ValueError("borrowed")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"scores": staticmethod(lambda context, queries: 1 / 0)},
+        {"scores": partialmethod(lambda self, one, context, queries: None, 1)},
+        {},
+    ],
+)
+def test_the_border_is_around_borrowed_functions_too(body):
+    kind = type("Odd", (Borrowed, Method), {"name": "odd", "summary": "odd", **body})
+    with pytest.raises(MethodFailed, match=r"Method 'odd' (raised|returned)"):
+        kind().scores(None, [])
 
 
 BAD_FILES = (
@@ -813,9 +867,9 @@ def undisturbed(monkeypatch):
 
 
 def test_a_method_that_raises_a_training_that_fails_twice_and_a_killed_worker_cost_their_own_rows(
-    tmp_path, tiny, monkeypatch, undisturbed
+    tmp_path, quick, monkeypatch, undisturbed
 ):
-    monkeypatch.setitem(__import__("bench.studies", fromlist=["STUDIES"]).STUDIES, "tiny", lambda: tiny)
+    monkeypatch.setitem(__import__("bench.studies", fromlist=["STUDIES"]).STUDIES, "tiny", lambda: quick)
     plugin = tmp_path / "disturbed.py"
     plugin.write_text(DISTURBED.format(home=str(tmp_path)))
     line = ["run", "--study", "tiny", "--plugin", plugin, "--method", "broken", "--method", "pixel", "--queries", "2",
@@ -839,7 +893,7 @@ def test_a_method_that_raises_a_training_that_fails_twice_and_a_killed_worker_co
     manifest = read_json(tmp_path / "run" / "manifest.json")["runs"][-1]
     assert list(manifest["failures"]) == ["broken"]
     assert list(manifest["failed_trainings"]) == list(failed["model_key"].unique())
-    ledger = Ledger(tiny, Store(tmp_path / "run"), device=torch.device("cpu"), observations=[])
+    ledger = Ledger(quick, Store(tmp_path / "run"), device=torch.device("cpu"), observations=[])
     kept = ledger.store.record(*folder.failure(failed["model_key"].iloc[0]))
     assert kept["tries"] == 2
 
@@ -853,27 +907,31 @@ def test_a_method_that_raises_a_training_that_fails_twice_and_a_killed_worker_co
     assert result.exit_code == 1
     assert "set aside" in result.output
     monkeypatch.undo()
-    monkeypatch.setitem(__import__("bench.studies", fromlist=["STUDIES"]).STUDIES, "tiny", lambda: tiny)
+    monkeypatch.setitem(__import__("bench.studies", fromlist=["STUDIES"]).STUDIES, "tiny", lambda: quick)
     result = bench(*again, "--retry-failed")
     assert result.exit_code == 0, result.output
     assert pd.read_parquet(tmp_path / "run" / "results.parquet")["status"].eq("done").all()
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_leaves_a_checkpoint_and_exit_code_75(kind, tmp_path, tiny, monkeypatch):
+def test_a_signal_leaves_a_checkpoint_and_exit_code_75(kind, tmp_path, quick, monkeypatch):
     from bench.diffusion import training
 
     advance = training.TrainingRun.advance
 
     def killed(self):
-        if self.step == 5:
+        if self.step == 3:
             os.kill(os.getpid(), kind)
         return advance(self)
 
-    monkeypatch.setitem(__import__("bench.studies", fromlist=["STUDIES"]).STUDIES, "tiny", lambda: tiny)
+    monkeypatch.setitem(__import__("bench.studies", fromlist=["STUDIES"]).STUDIES, "tiny", lambda: quick)
     monkeypatch.setattr(training.TrainingRun, "advance", killed)
     before = signal.getsignal(signal.SIGTERM)
-    result = bench("run", "--study", "tiny", "--method", "pixel", "--queries", "1", "--results", tmp_path)
+    interrupted = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        result = bench("run", "--study", "tiny", "--method", "pixel", "--queries", "1", "--results", tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, interrupted)
     assert result.exit_code == 75, result.output
     assert "what is finished is kept" in result.output
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
@@ -948,7 +1006,7 @@ def test_locks_are_taken_in_one_order_and_again_by_their_holder(tmp_path):
         pass
 
 
-def test_a_leaderboard_reads_within_its_lock(copy, tiny, monkeypatch):
+def test_a_leaderboard_reads_within_its_lock(copy, quick, monkeypatch):
     from bench.records import store as module
     from bench.report import publishing
 
@@ -958,16 +1016,16 @@ def test_a_leaderboard_reads_within_its_lock(copy, tiny, monkeypatch):
 
     monkeypatch.setattr(publishing, "open_folder", opened)
     with pytest.raises(ResultsFolderError, match="seen"):
-        publishing.publish(tiny, [], copy)
+        publishing.publish(quick, [], copy)
 
 
-def test_a_key_is_the_digest_of_study_ids_and_seed(tiny, tmp_path):
-    ledger = Ledger(tiny, Store(tmp_path), device=torch.device("cpu"), observations=[])
+def test_a_key_is_the_digest_of_study_ids_and_seed(quick, tmp_path):
+    ledger = Ledger(quick, Store(tmp_path), device=torch.device("cpu"), observations=[])
     from bench.diffusion.training import TrainingJob
 
     for removed in ((), (3,), (11, 2, 30)):
-        ids = sorted(tiny.dataset.ids[index] for index in removed)
-        assert ledger.key(TrainingJob(removed, 4)) == digest_of([tiny.digest, ids, 4])
+        ids = sorted(quick.dataset.ids[index] for index in removed)
+        assert ledger.key(TrainingJob(removed, 4)) == digest_of([quick.digest, ids, 4])
 
 
 # --- kills ---

@@ -25,7 +25,7 @@ class Observation(ABC):
 
     def __init_subclass__(cls, **given: Any) -> None:
         super().__init_subclass__(**given)
-        border.guard(cls, "Observation", MetricFailed, {"observe": border.observed})
+        border.guard(cls, Observation, MetricFailed, {"observe": border.observed})
 
     @abstractmethod
     def observe(self, model: DiffusionModel, queries: Sequence[Query], seed: int) -> list[Tensor]:

@@ -14,7 +14,6 @@ import numbers
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from bench.errors import BenchError, PluginFailed
 Check = Callable[[Any, tuple[Any, ...]], Any]
 """Takes what was returned, and the arguments; gives what is passed on, or raises Odd."""
 GUARDED = "__guarded__"
+"""Marks a function that is behind the border already."""
 ADVICE = {
     MemoryError: "There is not enough memory: do it in smaller parts.",
     torch.cuda.OutOfMemoryError: "The device is full: do it in smaller parts, or --device cpu.",
@@ -39,34 +39,37 @@ class Odd(Exception):
     """What a plugin returned is not what it promised."""
 
 
-def guard(cls: type, kind: str, failure: type[PluginFailed], checks: Mapping[str, Check]) -> None:
-    """Put those functions of ``checks`` that ``cls`` itself defines behind the border.
+class NotFinite(Odd):
+    """It is of the right kind, and holds NaN or infinity."""
+
+
+def guard(cls: type, base: type, failure: type[PluginFailed], checks: Mapping[str, Check]) -> None:
+    """Put those functions of ``checks`` that ``cls`` has from elsewhere than ``base`` behind the border.
 
     Args:
         cls: the class of a plugin.
-        kind: for messages, such as "Method".
+        base: what it derives from; its name is used in messages.
         failure: to raise.
         checks: by the function's name, what it must return.
     """
     for name, check in checks.items():
-        function = cls.__dict__.get(name)
-        if isinstance(function, FunctionType) and not hasattr(function, GUARDED):
-            setattr(cls, name, _guarded(function, kind, failure, check))
+        owner = next(each for each in cls.__mro__ if name in each.__dict__)
+        function = owner.__dict__[name]
+        if owner is not base and not hasattr(function, GUARDED) and hasattr(function, "__get__"):
+            setattr(cls, name, _guarded(function, base.__name__, failure, check))
 
 
-def _guarded(function: FunctionType, kind: str, failure: type[PluginFailed], check: Check) -> Callable[..., Any]:
-    signature = inspect.signature(function)
-
+def _guarded(function: Any, kind: str, failure: type[PluginFailed], check: Check) -> Callable[..., Any]:
     @functools.wraps(function)
     def guarded(self: Any, *arguments: Any, **named: Any) -> Any:
-        def call() -> Any:
-            return function(self, *arguments, **named)
+        bound = function.__get__(self, type(self))
 
         def checked(value: Any) -> Any:
-            given = signature.bind(self, *arguments, **named)
-            return check(value, tuple(given.arguments.values())[1:])
+            given = inspect.signature(bound).bind(*arguments, **named)
+            return check(value, tuple(given.arguments.values()))
 
-        return called(call, f"{kind} '{_name(self)}'", function.__name__, failure, checked, file=_file(function))
+        who = f"{kind} '{getattr(self, 'name', type(self).__name__)}'"
+        return called(lambda: bound(*arguments, **named), who, failure, checked, file=_file(function))
 
     setattr(guarded, GUARDED, True)
     return guarded
@@ -75,18 +78,16 @@ def _guarded(function: FunctionType, kind: str, failure: type[PluginFailed], che
 def called(
     call: Callable[[], Any],
     who: str,
-    what: str,
     failure: type[PluginFailed],
-    check: Callable[[Any], Any] = lambda value: value,
+    check: Callable[[Any], Any],
     *,
-    file: str = "",
+    file: str,
 ) -> Any:
     """What ``call`` returns, checked; ``failure`` where it raises, or returns something else.
 
     Args:
         call: into the plugin.
         who: for messages, such as "Method 'x'".
-        what: the name of the function.
         failure: to raise.
         check: gives what is passed on, or raises Odd.
         file: of the plugin, whose line is named.
@@ -96,23 +97,18 @@ def called(
     except BenchError:
         raise
     except (Exception, SystemExit, GeneratorExit) as error:
-        place, advice = (
-            _place(error, file),
-            next((text for kind, text in ADVICE.items() if isinstance(error, kind)), ""),
-        )
-        raise failure(f"{who} raised {type(error).__name__}: {error}.{place}{advice and ' '}{advice}") from error
+        advice = next((f" {text}" for kind, text in ADVICE.items() if isinstance(error, kind)), "")
+        raise failure(f"{who} raised {type(error).__name__}: {error}.{_place(error, file)}{advice}") from error
     try:
         return check(value)
     except Odd as odd:
         raise failure(f"{who} returned {odd}") from odd
 
 
-def _name(plugin: Any) -> str:
-    return str(getattr(plugin, "name", type(plugin).__name__))
-
-
-def _file(function: FunctionType) -> str:
-    return str(inspect.unwrap(function).__code__.co_filename)
+def _file(function: Any) -> str:
+    """Where ``function`` was written; "" where that is not known, as of a partial function."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return code.co_filename if code else ""
 
 
 def _place(error: BaseException, file: str) -> str:
@@ -182,7 +178,7 @@ def score_matrix(value: Any, given: tuple[Any, ...]) -> Tensor:
     plain = value.detach().to("cpu", torch.float32)
     bad = int((~torch.isfinite(plain)).sum())
     if bad:
-        raise Odd(f"{bad} scores that are NaN or infinite.")
+        raise NotFinite(f"{bad} scores that are NaN or infinite.")
     return plain
 
 
@@ -198,7 +194,7 @@ def observed(value: Any, given: tuple[Any, ...]) -> list[Tensor]:
         if tensor.is_sparse or tensor.is_quantized or tensor.device.type == "meta":
             raise Odd(f"a tensor of layout {tensor.layout} on {tensor.device}; expected a dense one that has values.")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise Odd(f"numbers that are NaN or infinite for query {query.id}.")
+            raise NotFinite(f"numbers that are NaN or infinite for query {query.id}.")
     return [tensor.detach() for tensor in value]
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import click
 from click.shell_completion import CompletionItem
 
-from bench.errors import NOT_FINISHED, NOTHING_DONE, PARTLY_DONE, BenchError, InvalidInput
+from bench.errors import NOT_FINISHED, NOTHING_DONE, PARTLY_DONE, BenchError, InvalidInput, reason_of
 from bench.foundation.texts import parsed
 
 EXIT_CODES = (
@@ -29,7 +29,7 @@ class Terminated(KeyboardInterrupt):
 
 
 class BenchGroup(click.Group):
-    """What the user can mend ends with one line and exit code 2; Ctrl-C keeps everything that is finished."""
+    """Whatever goes wrong ends with one line and one of EXIT_CODES; what is finished is kept."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -53,40 +53,32 @@ class BenchGroup(click.Group):
                 return super().invoke(context)
             except (click.ClickException, click.exceptions.Exit, click.Abort):
                 raise
-            except BenchError as error:
-                _say(context, error, str(error))
-                context.exit(error.exit_code)
-            except OSError as error:
-                _say(context, error, f"a file could not be read or written: {error}")
-                context.exit(NOTHING_DONE)
-            except KeyboardInterrupt as error:
-                how = "asked to end (SIGTERM)" if isinstance(error, Terminated) else "interrupted"
-                _say(context, error, f"{how}; what is finished is kept. Run the same command to go on.")
-                context.exit(NOT_FINISHED)
-            except MemoryError as error:
-                _say(context, error, "there is not enough memory; give fewer --workers, or smaller numbers.")
-                context.exit(NOT_FINISHED)
-            except Exception as error:
-                frame = traceback.extract_tb(error.__traceback__)[-1]
-                place = f"{Path(frame.filename).name}, line {frame.lineno}"
-                kind = type(error).__name__
-                _say(
-                    context, error, f"{kind}: {error} ({place}). This is a fault of bench; --debug shows the traceback."
-                )
-                context.exit(PARTLY_DONE)
+            except (Exception, KeyboardInterrupt) as error:
+                text, code = _ending(error)
+                if context.find_root().meta.get(DEBUG):
+                    click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+                click.echo("bench: " + " ".join(text.split()), err=True)
+                context.exit(code)
+
+
+def _ending(error: BaseException) -> tuple[str, int]:
+    """What to say of ``error``, and the exit code."""
+    if isinstance(error, BenchError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError):
+        return f"a file could not be read or written: {error}", NOTHING_DONE
+    if isinstance(error, KeyboardInterrupt):
+        how = "asked to end (SIGTERM)" if isinstance(error, Terminated) else "interrupted"
+        return f"{how}; what is finished is kept. Run the same command to go on.", NOT_FINISHED
+    if isinstance(error, MemoryError):
+        return "there is not enough memory; give fewer --workers, or smaller numbers.", NOT_FINISHED
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(frame.filename).name}, line {frame.lineno}"
+    return f"{reason_of(error)} ({place}). This is a fault of bench; --debug shows the traceback.", PARTLY_DONE
 
 
 def _debug_option() -> click.Option:
-    return click.Option(
-        ["--debug"], is_flag=True, expose_value=False, help="Show the traceback of what goes wrong."
-    )  # fmt: skip
-
-
-def _say(context: click.Context, error: BaseException, text: str) -> None:
-    """One line; the traceback before it where --debug is given."""
-    if context.find_root().meta.get(DEBUG):
-        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
-    click.echo("bench: " + " ".join(text.split()), err=True)
+    return click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of what goes wrong.")
 
 
 def _in_a_line(otherwise: Callable[..., None]) -> Callable[..., None]:

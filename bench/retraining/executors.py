@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from bench import registry
-from bench.errors import PluginFailed, ResultsFolderError, TrainingFailed, UnknownName, reason_of
+from bench.errors import PluginFailed, ResultsFolderError, TrainingFailed, UnknownName, cause_of, reason_of
 from bench.foundation.machine import compute_threads, worker_threads
 from bench.records.store import Store, folder_error
 from bench.registry import load_plugin, metrics
@@ -224,12 +224,11 @@ def attempt(
     except (Exception, SystemExit) as error:
         if isinstance(error, OSError) and error.errno in FULL:
             raise folder_error(ledger.store.root, error) from error
-        cause = error.__cause__ if isinstance(error, PluginFailed) and error.__cause__ else error
         ledger.keep_failure(request.job, error)
         if again and not isinstance(error, PluginFailed | TrainingFailed):  # those would fail again
             ledger.store.note(f"A training failed ({reason_of(error)}): it is tried again.")
             return attempt(ledger, index, request, on_step, again=again - 1)
-        return Outcome(index, ledger.reason(request.job, error), type(cause).__name__)
+        return Outcome(index, ledger.reason(request.job, error), type(cause_of(error)).__name__)
     ledger.forget_failure(request.job)
     return Outcome(index)
 

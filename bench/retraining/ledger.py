@@ -22,12 +22,12 @@ import torch
 from filelock import Timeout
 from torch import Tensor
 
+from bench.data.dataset import places_of
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.observations import Observation
 from bench.diffusion.queries import Query
 from bench.diffusion.training import Trainer, TrainingData, TrainingJob, TrainingRun, train_together
-from bench.errors import BenchError, DamagedArtifact, MetricFailed, PluginFailed, reason_of
-from bench.foundation import border
+from bench.errors import BenchError, DamagedArtifact, PluginFailed, cause_of, reason_of
 from bench.foundation.digests import digest_of
 from bench.foundation.machine import active_threads, machine_kind
 from bench.records import folder
@@ -120,7 +120,7 @@ class Ledger:
     def key(self, job: TrainingJob) -> str:
         """Names the model that ``job`` trains."""
         if job not in self._keys:
-            place, quoted = self._places
+            place, quoted = places_of(self.study.dataset.ids), self._quoted
             chosen = np.fromiter(job.removed, np.int64, len(job.removed))
             removed = ",".join(map(quoted.__getitem__, np.sort(place[chosen]).tolist()))
             text = f"[{json.dumps(self.study.digest)},[{removed}],{json.dumps(job.seed)}]"
@@ -128,13 +128,9 @@ class Ledger:
         return self._keys[job]
 
     @cached_property
-    def _places(self) -> tuple[np.ndarray, list[str]]:
-        """The place of each image among the sorted ids, and the sorted ids as JSON has them."""
-        ids = self.study.dataset.ids
-        order = sorted(range(len(ids)), key=ids.__getitem__)
-        place = np.empty(len(ids), np.int64)
-        place[order] = np.arange(len(ids))
-        return place, [json.dumps(ids[index]) for index in order]
+    def _quoted(self) -> list[str]:
+        """The sorted ids as JSON has them."""
+        return list(map(json.dumps, sorted(self.study.dataset.ids)))
 
     def is_trained(self, job: TrainingJob) -> bool:
         """Whether the model's weights are here."""
@@ -205,15 +201,7 @@ class Ledger:
         if not queries:
             return {}
         started = time.monotonic()
-        seed = self.study.seed
-        values = border.called(
-            lambda: observation.observe(model, queries, seed),
-            f"Observation '{observation.name}'",
-            "observe",
-            MetricFailed,
-            lambda value: border.observed(value, (model, queries, seed)),
-            file=border.module_file(type(observation)),
-        )
+        values = observation.observe(model, queries, self.study.seed)
         rounds = -(-len(queries) // active_threads())
         facts[f"{OBSERVED}{observation.name}"] = f"{(time.monotonic() - started) / rounds:.4f}"
         return dict(zip([query.observed_as(observation.name) for query in queries], values, strict=True))
@@ -221,7 +209,7 @@ class Ledger:
     def keep_failure(self, job: TrainingJob, error: BaseException) -> None:
         """Keep why ``job`` failed, with the traceback and how often it did."""
         before = self.store.record(*folder.failure(self.key(job))) or {}
-        cause = error.__cause__ if isinstance(error, PluginFailed) and error.__cause__ else error
+        cause = cause_of(error)
         record = {
             "tries": int(before.get("tries", 0)) + 1,
             "set_aside": not isinstance(error, PluginFailed),
