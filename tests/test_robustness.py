@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import string
@@ -39,6 +40,7 @@ from bench.errors import (
     MetricFailed,
     PluginFailed,
     ResultsFolderError,
+    UnknownName,
 )
 from bench.experiments.datamodels import DatamodelTest
 from bench.experiments.workspace import Workspace
@@ -182,9 +184,9 @@ def whole(quick, tmp_path_factory):
     """A results folder with an artifact of every kind."""
     root = tmp_path_factory.mktemp("whole")
     chosen = [methods.create(name, "tiny") for name in ("pixel", "random")]
-    run = Run(study=quick, methods=chosen, budgets=[8], num_queries=2, results=root)
+    run = Run(study=quick, methods=chosen, budgets=[8], num_queries=2, results=root, threads=1)
     report = run.execute()
-    DatamodelTest(study=quick, methods=chosen, subsets=3, num_queries=2, results=root).execute()
+    DatamodelTest(study=quick, methods=chosen, subsets=3, num_queries=2, results=root, threads=1).execute()
     workspace = run.open()
     for key in ("fisher-a", "fisher-b"):
         workspace.context().cached(key, lambda: {"x": torch.arange(40.0)})
@@ -281,14 +283,19 @@ def test_two_files_in_each_others_place_are_found(copy, kind):
     assert {path.relative_to(copy).as_posix() for path in (one, other)} <= found
 
 
-def test_files_of_another_study_are_found(copy, quick, tmp_path):
-    other = replace(quick, seed=7)
-    Run(study=other, methods=[methods.create("pixel")], budgets=[8], num_queries=2, results=tmp_path / "o").execute()
+@pytest.fixture
+def no_figures(monkeypatch):
+    """They take half of a run's time here."""
+    monkeypatch.setattr("bench.experiments.leave_k_out.draw_figures", lambda *given: [])
+
+
+def test_files_of_another_study_are_found(copy, whole, quick, tmp_path, no_figures):
+    run = replace(whole[0], methods=[methods.create("pixel")], results=copy)
+    replace(run, study=replace(quick, seed=7), results=tmp_path / "o").execute()
     for name in ("queries.safetensors", "results.parquet", "study.json"):
         shutil.copy(copy / name, tmp_path / name)
         shutil.copy(tmp_path / "o" / name, copy / name)
         assert doctor.examine(copy).damages, name
-        run = Run(study=quick, methods=[methods.create("pixel")], budgets=[8], num_queries=2, results=copy)
         if name == "queries.safetensors":  # they are set aside, and made again
             run.execute()
             assert (copy / "damaged" / name).exists()
@@ -298,7 +305,7 @@ def test_files_of_another_study_are_found(copy, quick, tmp_path):
         shutil.copy(tmp_path / name, copy / name)
 
 
-def test_a_run_on_a_folder_that_is_damaged_everywhere_says_so_and_gives_the_same_values(whole, copy):
+def test_a_run_on_a_folder_that_is_damaged_everywhere_says_so_and_gives_the_same_values(whole, copy, no_figures):
     run, report = whole
     before = doctor.examine(copy)
     assert not before.damages
@@ -511,14 +518,13 @@ def test_a_broken_entry_point_costs_a_warning_and_its_own_name(monkeypatch):
         registry.get("random")
 
 
-def test_a_file_that_shadows_the_shipped_plugins_is_named(tmp_path):
+def test_a_file_that_shadows_the_shipped_plugins_is_named(tmp_path, monkeypatch):
     (tmp_path / "metrics.py").write_text("x = 1\n")
-    script = "import sys; sys.path.insert(0, ''); from bench.registry import metrics; metrics.get('loss_change')"
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    result = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, env=environment, check=False
-    )
-    assert f"shadowed by {tmp_path / 'metrics.py'}" in result.stderr.decode()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "metrics"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UnknownName, match=re.escape(f"shadowed by {tmp_path / 'metrics.py'}")):
+        Registry("metric", "bench.metrics").get("loss_change")
 
 
 # --- scores files ---
@@ -859,6 +865,17 @@ training.TrainingRun.advance = disturbed
 
 
 @pytest.fixture
+def quick_workers(monkeypatch):
+    """Workers come from a process that has imported everything: that takes ten seconds of each otherwise.
+
+    tests/test_execution.py has those that begin from nothing, as they do outside the tests.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bench.retraining.executors", "methods", "metrics"])
+    monkeypatch.setattr("bench.retraining.executors.multiprocessing.get_context", lambda kind: context)
+
+
+@pytest.fixture
 def undisturbed(monkeypatch):
     """A plugin replaces what it patches in this process too."""
     from bench.diffusion import training
@@ -867,7 +884,7 @@ def undisturbed(monkeypatch):
 
 
 def test_a_method_that_raises_a_training_that_fails_twice_and_a_killed_worker_cost_their_own_rows(
-    tmp_path, quick, monkeypatch, undisturbed
+    tmp_path, quick, monkeypatch, no_figures, quick_workers, undisturbed
 ):
     monkeypatch.setitem(__import__("bench.studies", fromlist=["STUDIES"]).STUDIES, "tiny", lambda: quick)
     plugin = tmp_path / "disturbed.py"
@@ -957,14 +974,12 @@ def test_help_tells_the_exit_codes():
 
 def write_rows(root, worker, rounds, digest):
     store = Store(Path(root))
+    values = dict.fromkeys(rows.COLUMNS, "") | {"study_digest": digest, "value": 1.0, "status": "done", "k": worker,
+              "seed": 0, "train_seconds": 1.0, "score_seconds": 1.0, "design": "paired"}  # fmt: skip
+    frame = rows.frame_of([rows.Row(**values)])
     for index in range(rounds):
-        values = dict.fromkeys(rows.COLUMNS, "") | {"study_digest": digest, "value": 1.0, "status": "done", "k": worker,
-                  "seed": index, "train_seconds": 1.0, "score_seconds": 1.0, "design": "paired"}  # fmt: skip
-        frame = pd.DataFrame([values])[list(rows.COLUMNS)].astype(
-            {name: kind for name, (kind, _) in rows.COLUMNS.items()}
-        )
         with store.lock("results"):
-            rows.merge(store, frame)
+            rows.merge(store, frame.assign(seed=index))
             kept = store.record(folder.MANIFEST) or {"runs": []}
             store.write_record((folder.MANIFEST,), {"runs": [*kept["runs"], [worker, index]]})
 
