@@ -5,6 +5,7 @@ What a command needs is imported when it runs, so that help and completion come 
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ import click
 
 import bench  # noqa: F401 - sets the thread environment before torch is imported
 from bench.errors import InvalidInput, PartlyFailed
-from bench.foundation.commands import Assigned, Assignment, BenchGroup, Named
+from bench.foundation.commands import EXIT_CODES, Assigned, Assignment, BenchGroup, Named
 
 if TYPE_CHECKING:
     from bench.contracts import Method
@@ -24,7 +25,18 @@ if TYPE_CHECKING:
     from bench.report.shown import Report
 
 Command = Callable[..., Any]
-FOLDER = click.Path(path_type=Path)
+
+
+class _Folder(click.Path):
+    """A path; an empty one is refused, which pathlib takes for the folder that one is in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value).strip() or not str(value).isprintable():
+            raise InvalidInput(f"{param.opts[0] if param else 'A path'} is {str(value)!r}: name a file or folder.")
+        return super().convert(value, param, ctx)
+
+
+FOLDER = _Folder(path_type=Path)
 KINDS = ("studies", "methods", "metrics")
 
 
@@ -117,6 +129,7 @@ retraining_options = _options(
     click.option("--queries", type=int, help="How many of the study's queries. [default: the study's]"),
     click.option("--workers", type=int, default=1, show_default=True, help="Processes that train side by side."),
     click.option("--keep-models-mib", type=float, default=1024.0, show_default=True, help="Older models are deleted."),
+    click.option("--retry-failed", is_flag=True, help="Try trainings again that were set aside as failed."),
 )
 run_options = _options(
     methods_option,
@@ -133,7 +146,11 @@ run_options = _options(
 )
 
 
-@click.group(cls=BenchGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=BenchGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=EXIT_CODES,
+)
 @click.version_option(package_name="attribution-bench")
 def main() -> None:
     """Who made this image possible? Remove the images that a method names, retrain, and see."""
@@ -170,6 +187,8 @@ def run(dry_run: bool, **given: Any) -> None:
 @click.option("--effect", type=float, help="A difference of the first metric: how many queries does it take to see it?")
 def plan_(effect: float | None, **given: Any) -> None:
     """Say what `bench run` with the same options would cost, and what it could show. Nothing is trained or scored."""
+    if effect is not None and not 0 < abs(effect) < math.inf:
+        raise InvalidInput(f"--effect {effect}: a difference other than 0 is expected, a finite number.")
     _print_plan(_run(given), effect)
 
 
@@ -193,6 +212,8 @@ def verify_(
     from bench.experiments.verification import rows_to_verify, verify
     from bench.foundation.console import console_here, progress_on
 
+    if not math.isfinite(tolerance):
+        raise InvalidInput(f"--tolerance {tolerance}: a finite number is expected.")
     rows = rows_to_verify(results, row=row, method=method, query=query, k=k)
     with progress_on(console_here()) as progress:
         found = verify(results, rows, device=device, tolerance=tolerance, progress=progress)
@@ -267,6 +288,9 @@ def tune_(method_name: str, grids: Sequence[Assigned], budgets: Sequence[int], d
     from bench.experiments.tuning import TuningRun, variants
 
     [method] = _methods([method_name], given["study_name"], given["settings"])
+    names = [grid.name for grid in grids]
+    if len(set(names)) < len(names):
+        raise InvalidInput(f"--grid names a setting more than once: {', '.join(names)}.")
     tried = variants(method, {grid.name: grid.values for grid in grids})
     shared = _shared(given | {"metric_names": (), "seed": 0})
     own = {"tuned": method_name, "save": given["save"], "budgets": budgets or [shared["study"].middle_budget]}
@@ -284,6 +308,17 @@ def leaderboard_(study_name: str, sources: Sequence[Path], results: Path | None)
     from bench.studies import study
 
     _show(publish(study(study_name), sources, results or Path("results") / study_name))
+
+
+@main.command("doctor")
+@click.argument("results", type=FOLDER)
+@click.option("--seal", is_flag=True, help="Write the digests of files that carry none into digests.json.")
+def doctor_(results: Path, seal: bool) -> None:
+    """Look through the results folder RESULTS, one's own or a published one: what is damaged, what that costs, how it
+    heals. Nothing in it is changed; exit code 1 where something is damaged."""
+    from bench.report import doctor
+
+    _show(doctor.seal(results) if seal else doctor.examine(results))
 
 
 @main.command("check")
@@ -337,16 +372,22 @@ def _shared(given: dict[str, Any]) -> dict[str, Any]:
         "device": given["device"],
         "workers": given["workers"],
         "size_limit_mib": given.get("keep_models_mib", 1024.0),
+        "retry_failed": given.get("retry_failed", False),
     }
 
 
 def _run(given: dict[str, Any]) -> Run:
+    from bench.authoring.external import ImportedScores
     from bench.experiments.leave_k_out import Run
 
     _import_scores(given["score_files"], given["score_names"])
     chosen = _methods([*given["method_names"], *given["score_names"]], given["study_name"], given["settings"])
     own = {name: given[name] for name in ("budgets", "seeds", "pairing")}
-    return Run(methods=chosen, **own, **_shared(given))
+    made = Run(methods=chosen, **own, **_shared(given))
+    for method in chosen:
+        if isinstance(method, ImportedScores):
+            method.expect(made.study.dataset.ids, [spec.id for spec in made.specs])
+    return made
 
 
 def _execute(experiment: Experiment[Any], dry_run: bool) -> None:
@@ -374,8 +415,7 @@ def _show(report: Report) -> None:
 def _print_plan(experiment: Experiment[Any], effect: float | None = None) -> None:
     from bench.experiments.planning import plan
 
-    for line in plan(experiment, effect=effect).lines():
-        _line(line)
+    _show(plan(experiment, effect=effect))
 
 
 def _import_scores(files: Sequence[Path], names: Sequence[str]) -> None:
@@ -405,6 +445,8 @@ def _methods(names: Sequence[str], study_name: str, settings: Sequence[Assigned]
                 f"--set {setting.name}={setting.text}: expected METHOD.SETTING=VALUE with METHOD one of "
                 f"{', '.join(chosen)}."
             )
+        if key in chosen[method]:
+            raise InvalidInput(f"--set {setting.name} is given more than once.")
         chosen[method][key] = setting.value
     return [methods.create(name, study_name, **values) for name, values in chosen.items()]
 

@@ -21,12 +21,28 @@ from bench.diffusion.model import DiffusionModel
 from bench.diffusion.observations import Observation
 from bench.diffusion.queries import Query
 from bench.diffusion.training import TrainingData
-from bench.errors import Unavailable
+from bench.errors import MethodFailed, MetricFailed, PluginFailed, Unavailable
+from bench.foundation import border
 from bench.foundation.digests import digest_of
 
 Build = Callable[[], Mapping[str, Tensor]]
 METHOD, FLOOR, CEILING = "method", "floor", "ceiling"
 """Roles: a floor and a ceiling do not compete; they stand beside the methods, to be compared with."""
+METHOD_CALLS: Mapping[str, border.Check] = {
+    "scores": border.score_matrix,
+    "unavailable": border.text_or_none,
+    "sources": border.json_texts,
+    "prepare": border.nothing,
+    "caveat": border.text_or_none,
+    "settings": border.json_texts,
+}
+METRIC_CALLS: Mapping[str, border.Check] = {
+    "value": border.number,
+    "unavailable": border.text_or_none,
+    "sources": border.json_texts,
+    "prepare": border.nothing,
+}
+"""What may be called of a plugin, and what it must give (``bench.foundation.border``)."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +92,10 @@ class Method(ABC):
     self_rank: ClassVar[str] = ""
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
 
+    def __init_subclass__(cls, **given: Any) -> None:
+        super().__init_subclass__(**given)
+        border.guard(cls, Method, MethodFailed, METHOD_CALLS)
+
     @abstractmethod
     def scores(self, context: AttributionContext, queries: Sequence[Query]) -> Float[Tensor, "queries images"]:
         """τ(ẑ, z) for every query (rows) and training image (columns); higher = more influential.
@@ -110,7 +130,7 @@ class Method(ABC):
     @property
     def digest(self) -> str:
         """Names this method with these settings and sources."""
-        return digest_of([self.name, self.version, self.settings(), self.sources()])
+        return _digest(self, MethodFailed, [self.name, self.version, self.settings(), self.sources()])
 
 
 class Metric(ABC):
@@ -135,6 +155,10 @@ class Metric(ABC):
     version: ClassVar[int] = 1
     relative_to_controls: ClassVar[bool] = False
 
+    def __init_subclass__(cls, **given: Any) -> None:
+        super().__init_subclass__(**given)
+        border.guard(cls, Metric, MetricFailed, METRIC_CALLS)
+
     @abstractmethod
     def value(self, query: Query, original: Tensor, retrained: Tensor) -> float:
         """Compare the observation of the original model with that of a retrained one."""
@@ -155,4 +179,14 @@ class Metric(ABC):
     @property
     def digest(self) -> str:
         """Names the evaluator: values of different digests are never compared."""
-        return digest_of([self.name, self.version, self.observation.name, self.sources()])
+        return _digest(self, MetricFailed, [self.name, self.version, self.observation.name, self.sources()])
+
+
+def _digest(plugin: Method | Metric, failure: type[PluginFailed], value: object) -> str:
+    try:
+        return digest_of(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise failure(
+            f"The settings of '{plugin.name}' are no JSON ({error}): fields may be numbers, texts, booleans, or tuples "
+            "of these, so that a result can name what produced it. Keep tensors and models out of the fields."
+        ) from error

@@ -1,15 +1,19 @@
 """What can go wrong, in one tree. Never a traceback for what a user can mend: the command says it in a line, and exits.
 
-The exit code is 2 where nothing was done, 1 where a part failed and the rest is written.
+The exit code is 2 where nothing was done, 1 where a part failed and the rest is written, 75 where the same command goes
+on with what is not finished.
 
 BenchError
 ├── UnknownName          a study, method, metric or setting that does not exist
 ├── InvalidInput         a value out of range: K, --queries, a setting
 │   └── UnknownWord      a prompt with words that the text encoder does not know
-├── ResultsFolderError   the results folder is a file, read-only, full, or of another study
+├── ResultsFolderError   the results folder is a file, read-only, or of another study
+│   └── DiskFull         it is full: the same command goes on once there is space
 ├── DamagedArtifact      a stored file is truncated or fails its digest (the ledger rebuilds it)
 ├── Unavailable          a method lacks what it needs on this machine: a package, weights
-├── MethodFailed         a plugin raised, or returned scores that break the contract
+├── PluginFailed         a plugin raised, or returned something else than it promised
+│   ├── MethodFailed     an attribution method
+│   └── MetricFailed     a metric, or its observation
 ├── TrainingFailed       a retraining produced a non-finite loss
 └── PartlyFailed         a part of what was asked for failed; the rest is there
 """
@@ -19,21 +23,25 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+NOTHING_DONE, PARTLY_DONE, NOT_FINISHED = 2, 1, 75
+"""Exit codes beside 0."""
+
 
 class BenchError(Exception):
     """Anything that the user can mend; its text says what was tried, what came, what was expected, how to mend it."""
 
-    exit_code = 2
+    exit_code = NOTHING_DONE
 
 
 class UnknownName(BenchError):
     """A name that is not registered; the message suggests the nearest and lists all."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str = "") -> None:
         names = sorted(known)
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        super().__init__(f"There is no {kind} '{name}'.{hint} Known: {', '.join(names) or 'none'}.")
+        meant = f" Did you mean '{near[0]}'?" if near else ""
+        shown = name if len(name) <= 80 else f"{name[:80]}…"
+        super().__init__(f"There is no {kind} '{shown}'.{meant} Known: {', '.join(names) or 'none'}.{hint}")
 
 
 class InvalidInput(BenchError):
@@ -48,6 +56,12 @@ class ResultsFolderError(BenchError):
     """The results folder cannot be used."""
 
 
+class DiskFull(ResultsFolderError):
+    """The results folder cannot be written any more; what is finished is kept."""
+
+    exit_code = NOT_FINISHED
+
+
 class DamagedArtifact(BenchError):
     """A stored file is not what was written."""
 
@@ -56,18 +70,35 @@ class Unavailable(BenchError):
     """A method lacks what it needs on this machine; it is skipped, and the others go on."""
 
 
-class MethodFailed(BenchError):
+class PluginFailed(BenchError):
+    """A method, metric or observation raised, or returned something else than it promised."""
+
+    exit_code = PARTLY_DONE
+
+
+class MethodFailed(PluginFailed):
     """An attribution method raised, or broke the contract of scores."""
+
+
+class MetricFailed(PluginFailed):
+    """A metric or its observation raised, or returned something else than a number."""
 
 
 class TrainingFailed(BenchError):
     """A training diverged."""
 
+    exit_code = PARTLY_DONE
+
 
 class PartlyFailed(BenchError):
     """A part failed and the rest is written: a method that raised, a published value that cannot be made again."""
 
-    exit_code = 1
+    exit_code = PARTLY_DONE
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """What a plugin raised, where ``error`` tells of that; else ``error`` itself."""
+    return error.__cause__ if isinstance(error, PluginFailed) and error.__cause__ else error
 
 
 def reason_of(error: BaseException) -> str:

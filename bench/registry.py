@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from importlib.metadata import entry_points
@@ -16,7 +18,9 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from bench.contracts import Method, Metric
-from bench.errors import BenchError, InvalidInput, UnknownName
+from bench.diffusion.observations import Observation
+from bench.errors import BenchError, InvalidInput, UnknownName, reason_of
+from bench.foundation.settings import fitted
 from bench.records.names import NAME, RESERVED, MethodName
 
 P = TypeVar("P", Method, Metric)
@@ -36,10 +40,14 @@ class Registry(Generic[P]):
         self.kind, self.group = kind, group
         self._classes: dict[str, type[P]] = {}
         self._loaded = False
+        self._installed: frozenset[str] = frozenset()
+        self.broken: dict[str, str] = {}
+        """Entry points that could not be loaded, with the reason."""
 
     def register(self, cls: type[P]) -> type[P]:
         """Class decorator: enter ``cls`` under its ``name``; a bad name, or one that another class has, is refused."""
-        check_name(self.kind, cls.name)
+        check_name(self.kind, getattr(cls, "name", None))
+        _check_description(self.kind, cls)
         for variant in variants_of(cls):
             check_name(f"variant of {self.kind}", variant, reserved=())
         taken = self._classes.get(cls.name)
@@ -58,8 +66,19 @@ class Registry(Generic[P]):
         """The class called ``name``; raises UnknownName with the nearest and all others."""
         self._load()
         if name not in self._classes:
-            raise UnknownName(self.kind, name, self._classes)
+            why = "".join(f" {text}" for text in self._hints(name))
+            raise UnknownName(self.kind, name, self._classes, hint=why)
         return self._classes[name]
+
+    def is_installed(self, name: str) -> bool:
+        """Whether ``name`` came with an installed package, rather than from a file or the program itself."""
+        self._load()
+        return name in self._installed
+
+    def _hints(self, name: str) -> list[str]:
+        """Why plugins may be missing."""
+        missing: list[str] = [f"Not loaded: {entry} ({why})." for entry, why in self.broken.items()]
+        return [*missing, *shadowed(self.group.rpartition(".")[2])]
 
     def find(self, name: str) -> type[P] | None:
         """The class called ``name``, None where there is none: the plugin of an old row may be gone."""
@@ -76,7 +95,7 @@ class Registry(Generic[P]):
                 names.append(f"{name}:{variant}")
         return names
 
-    def create(self, name: str, study: str | None = None, **settings: Any) -> P:
+    def create(self, name: str, study: str | None = None, /, **settings: Any) -> P:
         """``name`` or ``name:variant``: the defaults, what was tuned for ``study``, the variant, ``settings``.
 
         A variant differs from the tuned method by its own settings alone, until it is tuned itself.
@@ -88,22 +107,83 @@ class Registry(Generic[P]):
         own = variants_of(cls)[variant] if variant else {}
         found = [tuned(cls, study, part)["settings"] if study else {} for part in ("", variant)]
         chosen = {**found[0], **own, **(found[1] if variant else {}), **settings}
-        known: dict[str, Any] = {field.name: field.type for field in fields(cls)} if is_dataclass(cls) else {}
-        for setting, value in chosen.items():
+        known: set[str] = {field.name for field in fields(cls)} if is_dataclass(cls) else set()
+        for setting in chosen:
             if setting not in known:
                 raise UnknownName(f"setting of {self.kind} '{name}'", setting, known)
-            if known[setting] in (float, "float") and type(value) is int:
-                chosen[setting] = float(value)  # 1 and 1.0 are one setting, with one digest
-        return cls(**chosen)
+        chosen = fitted(f"{self.kind} '{name}'", cls, chosen)  # 1 and 1.0 are one setting, with one digest
+        try:
+            made = cls(**chosen)
+            hash(made)
+        except BenchError:
+            raise
+        except (Exception, SystemExit) as error:
+            given = ", ".join(f"{key} = {value!r}"[:80] for key, value in chosen.items())
+            raise InvalidInput(
+                f"The {self.kind} '{name}' cannot be made{f' with {given}' if given else ''}: {reason_of(error)}."
+            ) from error
+        return made
 
     def _load(self) -> None:
         if not self._loaded:
             self._loaded = True
             for entry in entry_points(group=self.group):
-                entry.load()
+                before = set(self._classes)
+                try:
+                    entry.load()
+                except (Exception, SystemExit) as error:
+                    for name in set(self._classes) - before:
+                        del self._classes[name]
+                    self.broken[f"{entry.name} = {entry.value}"] = reason_of(error)
+                    warnings.warn(
+                        f"The {self.group} '{entry.name}' ({entry.value}) could not be loaded and is left out: "
+                        f"{reason_of(error)}",
+                        BrokenPlugin,
+                        stacklevel=2,
+                    )
+            self._installed = frozenset(self._classes)
 
 
-def check_name(kind: str, name: str, *, reserved: Collection[str] = RESERVED) -> None:
+class BrokenPlugin(UserWarning):
+    """An installed package registers plugins that cannot be loaded; the others are there."""
+
+
+def shadowed(package: str) -> list[str]:
+    """A hint where a file of the user's stands before the shipped package called ``package``."""
+    module = sys.modules.get(package)
+    ours = Path(__file__).resolve().parents[1] / package
+    found = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", [])), None)
+    if module is None or found is None or Path(found).resolve() in (ours, ours / "__init__.py"):
+        return []
+    return [f"The shipped {package} are shadowed by {found}: rename it, or run from another folder."]
+
+
+def _check_description(kind: str, cls: type[Any]) -> None:
+    """Raise InvalidInput where what ``cls`` says of itself is not of the type that tables and digests need."""
+    texts = ("summary", "needs", "self_rank") if kind == "method" else ("summary", "unit")
+    for text in texts:
+        if not isinstance(getattr(cls, text, None), str):
+            raise InvalidInput(f"The {kind} '{cls.name}' has no text {text}: give it as a class attribute.")
+    if type(getattr(cls, "version", 1)) is not int:
+        raise InvalidInput(f"The {kind} '{cls.name}' has the version {cls.version!r}: a whole number is expected.")
+    variants = variants_of(cls)
+    if not isinstance(variants, Mapping) or not all(isinstance(each, Mapping) for each in variants.values()):
+        raise InvalidInput(f"The {kind} '{cls.name}' has variants that are no dict of dicts of settings.")
+    if kind == "metric":
+        observation = getattr(cls, "observation", None)
+        if not isinstance(observation, Observation) or not isinstance(getattr(observation, "name", None), str):
+            raise InvalidInput(f"The metric '{cls.name}' observes nothing: `observation` must be an Observation.")
+
+
+def label_of(method: Method, study: str) -> str:
+    """The method's name in tables; its own alone where it cannot say its settings."""
+    try:
+        return named(method, study).label
+    except BenchError:
+        return method.name
+
+
+def check_name(kind: str, name: object, *, reserved: Collection[str] = RESERVED) -> None:
     """Raise InvalidInput where a ``kind`` of plugin must not be called ``name``."""
     parts = name.split("@", 1) if isinstance(name, str) and kind == "metric" else [name]  # a metric's encoder
     if not all(isinstance(part, str) and NAME.fullmatch(part) for part in parts) or name in reserved:
@@ -153,7 +233,7 @@ def load_plugin(path: Path) -> None:
         raise InvalidInput(
             f"--plugin {path}: expected an existing Python file (.py) that registers a method or metric."
         )
-    known = set(methods.names()) | set(metrics.names())
+    known = (methods.names(), metrics.names())
     module_name = f"bench_plugin_{path.stem}"
     spec = spec_from_file_location(module_name, path)
     assert spec is not None
@@ -164,14 +244,23 @@ def load_plugin(path: Path) -> None:
         spec.loader.exec_module(module)
     except BenchError:
         raise
-    except Exception as error:
-        raise InvalidInput(f"--plugin {path}: running it raised {type(error).__name__}: {error}.") from error
-    if known == set(methods.names()) | set(metrics.names()):
+    except (Exception, SystemExit) as error:
+        del sys.modules[module_name]
+        raise InvalidInput(
+            f"--plugin {path}: running it raised {type(error).__name__}: {error}{_line_of(error, path)}."
+        ) from error
+    if known == (methods.names(), metrics.names()):
         raise InvalidInput(
             f"--plugin {path} registers no method and no metric: decorate its class with @register_method or "
             "@register_metric (`bench new-method NAME` writes a file to begin with)."
         )
     PLUGINS.append(str(path))
+
+
+def _line_of(error: BaseException, path: Path) -> str:
+    """The last line of ``path`` that led to ``error``."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return f" (line {lines[-1]})" if lines else ""
 
 
 PLUGINS: list[str] = []

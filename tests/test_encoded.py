@@ -1,5 +1,6 @@
 """The encoded data set: what the memory holds, made once, found damaged, no larger in memory than its pages."""
 
+import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,7 +13,8 @@ from bench.diffusion.model import DiffusionModel
 from bench.diffusion.training import TrainingData
 from bench.errors import DamagedArtifact
 from bench.records import folder
-from bench.records.store import Store
+from bench.records.store import Store, write_json
+from bench.report import doctor
 from bench.retraining.ledger import Ledger
 
 CPU = torch.device("cpu")
@@ -53,7 +55,43 @@ def test_damage_is_found(kept, name, damage):
     if damage == "gone":
         path.unlink()
     with pytest.raises(DamagedArtifact, match="encoded"):
+        encoded.check(place)
+    if damage != "flip" or name == "index.json":
+        with pytest.raises(DamagedArtifact, match="encoded"):
+            encoded.opened(place)
+
+
+def test_opening_reads_no_array_whole(kept, monkeypatch):
+    monkeypatch.setattr(encoded, "_sha256", lambda path: pytest.fail("read"))
+    encoded.opened(kept[0])
+
+
+def test_a_folder_in_anothers_place_or_without_its_name_is_found_on_opening(kept, tmp_path):
+    place, _ = kept
+    encoded.check(place)
+    index = json.loads((place / folder.INDEX).read_text())
+    shutil.copytree(place, tmp_path / "other")
+    with pytest.raises(DamagedArtifact, match="in another's place"):
+        encoded.opened(tmp_path / "other")
+    (place / folder.INDEX).write_text(json.dumps({key: index[key] for key in ("source", "sizes", "digests")}))
+    with pytest.raises(DamagedArtifact, match="does not say whose"):
         encoded.opened(place)
+
+
+def test_the_doctor_names_a_swapped_folder_and_one_without_its_record(tiny, tmp_path, data):
+    ledger(tiny, tmp_path).data  # noqa: B018 - made on first use
+    [place] = tmp_path.glob("cache/encoded-*")
+    write_json(tmp_path / folder.STUDY, {})
+    assert not doctor.examine(tmp_path).damages
+    shutil.copytree(place, other := place.with_name("encoded-0123"))
+    assert [each.path for each in doctor.examine(tmp_path).damages] == ["cache/encoded-0123"]
+    shutil.rmtree(place)
+    other.rename(place)
+    assert not doctor.examine(tmp_path).damages
+    (place / folder.INDEX).unlink()
+    assert [each.path for each in doctor.examine(tmp_path).damages] == [f"cache/{place.name}"]
+    assert torch.equal(ledger(tiny, tmp_path).data.latents, data.latents)
+    assert tmp_path.joinpath(*folder.damaged(place.name)).exists()
 
 
 def ledger(tiny, root):

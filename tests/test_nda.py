@@ -27,7 +27,9 @@ def with_images(context, latents, size):
     """The context with other images, of ``size`` × ``size``."""
     model = DiffusionModel(replace(context.model.config, sample_size=size))
     data = TrainingData(latents, context.data.states, torch.zeros(len(latents), dtype=torch.int64))
-    return replace(context, data=data, model=model)
+    whole, count = context.dataset, len(latents)
+    columns = {name: getattr(whole, name)[:count] for name in ("ids", "captions", "concepts", "styles", "images")}
+    return replace(context, dataset=replace(whole, parts={}, **columns), data=data, model=model)
 
 
 def patch_at(image, row, column, cell, size, outside):

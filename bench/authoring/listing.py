@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from bench.contracts import Method, Metric
+from collections.abc import Callable
+
+from bench.errors import BenchError
 from bench.registry import methods, metrics
 from bench.report.shown import Table
 from bench.studies import STUDIES
@@ -13,18 +15,29 @@ def listing(kind: str) -> Table:
     if kind == "studies":
         return ("name", "what it is"), [(name, make().description) for name, make in STUDIES.items()]
     if kind == "methods":
-        head = ("name", "what it is", "needs", "here")
-        return head, [_method(name, methods.create(name)) for name in methods.names()]
-    return ("name", "what it is", "here"), [_metric(metrics.create(name)) for name in metrics.names()]
+        head: tuple[str, ...] = ("name", "what it is", "needs", "here")
+        return head, [_line(name, _method, len(head)) for name in methods.names()]
+    head = ("name", "what it is", "here")
+    return head, [_line(name, _metric, len(head)) for name in metrics.names()]
 
 
-def _method(name: str, method: Method) -> tuple[str, ...]:
+def _line(name: str, cells: Callable[[str], tuple[str, ...]], columns: int) -> tuple[str, ...]:
+    """A line of the table; of a plugin that is broken, why."""
+    try:
+        return cells(name)
+    except BenchError as error:
+        return name, *[""] * (columns - 2), f"broken: {error}"
+
+
+def _method(name: str) -> tuple[str, ...]:
+    method = methods.create(name)
     variant = name.partition(":")[2]
     settings = ", ".join(f"{key}={value}" for key, value in method.variants[variant].items()) if variant else ""
     return name, settings or method.summary, method.needs, _here(method.unavailable())
 
 
-def _metric(metric: Metric) -> tuple[str, ...]:
+def _metric(name: str) -> tuple[str, ...]:
+    metric = metrics.create(name)
     direction = "higher" if metric.higher_is_better else "lower"
     return metric.name, f"{metric.summary}; {direction} is better", _here(metric.unavailable())
 

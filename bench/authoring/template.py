@@ -6,6 +6,7 @@ import keyword
 from pathlib import Path
 
 from bench.errors import InvalidInput
+from bench.records.names import NAME, RESERVED
 from bench.records.store import write_whole
 from bench.registry import methods
 
@@ -67,7 +68,8 @@ def test_keeps_its_promises(finding):
 
 def write_method(name: str, folder: Path) -> tuple[Path, Path]:
     """Write ``name``.py and test_``name``.py into ``folder``; raises InvalidInput where that cannot be."""
-    if not name.isidentifier() or keyword.iskeyword(name) or name != name.lower():
+    is_module = name.isidentifier() and not keyword.iskeyword(name)
+    if not NAME.fullmatch(name) or name in RESERVED or not is_module:
         raise InvalidInput(f"'{name}' cannot name a method: use lower-case letters, digits and _, such as my_method.")
     if name in methods.names():
         raise InvalidInput(f"The method name '{name}' is taken; `bench list methods` shows all. Choose another.")

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib import resources
 
 import numpy as np
@@ -105,3 +105,11 @@ def load_embedded(name: str, *, split: str = "train", per_concept: int | None = 
         boxes={part: tuple(meta["boxes"][part]) for part in meta.get("parts", ())},
         named_parts=tuple(meta.get("named_parts", ())),
     )
+
+
+@lru_cache(maxsize=4)
+def places_of(ids: tuple[str, ...]) -> np.ndarray:
+    """The place of each of ``ids`` among all of them in their order: these numbers sort faster than the ids do."""
+    places = np.empty(len(ids), np.int64)
+    places[sorted(range(len(ids)), key=ids.__getitem__)] = np.arange(len(ids))
+    return places

@@ -2,15 +2,15 @@
 
 A folder holds ``latents.npy`` (images × 2 × channels × rows × columns, each image as it is and mirrored),
 ``states.npy`` (one text state for each different caption, then the empty prompt's), ``caption_of.npy`` (row of
-``states`` for each image) and ``index.json`` with the sha256 of each. It is written under another name and renamed
-when it is whole. Pages are read when they are touched and shared among processes, so that a worker's own memory does
-not grow with N.
+``states`` for each image) and ``index.json``, a sealed record of whose data set it is, with size and sha256 of each. It
+is written under another name and renamed when it is whole. Pages are read when they are touched and shared among
+processes, so that a worker's own memory does not grow with N. Opening it reads the record and compares sizes; all bytes
+are read by ``bench doctor`` alone.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,10 +23,11 @@ from torch import Tensor
 
 from bench.data.source import DataSource
 from bench.errors import DamagedArtifact
+from bench.records import folder
+from bench.records.sealing import read_sealed, record_bytes
 
 ENCODING_BATCH = 512
 ARRAYS = ("latents", "states", "caption_of")
-INDEX = "index.json"
 EncodeImages = Callable[[Tensor], Tensor]
 EncodeTexts = Callable[[Sequence[str]], Tensor]
 Allocate = Callable[[str, Any, tuple[int, ...]], np.ndarray]
@@ -58,7 +59,9 @@ def encode(place: Path, source: DataSource, images: EncodeImages, texts: EncodeT
     for array in _made(source, images, texts, allocate):
         array.flush()  # type: ignore[attr-defined]
     digests = {name: _sha256(fresh / f"{name}.npy") for name in ARRAYS}
-    (fresh / INDEX).write_text(json.dumps({"source": source.digest, "sha256": digests}))
+    sizes = {name: (fresh / f"{name}.npy").stat().st_size for name in ARRAYS}
+    index = {"source": source.digest, "sizes": sizes, "digests": digests}
+    (fresh / folder.INDEX).write_bytes(record_bytes(place / folder.INDEX, index))
     shutil.rmtree(place, ignore_errors=True)
     fresh.replace(place)
 
@@ -70,16 +73,30 @@ def encoded(source: DataSource, images: EncodeImages, texts: EncodeTexts) -> Enc
 
 
 def opened(place: Path) -> Encoded:
-    """The arrays of ``place``, memory-mapped; raises DamagedArtifact where they are not what was written."""
+    """The arrays of ``place``, memory-mapped; raises DamagedArtifact where it is another folder, or arrays are cut."""
+    _compare(place, "sizes", lambda path: path.stat().st_size)
     try:
-        wanted = json.loads((place / INDEX).read_text())["sha256"]
-        damaged = [name for name in ARRAYS if _sha256(place / f"{name}.npy") != wanted[name]]
-    except (OSError, ValueError, KeyError) as error:
+        # Mapped for private writing, as torch has no read-only tensors; nothing writes.
+        return Encoded(*(torch.from_numpy(np.load(place / f"{name}.npy", mmap_mode="c")) for name in ARRAYS))
+    except (OSError, ValueError) as error:
+        raise DamagedArtifact(f"{place} cannot be read ({error}).") from error
+
+
+def check(place: Path) -> None:
+    """Raise DamagedArtifact where any byte of ``place`` is not what was written."""
+    opened(place)
+    _compare(place, "digests", _sha256)
+
+
+def _compare(place: Path, fact: str, found: Callable[[Path], Any]) -> None:
+    """Raise DamagedArtifact where the record of ``place`` says another ``fact`` of an array than is ``found``."""
+    try:
+        wanted = read_sealed(place / folder.INDEX)[fact]
+        damaged = [name for name in ARRAYS if found(place / f"{name}.npy") != wanted[name]]
+    except (OSError, KeyError, TypeError) as error:
         raise DamagedArtifact(f"{place} cannot be read ({error}).") from error
     if damaged:
         raise DamagedArtifact(f"{place} has another content than was written: {', '.join(damaged)}.")
-    # Mapped for private writing, as torch has no read-only tensors; nothing writes.
-    return Encoded(*(torch.from_numpy(np.load(place / f"{name}.npy", mmap_mode="c")) for name in ARRAYS))
 
 
 def _made(source: DataSource, images: EncodeImages, texts: EncodeTexts, allocate: Allocate) -> list[np.ndarray]:

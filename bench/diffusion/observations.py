@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from torch import Tensor
 from bench.diffusion.losses import query_losses
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.queries import Query
+from bench.errors import MetricFailed
+from bench.foundation import border
 from bench.foundation.machine import parallel
 
 
@@ -19,6 +22,10 @@ class Observation(ABC):
 
     name: str
     """With its settings, such as "query_loss@5": observations of different names are never compared."""
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        super().__init_subclass__(**given)
+        border.guard(cls, Observation, MetricFailed, {"observe": border.observed})
 
     @abstractmethod
     def observe(self, model: DiffusionModel, queries: Sequence[Query], seed: int) -> list[Tensor]:

@@ -19,7 +19,7 @@ from bench.foundation import seeds
 from bench.foundation.digests import digest_of, tensors_digest
 from bench.foundation.machine import parallel
 from bench.records import folder
-from bench.records.store import Store, write_tensors
+from bench.records.store import Store
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,4 +106,4 @@ def save_queries(store: Store, queries: dict[str, Query]) -> None:
         name: {"prompt": query.prompt, "seed": query.seed, "sampler": asdict(query.sampler)}
         for name, query in queries.items()
     }
-    write_tensors(store.path(folder.QUERIES), tensors, queries=json.dumps(facts, sort_keys=True))
+    store.write_tensors((folder.QUERIES,), tensors, queries=json.dumps(facts, sort_keys=True))

@@ -13,7 +13,6 @@ steps as D (step-matched, as everywhere here), paired by seed.
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,19 +26,20 @@ from scipy import stats
 from bench.contracts import Method, Metric
 from bench.diffusion.queries import Query
 from bench.diffusion.training import TrainingJob
-from bench.errors import InvalidInput, reason_of
+from bench.errors import InvalidInput
 from bench.experiments.design import Chosen, Controls, Design
 from bench.experiments.evaluation import Comparison, evaluation_seed
-from bench.experiments.experiment import Experiment, Measured, at_least_one, with_floor
+from bench.experiments.experiment import Experiment, Measured, check_count, with_floor
+from bench.experiments.left_out import LeftOut
 from bench.experiments.selection import drawn
 from bench.experiments.workspace import Workspace
 from bench.foundation.digests import digest_of
 from bench.records import folder
 from bench.records.names import MethodName
 from bench.records.rows import Row, frame_of
-from bench.records.store import Store, write_json, write_whole
+from bench.records.store import Store, write_whole
+from bench.registry import label_of
 from bench.registry import metrics as metric_registry
-from bench.registry import named
 from bench.report.shown import Report, Table, as_markdown
 from bench.report.statistics import Interval, resampled_bounds
 from bench.studies import Study
@@ -74,7 +74,7 @@ class DatamodelTest(Experiment["Datamodels"]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one("seeds", self.seeds)
+        check_count("seeds", self.seeds)
         if not 3 <= self.subsets <= MAX_SUBSETS:
             raise InvalidInput(
                 f"--subsets {self.subsets}: 3 to {MAX_SUBSETS} are expected, for ranks to be correlated."
@@ -86,7 +86,11 @@ class DatamodelTest(Experiment["Datamodels"]):
 
     def label(self, method: Method) -> str:
         """The method's name in tables."""
-        return named(method, self.study.name).label
+        return label_of(method, self.study.name)
+
+    def vet(self, workspace: Workspace) -> None:
+        """Try every method, so that one that is broken costs no training."""
+        workspace.vet(self.with_floor)
 
     def originals(self) -> list[TrainingJob]:
         """On all of D, one for each seed."""
@@ -118,8 +122,13 @@ class DatamodelTest(Experiment["Datamodels"]):
                 ]
         if not ahead:
             return Chosen(comparisons=found)
-        scored = {method: [q for q in queries if not workspace.is_scored(method, q)] for method in self.with_floor}
-        return Chosen(comparisons=found, unscored=scored)
+        lost = LeftOut(workspace, ahead)
+        unscored: dict[Method, list[Query]] = {}
+        for method in self.with_floor:
+            with lost.alone(self.label(method), f"method-{method.name}"):
+                workspace.require(method, ahead=ahead)
+                unscored[method] = [query for query in queries if not workspace.is_scored(method, query)]
+        return Chosen(comparisons=found, unscored=unscored, skipped=lost.skipped, failures=lost.failed)
 
     @property
     def with_floor(self) -> list[Method]:
@@ -134,7 +143,7 @@ class DatamodelTest(Experiment["Datamodels"]):
     def report(self, workspace: Workspace, design: Design, measured: Measured) -> Datamodels:
         """Score, and correlate sums of scores with losses."""
         queries, subsets = design.queries, self.kept
-        scores, skipped = self._scores(workspace, queries)
+        scores, left_out = self._scores(workspace, queries)
         losses = _losses(measured.rows, len(subsets), [query.id for query in queries])
         record = self._record_subsets(workspace.store, subsets)
         there = ~np.isnan(losses).any(1)
@@ -149,22 +158,17 @@ class DatamodelTest(Experiment["Datamodels"]):
         table = table.sort_values("lds", ascending=False, ignore_index=True)
         frame = _merge(workspace.store, pd.DataFrame(found))
         write_whole(workspace.store.path(folder.LDS_TABLE), markdown(table, len(queries), self.seeds).encode())
-        return Datamodels(table, frame, skipped, sorted(set(measured.failed.values())))
+        return Datamodels(table, frame, left_out.skipped, left_out.failed, sorted(set(measured.failed.values())))
 
-    def _scores(
-        self, workspace: Workspace, queries: Sequence[Query]
-    ) -> tuple[dict[Method, np.ndarray], dict[str, str]]:
-        """τ of each method, queries × images, and why others are missing."""
+    def _scores(self, workspace: Workspace, queries: Sequence[Query]) -> tuple[dict[Method, np.ndarray], LeftOut]:
+        """τ of each method, queries × images, and the methods that have none."""
         scores: dict[Method, np.ndarray] = {}
-        skipped: dict[str, str] = {}
+        left_out = LeftOut(workspace)
         for method in self.with_floor:
-            try:
-                method.prepare()
+            with left_out.alone(self.label(method), f"method-{method.name}"):
+                workspace.require(method)
                 scores[method] = workspace.scores(method, queries).matrix.double().numpy()
-            except (Exception, SystemExit) as error:
-                skipped[self.label(method)] = reason_of(error)
-                workspace.progress.say(f"skipped {self.label(method)}: {error}")
-        return scores, skipped
+        return scores, left_out
 
     def _record_subsets(self, store: Store, drawn: Sequence[Sequence[int]]) -> str:
         """Keep the hash of every subset's ids; returns the digest of all of them."""
@@ -172,7 +176,7 @@ class DatamodelTest(Experiment["Datamodels"]):
         hashes = [digest_of(sorted(ids[index] for index in kept)) for kept in drawn]
         digest = digest_of(hashes)
         facts = {"study_digest": self.study.digest, "share": self.share, "seed": self.study.seed, "subsets": hashes}
-        write_json(store.path(*folder.subsets(digest)), facts)
+        store.write_record(folder.subsets(digest), facts)
         return digest
 
     def _row(self, method: Method, query: Query, value: float, count: int, digest: str) -> dict[str, object]:
@@ -198,13 +202,15 @@ class Datamodels(Report):
     Attributes:
         table: method, mean over queries of LDS with its interval over subsets, number of subsets.
         frame: one row for each method and query, of all runs in the folder.
-        skipped: methods without scores, with the reason.
+        skipped: methods that cannot run here, with the reason.
+        broken: methods that failed, with the reason.
         failures: reasons of trainings that failed; their subsets are left out.
     """
 
     table: pd.DataFrame
     frame: pd.DataFrame
     skipped: dict[str, str]
+    broken: dict[str, str]
     failures: list[str]
 
     def tables(self) -> list[Table]:
@@ -215,6 +221,11 @@ class Datamodels(Report):
         """What has no scores, and which subsets are missing."""
         skipped = [f"skipped {name}: {why}" for name, why in self.skipped.items()]
         return skipped + [f"a subset was left out: {why}" for why in self.failures]
+
+    def problems(self) -> list[str]:
+        """Methods and trainings that failed."""
+        lost = [f"{len(self.failures)} kinds of failed trainings, see above"] if self.failures else []
+        return [f"{name} failed: {why}" for name, why in self.broken.items()] + lost
 
 
 def subset(study: Study, index: int, share: float) -> tuple[int, ...]:
@@ -267,14 +278,12 @@ def _losses(rows: Sequence[Row], subsets: int, queries: Sequence[str]) -> np.nda
 
 def _merge(store: Store, new: pd.DataFrame) -> pd.DataFrame:
     """Keep ``new`` rows with the earlier ones; a new row replaces its older self."""
-    path = store.path(folder.LDS)
-    with store.lock("lds"):
-        earlier = [pd.read_parquet(path)] if path.exists() else []
+    with store.lock("results"):
+        kept = store.frame(folder.LDS)
+        earlier = [kept] if kept is not None and set(KEYS) <= set(kept.columns) else []
         merged = pd.concat([*earlier, new], ignore_index=True).drop_duplicates(KEYS, keep="last")
         merged = merged.sort_values(["method", "query", "subsets", "seeds"], ignore_index=True)
-        buffer = io.BytesIO()
-        merged.to_parquet(buffer, index=False)
-        write_whole(path, buffer.getvalue())
+        store.write_frame((folder.LDS,), merged)
     return merged
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from bench.contracts import Metric
 from bench.diffusion.queries import Query
 from bench.diffusion.training import TrainingJob
+from bench.errors import reason_of
 from bench.records.names import MethodName
 from bench.records.rows import Row
 from bench.retraining.ledger import Ledger
@@ -132,7 +133,10 @@ def _row(
     reason = "" if there else failures.get(comparison.retrained) or failures.get(comparison.original) or "not observed"
     value = math.nan
     if not reason:
-        value, reason = value_of(metric, query, comparison.controls, original, retrained)
+        try:
+            value, reason = value_of(metric, query, comparison.controls, original, retrained)
+        except (Exception, SystemExit) as error:  # its own row is lost, those of others are not
+            reason = reason_of(error)
     return Row(
         study=ledger.study.name,
         study_digest=ledger.study.digest,

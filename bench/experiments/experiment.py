@@ -6,6 +6,7 @@ else is the same for all of them: to run it, to go on after an interruption, to 
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -18,9 +19,10 @@ import torch
 from bench.contracts import Method, Metric
 from bench.diffusion.queries import Query, QuerySpec, load_queries
 from bench.diffusion.training import TrainingJob
-from bench.errors import InvalidInput, Unavailable
+from bench.errors import InvalidInput
 from bench.experiments.design import Chosen, Controls, Design
 from bench.experiments.evaluation import evaluate
+from bench.experiments.left_out import LeftOut
 from bench.experiments.workspace import Workspace
 from bench.foundation.machine import available_threads, compute_threads
 from bench.foundation.progress import Progress
@@ -33,6 +35,8 @@ from bench.report.summary import check_evaluators
 from bench.studies import Study
 
 R = TypeVar("R", bound=Report)
+MOST_WORKERS, MOST_MODELS, LARGEST_SEED = 1024, 1000, 2**53
+"""Beyond these nothing would end, and seeds would meet those of ensembles."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,9 @@ class Measured:
 
     Attributes:
         rows: one for each comparison and metric.
-        metrics: that could be computed, skipped_metrics: that could not, with the reason.
+        metrics: that could be computed.
+        skipped_metrics: that cannot be computed here, with the reason.
+        failed_metrics: that raised, with the reason.
         failed: reasons of the trainings that failed.
         seconds: wall time until here.
     """
@@ -50,6 +56,7 @@ class Measured:
     metrics: Sequence[Metric]
     skipped_metrics: Mapping[str, str]
     failed: Mapping[TrainingJob, str]
+    failed_metrics: Mapping[str, str]
     seconds: float
 
 
@@ -64,6 +71,7 @@ class Experiment(ABC, Generic[R]):
         results: folder; ``results/runs/<study>`` by default.
         device, workers, threads: where and how to compute.
         size_limit_mib: of the kept models.
+        retry_failed: whether trainings that were set aside as failed are tried again.
     """
 
     study: Study
@@ -74,10 +82,15 @@ class Experiment(ABC, Generic[R]):
     workers: int = 1
     threads: int = field(default_factory=available_threads)
     size_limit_mib: float = 1024.0
+    retry_failed: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("workers", "threads"):
-            at_least_one(name, getattr(self, name))
+        for name, most in (("workers", MOST_WORKERS), ("threads", MOST_WORKERS)):
+            check_count(name, getattr(self, name), most)
+        if not math.isfinite(self.size_limit_mib) or self.size_limit_mib < 0:
+            raise InvalidInput(f"--keep-models-mib {self.size_limit_mib}: a number from 0 on is expected.")
+        if abs(self.study.seed) > LARGEST_SEED:
+            raise InvalidInput(f"--seed: a whole number of at most {LARGEST_SEED} is expected.")
         if not self.metrics:
             object.__setattr__(self, "metrics", [metric_registry.create(name) for name in self.study.metrics])
         self.specs  # noqa: B018 - checks the number of queries
@@ -136,6 +149,7 @@ class Experiment(ABC, Generic[R]):
             workers=self.workers,
             progress=progress,
             size_limit_mib=self.size_limit_mib,
+            retry_failed=self.retry_failed,
         )
 
     def store(self, workspace: Workspace) -> Store:
@@ -147,7 +161,8 @@ class Experiment(ABC, Generic[R]):
         started = time.perf_counter()
         with compute_threads(self.threads):
             workspace = self.open(progress)
-            usable, skipped = self._measurable(workspace)
+            usable, left_out = self._measurable(workspace)
+            self.vet(workspace)
             self._train_originals(workspace)
             design = self.design(workspace)
             failed = workspace.fulfil(design.requests)
@@ -155,11 +170,15 @@ class Experiment(ABC, Generic[R]):
             measured = Measured(
                 rows=rows,
                 metrics=usable,
-                skipped_metrics=skipped,
+                skipped_metrics=left_out.skipped,
                 failed=failed,
+                failed_metrics=left_out.failed,
                 seconds=time.perf_counter() - started,
             )
             return self.report(workspace, design, measured)
+
+    def vet(self, workspace: Workspace) -> None:
+        """Try what can be tried before anything is trained."""
 
     def design(self, workspace: Workspace, *, ahead: bool = False) -> Design:
         """Which models, which observations, which rows. Trains and scores what it needs, unless ``ahead``."""
@@ -187,20 +206,20 @@ class Experiment(ABC, Generic[R]):
             for spec in specs
         ]
 
-    def _measurable(self, workspace: Workspace) -> tuple[list[Metric], dict[str, str]]:
-        """The metrics that can be computed here, and why others cannot; their observations are kept all the same."""
-        usable, skipped = [], {}
+    def _measurable(self, workspace: Workspace) -> tuple[list[Metric], LeftOut]:
+        """The metrics that can be computed here, and the others, whose observations are kept all the same."""
+        usable: list[Metric] = []
+        left_out = LeftOut(workspace)
         for metric in self.metrics:
-            try:
+            with left_out.alone(metric.name, f"metric-{metric.name}"):
                 metric.prepare()
+                _ = metric.digest
                 usable.append(metric)
-            except Unavailable as error:
-                skipped[metric.name] = str(error)
-                workspace.progress.say(f"skipped {metric.name}: {error}")
         if not usable:
-            raise InvalidInput("no metric can be computed here: " + "; ".join(f"{n}: {w}" for n, w in skipped.items()))
+            reasons = {**left_out.skipped, **left_out.failed}
+            raise InvalidInput("no metric can be computed here: " + "; ".join(f"{n}: {w}" for n, w in reasons.items()))
         check_evaluators(self.store(workspace), usable)
-        return usable, skipped
+        return usable, left_out
 
     def _train_originals(self, workspace: Workspace) -> None:
         """In a new folder, θ0 and the models that removals are compared with, side by side where there are workers."""
@@ -215,7 +234,9 @@ def with_floor(methods: Sequence[Method]) -> list[Method]:
     return [*methods, *floor]
 
 
-def at_least_one(name: str, value: int) -> None:
-    """Raise InvalidInput where ``value`` of an option is below 1."""
+def check_count(name: str, value: int, most: int = MOST_MODELS) -> None:
+    """Raise InvalidInput where ``value`` of an option is below 1, or so large that nothing would end."""
     if value < 1:
         raise InvalidInput(f"{name} = {value}: at least 1 is expected.")
+    if value > most:
+        raise InvalidInput(f"{name} = {str(value)[:20]}{'…' if value >= 10**20 else ''}: at most {most} is expected.")

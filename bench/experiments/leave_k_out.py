@@ -20,17 +20,18 @@ import pandas as pd
 from bench.contracts import Method, Metric
 from bench.diffusion.queries import Query, QuerySpec
 from bench.diffusion.training import TrainingJob
-from bench.errors import InvalidInput, ResultsFolderError, Unavailable, reason_of
+from bench.errors import InvalidInput
 from bench.experiments.design import Chosen, Controls, Design, Selections
 from bench.experiments.evaluation import Comparison, evaluation_seed
-from bench.experiments.experiment import Experiment, Measured, at_least_one, with_floor
+from bench.experiments.experiment import Experiment, Measured, check_count, with_floor
+from bench.experiments.left_out import LeftOut
 from bench.experiments.pictures import draw_figures
 from bench.experiments.workspace import Workspace
 from bench.foundation.machine import describe, peak_memory_mib
 from bench.records import folder, rows
 from bench.records.names import MethodName
-from bench.records.store import Store, write_json, write_whole
-from bench.registry import named, tuned
+from bench.records.store import Store, write_whole
+from bench.registry import label_of, named, tuned
 from bench.report import summary
 from bench.report.shown import Report, Table, as_markdown
 from bench.report.truth import Truth
@@ -54,6 +55,8 @@ class RunReport(Report):
         skipped: methods that cannot run here, with the reason.
         skipped_metrics: metrics that cannot be computed here, with the reason.
         failures: methods that failed, with the reason.
+        failed_trainings: reasons of the trainings that failed, by the model's key.
+        damage: what was set aside in the folder, in words.
     """
 
     frame: pd.DataFrame
@@ -67,6 +70,8 @@ class RunReport(Report):
     skipped: dict[str, str]
     skipped_metrics: dict[str, str]
     failures: dict[str, str]
+    failed_trainings: dict[str, str]
+    damage: list[str]
 
     def tables(self) -> list[Table]:
         """The means over queries, those in each group of queries, and the carriers found where they are known."""
@@ -79,13 +84,25 @@ class RunReport(Report):
         return [
             *self.truth.notes(),
             *(f"skipped {name}: {why}" for name, why in skipped.items()),
+            *self.damage,
             *(f"{method}: {facts['tuned_on']}" for method, facts in self.manifest["methods"].items()),
             f"table, frame, manifest and pictures: {self.folder}",
         ]
 
     def problems(self) -> list[str]:
-        """The methods that failed; a run all of whose methods were skipped."""
+        """The methods, metrics, trainings and values that failed; a run all of whose methods were skipped."""
         failed = [f"{name} failed: {why}" for name, why in self.failures.items()]
+        if self.failed_trainings:
+            reasons = sorted(set(self.failed_trainings.values()))
+            failed.append(
+                f"{len(self.failed_trainings)} trainings failed ({'; '.join(reasons[:3])}"
+                f"{'; …' if len(reasons) > 3 else ''}); --retry-failed tries those again that were set aside"
+            )
+        lost = self.frame[self.frame["status"] == "failed"]
+        if len(lost):
+            reasons = sorted(set(lost["reason"]) - set(self.failed_trainings.values()))
+            why = f": {'; '.join(reasons[:3])}" if reasons else ""
+            failed.append(f"{len(lost)} of {len(self.frame)} values are missing, the others are written{why}")
         asked = self.manifest["methods"].keys() - {rows.BASELINE}
         all_skipped = asked and asked <= self.skipped.keys()
         return failed + (["every method was skipped; see the reasons above."] if all_skipped else [])
@@ -109,7 +126,7 @@ class Removals(Experiment[RunReport]):
         super().__post_init__()
         for k in self.budgets:
             self.study.check_budget(k)
-        at_least_one("seeds", self.seeds)
+        check_count("seeds", self.seeds)
         if self.pairing not in DESIGNS:
             raise InvalidInput(f"design = '{self.pairing}': one of {', '.join(DESIGNS)} is expected.")
 
@@ -166,23 +183,30 @@ class Run(Removals):
 
     def label(self, method: Method) -> str:
         """The method's name in tables, with the settings that differ from those tuned for this study."""
-        return named(method, self.study.name).label
+        return label_of(method, self.study.name)
+
+    def vet(self, workspace: Workspace) -> None:
+        """Try every method, so that one that is broken costs no training."""
+        workspace.vet(self.with_floor)
 
     def store(self, workspace: Workspace) -> Store:
         """Where the rows go: those of held-out queries stay apart."""
-        return Store(workspace.store.root / folder.TUNING) if self.held_out else workspace.store
+        if not self.held_out:
+            return workspace.store
+        return Store(workspace.store.root / folder.TUNING, note=workspace.store.note, study=self.study.digest)
 
     def comparisons(self, workspace: Workspace, queries: Sequence[Query], controls: Controls, *, ahead: bool) -> Chosen:
         """Every removal, and nothing removed under other seeds."""
-        selections, unscored, skipped, failures = self._select(workspace, queries, ahead=ahead)
+        selections, unscored, left_out = self._select(workspace, queries, ahead=ahead)
         pairs = self.seed_pairs()
+        facts = {method: (named(method, self.study.name), method.digest) for method in selections}
         removals = [
             Comparison(
-                named=named(method, self.study.name),
-                method_digest=method.digest,
+                named=facts[method][0],
+                method_digest=facts[method][1],
                 query=query,
                 k=k,
-                retrained=TrainingJob(tuple(sorted(chosen[query.id, k])), retrained),
+                retrained=TrainingJob(removed, retrained),
                 original=TrainingJob((), original),
                 score_seconds=workspace.score_seconds(method, query),
                 controls=controls.get(query.id, ()),
@@ -191,6 +215,7 @@ class Run(Removals):
             for method, chosen in selections.items()
             for k in self.ks
             if (query.id, k) in chosen
+            for removed in [tuple(sorted(chosen[query.id, k]))]
             for retrained, original in pairs
         ]
         return Chosen(
@@ -198,9 +223,9 @@ class Run(Removals):
             selections=selections,
             unscored=unscored,
             unknown=sum(map(len, unscored.values())) * len(self.ks) * len(pairs),
-            later=self.originals() if len(skipped) + len(failures) < len(self.with_floor) else (),
-            skipped=skipped,
-            failures=failures,
+            later=self.originals() if len(left_out.skipped) + len(left_out.failed) < len(self.with_floor) else (),
+            skipped=left_out.skipped,
+            failures=left_out.failed,
         )
 
     def _floor(self, workspace: Workspace, queries: Sequence[Query], controls: Controls) -> list[Comparison]:
@@ -222,31 +247,19 @@ class Run(Removals):
 
     def _select(
         self, workspace: Workspace, queries: Sequence[Query], *, ahead: bool
-    ) -> tuple[Selections, dict[Method, list[Query]], dict[str, str], dict[str, str]]:
-        """The top K of each method, what is not scored yet, why others were skipped or failed; none stops the rest."""
+    ) -> tuple[Selections, dict[Method, list[Query]], LeftOut]:
+        """The top K of each method, what is not scored yet, and the methods that have none."""
         selections: dict[Method, Mapping[tuple[str, int], tuple[int, ...]]] = {}
         unscored: dict[Method, list[Query]] = {}
-        skipped: dict[str, str] = {}
-        failures: dict[str, str] = {}
+        left_out = LeftOut(workspace, ahead)
         for method in self.with_floor:
-            try:
-                if ahead and (why := method.unavailable()):
-                    raise Unavailable(why)
-                if not ahead:
-                    method.prepare()
+            with left_out.alone(self.label(method), f"method-{method.name}"):
+                workspace.require(method, ahead=ahead)
                 known = [q for q in queries if workspace.is_selected(method, q, max(self.ks))] if ahead else queries
-                unscored[method] = [query for query in queries if query not in known]
                 if known:
                     selections[method] = workspace.selections(method, known, self.ks)
-            except Unavailable as error:
-                skipped[self.label(method)] = str(error)
-                workspace.progress.say(f"skipped {self.label(method)}: {error}")
-            except (Exception, SystemExit) as error:
-                if isinstance(error, ResultsFolderError):
-                    raise
-                failures[self.label(method)] = reason = reason_of(error)
-                workspace.progress.say(f"failed {self.label(method)}: {reason}")
-        return selections, unscored, skipped, failures
+                unscored[method] = [query for query in queries if query not in known]
+        return selections, unscored, left_out
 
     def report(self, workspace: Workspace, design: Design, measured: Measured) -> RunReport:
         """Tables and figures of these rows beside those of earlier runs in the folder."""
@@ -275,17 +288,20 @@ def written(
     """
     study, frame = experiment.study, rows.frame_of(measured.rows)
     store = experiment.store(workspace)
-    merged = rows.merge(store, frame)
-    labelled = merged.assign(method=rows.labels(merged))
     groups = {query.id: study.group(query) for query in design.queries if study.group(query)}
-    tops, roles = selections or {}, {named(method, study.name).label: method.role for method in methods}
+    tops = selections or {}
+    roles = {label_of(method, study.name): method.role for method in methods if method not in workspace.rejected}
     manifest = _manifest(experiment, workspace, measured, methods) | {
         "run": _run_facts(experiment, workspace, design, measured)
     }
-    with store.lock("report"):
+    with store.lock("results"):
+        merged = rows.merge(store, frame)
+        labelled = merged.assign(method=rows.labels(merged))
         kept = store.record(folder.MANIFEST) or {"runs": []}
         known = {part: kept.get(part, {}) | manifest[part] for part in ("methods", "metrics")}
-        write_json(store.path(folder.MANIFEST), manifest | known | {"runs": [*kept["runs"], manifest["run"]]})
+        runs = {"runs": [*kept.get("runs", []), manifest["run"]]}
+        store.write_record((folder.MANIFEST,), manifest | known | runs)
+        figures = draw_figures(workspace, store, design.queries, tops, ks, roles, merged)
         report = RunReport(
             frame=frame,
             merged=merged,
@@ -293,14 +309,23 @@ def written(
             groups=summary.by_group(labelled, groups),
             truth=Truth.of(study, design.queries, tops, _values(workspace.metrics[0], labelled, ks)),
             manifest=manifest,
-            figures=draw_figures(workspace, store, design.queries, tops, ks, roles, merged),
+            figures=figures,
             folder=store.root,
             skipped=dict(design.chosen.skipped),
             skipped_metrics=dict(measured.skipped_metrics),
-            failures=dict(design.chosen.failures),
+            failures={**design.chosen.failures, **measured.failed_metrics},
+            failed_trainings=_failed_trainings(workspace, measured),
+            damage=[*workspace.store.damage],
         )
-        write_whole(store.path(folder.TABLE), "\n".join(map(as_markdown, report.tables())).encode())
+        table = store.path(folder.TABLE)
+        write_whole(table, "\n".join(map(as_markdown, report.tables())).encode())
+        store.list_digests([table, *figures])
     return report
+
+
+def _failed_trainings(workspace: Workspace, measured: Measured) -> dict[str, str]:
+    """Reasons by the model's key."""
+    return {workspace.ledger.key(job): why for job, why in measured.failed.items()}
 
 
 def _values(metric: Metric, frame: pd.DataFrame, ks: Sequence[int]) -> dict[int, pd.DataFrame]:
@@ -315,7 +340,7 @@ def _manifest(
 ) -> dict[str, Any]:
     """What produced these rows (law 6)."""
     study = experiment.study
-    names = {method: named(method, study.name) for method in methods}
+    names = {method: named(method, study.name) for method in methods if method not in workspace.rejected}
     return {
         "study": study.name,
         "study_digest": study.digest,
@@ -357,7 +382,8 @@ def _run_facts(experiment: Experiment[Any], workspace: Workspace, design: Design
         "queries": experiment.query_count,
         **experiment.facts,
         "skipped": dict(design.chosen.skipped) | dict(measured.skipped_metrics),
-        "failures": dict(design.chosen.failures),
+        "failures": {**design.chosen.failures, **measured.failed_metrics},
+        "failed_trainings": _failed_trainings(workspace, measured),
         "wall_seconds": round(measured.seconds, 2),
         "peak_memory_mib": round(peak_memory_mib(), 1),
     }

@@ -11,6 +11,7 @@ from bench.contracts import Method
 from bench.diffusion.phrases import text_encoder
 from bench.diffusion.queries import QuerySpec
 from bench.errors import InvalidInput
+from bench.experiments.experiment import LARGEST_SEED
 from bench.experiments.selection import top_k
 from bench.experiments.workspace import Workspace
 from bench.foundation.digests import digest_of
@@ -58,6 +59,8 @@ def attribute(
     Writes a contact sheet and a CSV file into the folder ``attributions`` of the results folder.
     """
     dataset = workspace.study.dataset
+    if abs(seed) > LARGEST_SEED:
+        raise InvalidInput(f"--seed: a whole number of at most {LARGEST_SEED} is expected.")
     if not 0 < top <= len(dataset):
         raise InvalidInput(f"--top {top}: give a number between 1 and {len(dataset)}.")
     if not prompt.strip():

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from scipy import sparse
 from torch import Tensor
 
 from bench.contracts import CEILING, FLOOR, METHOD
@@ -123,15 +125,15 @@ def _notes(
 
 def overlaps(selections: Chosen, queries: Sequence[Query], k: int) -> pd.DataFrame:
     """For each pair of methods, the share of their top ``k`` that is common to both, a mean over ``queries``."""
-    tops = {method: [set(chosen[query.id, k]) for query in queries] for method, chosen in selections.items()}
-    shares = {
-        one: {
-            other: sum(len(a & b) for a, b in zip(tops[one], tops[other], strict=True)) / (k * len(queries))
-            for other in tops
-        }
-        for one in tops
-    }
-    return pd.DataFrame(shares).loc[list(tops), list(tops)]
+    names = list(selections)
+    common = np.zeros((len(names), len(names)), np.int64)
+    for query in queries:
+        tops = [np.asarray(selections[name][query.id, k], np.int64) for name in names]
+        rows = np.repeat(np.arange(len(tops)), [len(top) for top in tops])
+        columns = np.concatenate(tops)
+        chosen = sparse.csr_array((np.ones(len(columns), np.int64), (rows, columns)))
+        common += (chosen @ chosen.T).toarray()
+    return pd.DataFrame(common / (k * len(queries)), index=names, columns=names)
 
 
 def _top_images(

@@ -14,14 +14,17 @@ from bench.contracts import Method
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.queries import Query
 from bench.diffusion.training import TrainingJob
+from bench.errors import Unavailable
 from bench.experiments.design import Design
 from bench.experiments.experiment import Experiment
 from bench.experiments.leave_k_out import Run
+from bench.experiments.left_out import LeftOut
 from bench.experiments.throughput import Throughput, here, recorded
 from bench.experiments.workspace import Workspace
 from bench.records import folder
 from bench.records import rows as results
 from bench.registry import named
+from bench.report.shown import Report, Table
 from bench.report.statistics import CONFIDENCE, MIN_QUERIES, families, queries_needed
 from bench.retraining.ledger import Request
 
@@ -30,7 +33,7 @@ USUAL_BYTES = 1600.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(Report):
     """The cost of an experiment.
 
     Attributes:
@@ -48,6 +51,7 @@ class Plan:
         model_mib: disk for one model, models_mib: for all that will be kept, records_mib: for the observations.
         power: what could be seen with how many queries, in words.
         skipped: methods and metrics that cannot run here, with the reason.
+        failed: those that raised when they were asked for it.
     """
 
     asked: int
@@ -65,14 +69,23 @@ class Plan:
     records_mib: float
     power: Sequence[str]
     skipped: Mapping[str, str]
+    failed: Mapping[str, str]
 
     @property
     def seconds(self) -> float:
         """Estimated wall time here."""
         return self.scoring_seconds + (self.times[0][1] if self.times else 0.0)
 
-    def lines(self) -> list[str]:
-        """For people."""
+    def tables(self) -> list[Table]:
+        """None."""
+        return []
+
+    def problems(self) -> list[str]:
+        """The methods and metrics that failed."""
+        return [f"{name} failed: {why}" for name, why in self.failed.items()]
+
+    def notes(self) -> list[str]:
+        """What it takes, in lines."""
         unknown = f", not known yet for {', '.join(self.unknown_scoring)}" if self.unknown_scoring else ""
         return [
             f"retrainings: {self.asked} asked, {self.trainings} models after sharing (at most, with the original ones)",
@@ -110,6 +123,11 @@ def plan(experiment: Experiment[Any], *, effect: float | None = None) -> Plan:
     pairs = [_pairs(workspace, request) for request in missing]
     pairs += [_pairs(workspace, _unknown_request(design, original), fresh=True)] * chosen.unknown
     scoring, unknown_scoring = _scoring(experiment, workspace, chosen.unscored)
+    metrics = LeftOut(workspace, ahead=True)
+    for metric in experiment.metrics:
+        with metrics.alone(metric.name, f"metric-{metric.name}"):
+            if why := metric.unavailable():
+                raise Unavailable(why)
     model_mib = sum(weight.numel() for weight in DiffusionModel(experiment.study.model).unet.parameters()) * 4 / 2**20
     return Plan(
         asked=len(chosen.comparisons) + chosen.unknown,
@@ -125,9 +143,9 @@ def plan(experiment: Experiment[Any], *, effect: float | None = None) -> Plan:
         model_mib=model_mib,
         models_mib=min(trained_count * model_mib, experiment.size_limit_mib),
         records_mib=sum(sum(each.values()) for each in pairs) * _bytes_of_an_observation(workspace) / 2**20,
-        power=[] if effect is None else _power(experiment, workspace, effect),
-        skipped=dict(chosen.skipped)
-        | {metric.name: why for metric in experiment.metrics if (why := metric.unavailable())},
+        power=[] if effect is None else _power(experiment, workspace, effect, list(chosen.unscored)),
+        skipped={**chosen.skipped, **metrics.skipped},
+        failed={**chosen.failures, **metrics.failed},
     )
 
 
@@ -192,15 +210,14 @@ def _bytes_of_an_observation(workspace: Workspace) -> float:
     return sum(path.stat().st_size for path in paths if path.exists()) / count if count else USUAL_BYTES
 
 
-def _power(experiment: Experiment[Any], workspace: Workspace, effect: float) -> list[str]:
+def _power(experiment: Experiment[Any], workspace: Workspace, effect: float, methods: Sequence[Method]) -> list[str]:
     """At each K, how many queries it takes to see ``effect`` between two methods, by the deviations measured so far.
 
-    The significance is shared out among the pairs of the plan's methods, as the leaderboard does.
+    The significance is shared out among the pairs of ``methods``, as the leaderboard does.
     """
     if not isinstance(experiment, Run):
         return ["how many queries a difference takes is told for leave-K-out runs alone"]
     run, metric = experiment, experiment.metrics[0]
-    methods = [method for method in run.with_floor if not method.unavailable()]
     labels = [run.label(method) for method in methods]
     plain = [named(method, run.study.name).plain for method in methods]
     asked = families(labels, [label for label, alone in zip(labels, plain, strict=True) if not alone])

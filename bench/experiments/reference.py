@@ -19,7 +19,7 @@ from bench.diffusion.queries import Query
 from bench.diffusion.training import TrainingJob
 from bench.experiments.design import Chosen, Controls, Design
 from bench.experiments.evaluation import Comparison
-from bench.experiments.experiment import Measured, at_least_one
+from bench.experiments.experiment import Measured, check_count
 from bench.experiments.leave_k_out import Removals, RunReport, written
 from bench.experiments.selection import drawn
 from bench.experiments.workspace import Workspace
@@ -45,7 +45,7 @@ class Reference(Removals):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one("--models", self.models)
+        check_count("--models", self.models)
 
     @property
     def ks(self) -> tuple[int, ...]:

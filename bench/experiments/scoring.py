@@ -9,16 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from bench.contracts import AttributionContext, Method
 from bench.diffusion.queries import Query
-from bench.errors import BenchError, MethodFailed
 from bench.records import folder
-from bench.records.store import Artifacts, Store, write_tensors
+from bench.records.store import Artifacts, Store
 
 QUERIES_AT_ONCE = 4
 """Queries are scored so many at a time: what they share is computed once, and an interruption loses no more."""
@@ -82,41 +80,10 @@ def _compute(
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         part = queries[start : start + QUERIES_AT_ONCE]
         started, spared = time.perf_counter(), artifacts.spared
-        matrix = checked_scores(method, context, part)
+        matrix = method.scores(context, part)
         seconds = (time.perf_counter() - started + artifacts.spared - spared) / len(part)
         for query, row in zip(part, matrix, strict=True):
-            write_tensors(store.path(*_parts(method, query)), {"scores": row}, seconds=repr(seconds))
-
-
-def checked_scores(
-    method: Method, context: AttributionContext, queries: Sequence[Query]
-) -> Float[Tensor, "queries images"]:
-    """What ``method`` returns; MethodFailed where it raises, or returns no finite tensor of this shape.
-
-    A BenchError is raised as it is: the user can mend it.
-    """
-    try:
-        matrix = method.scores(context, queries)
-    except BenchError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise MethodFailed(f"Method '{method.name}' raised {type(error).__name__}: {error}.") from error
-    if not isinstance(matrix, Tensor):
-        kind = type(matrix)
-        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-        hint = " torch.as_tensor makes one of it." if isinstance(matrix, np.ndarray | list | tuple) else ""
-        raise MethodFailed(f"Method '{method.name}' returned {name}; expected a torch.Tensor, queries × images.{hint}")
-    expected = (len(queries), len(context.dataset))
-    if tuple(matrix.shape) != expected:
-        hint = " It is transposed." if tuple(matrix.shape) == expected[::-1] else ""
-        raise MethodFailed(
-            f"Method '{method.name}' returned scores of shape {tuple(matrix.shape)}; "
-            f"expected queries × images = {expected}.{hint}"
-        )
-    bad = int((~torch.isfinite(matrix)).sum())
-    if bad:
-        raise MethodFailed(f"Method '{method.name}' returned {bad} scores that are NaN or infinite.")
-    return matrix.detach().float().cpu()
+            store.write_tensors(_parts(method, query), {"scores": row}, seconds=repr(seconds))
 
 
 def _parts(method: Method, query: Query) -> tuple[str, ...]:

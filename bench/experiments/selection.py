@@ -8,14 +8,14 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from bench.data.dataset import Dataset
+from bench.data.dataset import Dataset, places_of
 from bench.foundation import seeds
 
 
 def top_k(scores: Float[Tensor, " images"], ids: Sequence[str], k: int) -> tuple[int, ...]:
     """Indices of the ``k`` highest scores, the highest first; ties are broken by image id."""
-    by_score_then_id = np.lexsort((np.asarray(ids), -scores.double().numpy()))
-    return tuple(int(index) for index in by_score_then_id[:k])
+    by_score_then_id = np.lexsort((places_of(tuple(ids)), -scores.double().numpy()))
+    return tuple(by_score_then_id[:k].tolist())
 
 
 def drawn(dataset: Dataset, count: int, *key: seeds.KeyPart) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from bench.experiments.experiment import Measured
 from bench.experiments.leave_k_out import Run, RunReport
 from bench.experiments.workspace import Workspace
 from bench.records.rows import labels
-from bench.records.store import write_json
+from bench.records.store import write_whole
 from bench.registry import TUNED_FILE, methods
 from bench.report.summary import summarize
 
@@ -55,7 +55,7 @@ class Tuning(RunReport):
         defaults = methods.create(self.name).settings()
         changed = {key: value for key, value in self.best.settings().items() if is_variant or value != defaults[key]}
         everything.setdefault(self.name, {})[study] = {"settings": changed, "tuned_on": self.tuned_on}
-        write_json(path, everything)
+        write_whole(path, (json.dumps(everything, indent=1, sort_keys=True) + "\n").encode())
         return path
 
 

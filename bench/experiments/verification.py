@@ -22,7 +22,7 @@ import pandas as pd
 from bench.contracts import Metric
 from bench.diffusion.queries import Query, load_queries
 from bench.diffusion.training import TrainingJob
-from bench.errors import InvalidInput, ResultsFolderError, TrainingFailed
+from bench.errors import DamagedArtifact, InvalidInput, ResultsFolderError, TrainingFailed
 from bench.experiments.design import Chosen, Controls, Design
 from bench.experiments.evaluation import Comparison
 from bench.experiments.experiment import Experiment, Measured
@@ -33,7 +33,9 @@ from bench.foundation.progress import Progress
 from bench.records import folder as names
 from bench.records import rows as results
 from bench.records.names import MethodName
-from bench.records.store import Store, read_json
+from bench.records.sealing import read_json
+from bench.records.selections import selected
+from bench.records.store import Store
 from bench.registry import metrics
 from bench.report.shown import Report, Table
 from bench.studies import STUDIES, Study, study
@@ -104,7 +106,7 @@ def rows_to_verify(
 
     Raises InvalidInput where there is none, or where more than one retrained model is meant.
     """
-    frame = results.load(Store(folder))
+    frame = results.load(Store(folder, read_only=True))
     if not len(frame):
         raise ResultsFolderError(f"{folder} holds no rows ({names.ROWS}): give a results folder with --results.")
     if row is not None:
@@ -150,7 +152,7 @@ class Verification(Experiment[Verdicts]):
 
     def asked(self, workspace: Workspace, *, ahead: bool) -> tuple[list[Query], Controls]:
         """The published query and its controls: what is verified is the row, not the query's making."""
-        kept, row = load_queries(Store(self.published)), self.row
+        kept, row = load_queries(Store(self.published, read_only=True)), self.row
         query = kept.get(row["query"])
         if query is None or query.digest != row["query_digest"]:
             raise InvalidInput(
@@ -188,7 +190,7 @@ class Verification(Experiment[Verdicts]):
         if measured.failed:
             raise TrainingFailed("; ".join(sorted(set(measured.failed.values()))))
         same = self.row["machine"] == machine_kind(workspace.device)
-        published = results.load(Store(self.published))
+        published = results.load(Store(self.published, read_only=True))
         return Verdicts(
             [
                 Verified(record, row.value, 0.0 if same else self.tolerance * _usual_size(published, record), same)
@@ -234,7 +236,14 @@ def _usual_size(published: pd.DataFrame, row: dict[str, Any]) -> float:
 
 def _study(folder: Path, row: dict[str, Any]) -> Study:
     """The study of the folder, if this code still makes that version of it."""
-    record = read_json(folder / names.STUDY)
+    try:
+        record = read_json(folder / names.STUDY)
+    except FileNotFoundError:
+        raise ResultsFolderError(
+            f"{folder} has no {names.STUDY}: it cannot be told which study its rows are of."
+        ) from None
+    if not isinstance(record, dict) or not isinstance(record.get("parts"), dict) or "seed" not in record["parts"]:
+        raise DamagedArtifact(f"{folder / names.STUDY} has no parts.")
     if record["name"] not in STUDIES:
         raise InvalidInput(f"{folder} is of study '{record['name']}', which is not one of {', '.join(STUDIES)}.")
     the_study = replace(study(record["name"]), seed=record["parts"]["seed"])
@@ -256,13 +265,16 @@ def _removed(folder: Path, the_study: Study, query: Query, row: dict[str, Any]) 
             raise InvalidInput(f"The draw {row['method_digest']} of the random reference is none of {MOST_DRAWS}.")
         return random_removal(the_study, draw, row["k"])
     found = names.selections(folder, method_digest=row["method_digest"], query_digest=query.digest)
-    ids = read_json(found[0])["ids"] if found else []
+    ids = selected(read_json(found[0])) if found else []
     if len(ids) < row["k"]:
         raise InvalidInput(
             f"{folder}/selections holds {len(ids)} ids for {_label(row)} ({row['method_digest']}) and {query.id}; "
             f"{row['k']} were removed."
         )
     place = {image: index for index, image in enumerate(the_study.dataset.ids)}
+    unknown = [image for image in ids[: row["k"]] if image not in place]
+    if unknown:
+        raise DamagedArtifact(f"{found[0]} names images that the study does not have: {', '.join(unknown[:3])}.")
     return tuple(sorted(place[image] for image in ids[: row["k"]]))
 
 

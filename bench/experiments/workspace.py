@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import time
+import traceback
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,13 +20,15 @@ from bench.diffusion.autoencoder import Autoencoder
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.queries import Query, QuerySpec, load_queries, save_queries, synthesize
 from bench.diffusion.training import TrainingJob
-from bench.errors import ResultsFolderError, TrainingFailed
+from bench.errors import DamagedArtifact, ResultsFolderError, TrainingFailed, Unavailable
 from bench.experiments.scoring import Scores, is_scored, score
 from bench.experiments.selection import top_k
+from bench.experiments.trial import vet
 from bench.foundation.machine import device_of
 from bench.foundation.progress import Progress
 from bench.records import folder
-from bench.records.store import Artifacts, Store, folder_error, write_json
+from bench.records.selections import count, packed, selected
+from bench.records.store import Artifacts, Store, folder_error
 from bench.retraining.executors import Engine, Executor, executor
 from bench.retraining.ledger import Ledger, Request
 from bench.studies import Study
@@ -44,6 +48,10 @@ class Workspace:
         metrics: whose observations are kept of every model.
         progress: told what happens.
         size_limit_mib: of the kept models.
+        retry_failed: whether trainings that were set aside as failed are tried again.
+
+    Attributes:
+        rejected: methods that failed before anything was trained, with what they raised.
     """
 
     def __init__(
@@ -56,11 +64,14 @@ class Workspace:
         workers: int = 1,
         progress: Progress | None = None,
         size_limit_mib: float = 1024.0,
+        retry_failed: bool = False,
     ) -> None:
         self.study, self.metrics = study, tuple(metrics)
         self.progress = progress or Progress()
-        self.device, self.workers = device_of(device), workers
-        self.store = Store(root, note=self.progress.say)
+        self.device, self.workers, self.retry_failed = device_of(device), workers, retry_failed
+        self.rejected: dict[Method, BaseException] = {}
+        self._score_seconds: dict[tuple[Method, str], float] = {}
+        self.store = Store(root, note=self.progress.say, study=study.digest)
         self.engine = Engine(study, root, device, tuple(metric.name for metric in metrics), size_limit_mib)
         self._open(root)
 
@@ -70,11 +81,12 @@ class Workspace:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise folder_error(root, error) from error
+        self.store.clean()
         with self.store.lock("study"):
-            record = self.store.record(folder.STUDY)
+            record = self.store.record(folder.STUDY, check=_lacks("name", "digest", "parts"))
             if record is None:
                 parts = {"name": self.study.name, "digest": self.study.digest, "parts": self.study.parts}
-                write_json(self.store.path(folder.STUDY), parts)
+                self.store.write_record((folder.STUDY,), parts)
             elif record["digest"] != self.study.digest:
                 raise ResultsFolderError(self._mismatch(root, record))
 
@@ -94,6 +106,11 @@ class Workspace:
         return self.engine.ledger(note=self.progress.say)
 
     @cached_property
+    def row_of(self) -> dict[str, int]:
+        """The index of every training image, by its id."""
+        return {image: index for index, image in enumerate(self.study.dataset.ids)}
+
+    @cached_property
     def autoencoder(self) -> Autoencoder:
         """Of the study's model, without its weights."""
         return DiffusionModel(self.study.model).autoencoder
@@ -104,18 +121,22 @@ class Workspace:
 
     def fulfil(self, requests: Sequence[Request]) -> dict[TrainingJob, str]:
         """Train and observe what is missing; returns the reasons of those that failed."""
-        missing = [request for request in requests if self.ledger.is_due(request)]
+        due = [request for request in requests if self.ledger.is_due(request)]
+        failures = (
+            {} if self.retry_failed else {each.job: why for each in due if (why := self.ledger.set_aside(each.job))}
+        )
+        missing = [request for request in due if request.job not in failures]
         progress, steps = self.progress, self.study.recipe.num_steps
         done = {i: 0 for i, request in enumerate(missing) if not self.ledger.is_trained(request.job)}
         here = len(missing) - len(done)
         again = sum(bool(self.ledger.observed(missing[index].job)[1]) for index in done)
         progress.say(
-            f"{len(requests)} models: {len(requests) - len(missing)} cached, {here} to observe, "
+            f"{len(requests)} models: {len(requests) - len(due)} cached, {here} to observe, "
             f"{len(done)} to train"
+            + (f", {len(failures)} set aside as failed (--retry-failed tries them again)" if failures else "")
             + (f" ({again} of them again: their weights were deleted before all was observed)" if again else "")
         )
         observed = 0
-        failures: dict[TrainingJob, str] = {}
 
         def on_step(index: int, step: int) -> None:
             if index in done:
@@ -203,28 +224,66 @@ class Workspace:
         self, method: Method, queries: Sequence[Query], budgets: Sequence[int]
     ) -> dict[tuple[str, int], tuple[int, ...]]:
         """The top K of every query and budget, as indices; from the folder's records where it has them."""
-        row_of = {image_id: row for row, image_id in enumerate(self.study.dataset.ids)}
-        kept = {query.id: self._selection(method, query) for query in queries}
-        short = [query for query in queries if len(kept[query.id]["ids"]) < max(budgets)]
+        tops: dict[str, tuple[int, ...]] = {}
+        for query in queries:
+            record = self._selection(method, query)
+            tops[query.id] = record.get("rows", ())
+            self._score_seconds[method, query.digest] = float(record["score_seconds"])
+        short = [query for query in queries if len(tops[query.id]) < max(budgets)]
         if short:
             scored = self.scores(method, short)
             for query, row, seconds in zip(short, scored.matrix, scored.seconds, strict=True):
                 chosen = top_k(row, self.study.dataset.ids, max(budgets))
-                record = {
-                    "method": method.name,
-                    "settings": method.settings(),
-                    "query": query.id,
-                    "prompt": query.prompt,
-                    "score_seconds": round(seconds, 3),
-                    "ids": [self.study.dataset.ids[index] for index in chosen],
-                }
-                write_json(self.store.path(*self._selection_parts(method, query)), record)
-                kept[query.id] = record
-        return {
-            (query.id, k): tuple(row_of[image_id] for image_id in kept[query.id]["ids"][:k])
-            for query in queries
-            for k in budgets
+                self.keep_selection(method, query, [self.study.dataset.ids[index] for index in chosen], seconds)
+                tops[query.id] = chosen
+        return {(query.id, k): tops[query.id][:k] for query in queries for k in budgets}
+
+    def keep_selection(self, method: Method, query: Query, ids: Sequence[str], seconds: float) -> None:
+        """Keep the ids that ``method`` ranks first for ``query``, and what scoring took."""
+        record = {
+            "method": method.name,
+            "settings": method.settings(),
+            "query": query.id,
+            "prompt": query.prompt,
+            "score_seconds": round(seconds, 3),
+            **packed(ids),
         }
+        self.store.write_record(self._selection_parts(method, query), record)
+        self._score_seconds[method, query.digest] = record["score_seconds"]
+
+    def vet(self, methods: Sequence[Method]) -> None:
+        """Try ``methods`` before anything is trained; what they raise is kept in ``rejected``."""
+        for method in methods:
+            try:
+                vet(method, self.study)
+            except ResultsFolderError:
+                raise
+            except (Exception, SystemExit) as error:
+                self.rejected[method] = error
+
+    def require(self, method: Method, *, ahead: bool = False) -> None:
+        """Raise what ``method`` raised when it was tried, or Unavailable where it lacks something.
+
+        Where ``ahead``, it is asked what it lacks, and fetches nothing.
+        """
+        if method in self.rejected:
+            raise self.rejected[method]
+        if not ahead:
+            method.prepare()
+        elif why := method.unavailable():
+            raise Unavailable(why)
+
+    def keep_failure(self, name: str, error: BaseException) -> str:
+        """Keep why ``name``, a method or metric, failed, with the traceback; returns where."""
+        record = {
+            "type": type(error).__name__,
+            "message": str(error),
+            "traceback": "".join(traceback.format_exception(error)),
+            "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        }
+        place = folder.failure(name)
+        self.store.write_record(place, record)
+        return "/".join(place)
 
     def is_scored(self, method: Method, query: Query) -> bool:
         """Whether the scores of ``query`` are kept."""
@@ -232,25 +291,54 @@ class Workspace:
 
     def score_seconds(self, method: Method, query: Query) -> float:
         """What scoring ``query`` took."""
-        return float(self._selection(method, query)["score_seconds"])
+        if (method, query.digest) not in self._score_seconds:
+            self._score_seconds[method, query.digest] = float(self._selection(method, query)["score_seconds"])
+        return self._score_seconds[method, query.digest]
 
     def usual_score_seconds(self, method: Method) -> float:
         """Median of what scoring other queries took; NaN where none has been scored."""
         paths = folder.selections(self.store.root, method=method.name, method_digest=method.digest)
-        records = [self.store.record(*path.relative_to(self.store.root).parts) for path in paths]
+        check = self._bad_selection
+        records = [self.store.record(*path.relative_to(self.store.root).parts, check=check) for path in paths]
         return median([float(each["score_seconds"]) for each in records if each] or [float("nan")])
 
     def is_selected(self, method: Method, query: Query, k: int) -> bool:
         """Whether the top ``k`` are known without scoring."""
-        return len(self._selection(method, query)["ids"]) >= k or is_scored(self.store, method, query)
+        return count(self._selection(method, query)) >= k or is_scored(self.store, method, query)
 
     def _selection(self, method: Method, query: Query) -> dict[str, Any]:
         """The record of the top images; an empty one where there is none yet."""
-        record: dict[str, Any] | None = self.store.record(*self._selection_parts(method, query))
+        record: dict[str, Any] | None = self.store.record(
+            *self._selection_parts(method, query), check=self._bad_selection
+        )
         return record or {"ids": [], "score_seconds": float("nan")}
+
+    def _bad_selection(self, record: Any) -> str:
+        """What is wrong with the record of a selection, "" where nothing is: a file without a seal may say anything."""
+        if why := _lacks("ids", "score_seconds")(record):
+            return why
+        try:
+            ids = selected(record)
+        except DamagedArtifact as error:
+            return str(error)
+        found = tuple(map(self.row_of.get, ids))
+        if len(set(found)) != len(ids) or None in found:
+            return "it does not name training images, each once"
+        record["rows"] = found  # looked up once
+        return ""
 
     def _selection_parts(self, method: Method, query: Query) -> tuple[str, ...]:
         return folder.selection(method.name, method.digest, query.digest)
+
+
+def _lacks(*keys: str) -> Callable[[Any], str]:
+    """Says which of ``keys`` a record lacks."""
+
+    def check(record: Any) -> str:
+        missing = [key for key in keys if not isinstance(record, dict) or key not in record]
+        return f"it has no {', '.join(missing)}" if missing else ""
+
+    return check
 
 
 def _plain(value: object) -> object:

@@ -76,10 +76,16 @@ def device_of(name: str) -> torch.device:
     """The torch device ``name`` ("cpu", "cuda", "cuda:1"), checked to be there."""
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise InvalidInput(f"--device {name}: not a device that torch knows; try cpu or cuda.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InvalidInput(f"--device {name}: models are trained on cpu or cuda.")
+    if device.type == "cpu" and device.index:
+        raise InvalidInput(f"--device {name}: there is one cpu; use --device cpu.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InvalidInput(f"--device {name}: torch {torch.__version__} sees no GPU here; use --device cpu.")
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        raise InvalidInput(f"--device {name}: there are {torch.cuda.device_count()} GPUs here, counted from 0.")
     return device
 
 

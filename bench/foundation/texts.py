@@ -10,5 +10,5 @@ def parsed(text: str) -> Any:
     """A number, true, false or null as JSON writes them, else the text itself."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

@@ -8,14 +8,18 @@ A results folder belongs to one version of one study. Each function or constant 
     results.parquet  one row per value; manifest.json, table.md, figures/ beside it
     subsets/, lds.*  the linear datamodeling score                attributions/, tuning/ contact sheets; held-out runs
     failures/        requests and methods that failed, with their tracebacks
+    digests.json     sha256 of files that do not carry their own
     models/, checkpoints/, cache/, locks/, damaged/               large or transient: never committed
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 Parts = tuple[str, ...]
+KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@=+,-]{0,199}")
+"""What tensors that methods share may be called: it stands in a path."""
 
 STUDY = "study.json"
 QUERIES = "queries.safetensors"
@@ -24,11 +28,15 @@ MANIFEST = "manifest.json"
 TABLE = "table.md"
 LDS, LDS_TABLE = "lds.parquet", "lds.md"
 BOARD_PAGE, BOARD_TABLE, BOARD_CSV = "leaderboard.html", "leaderboard.md", "leaderboard.csv"
+DIGESTS = "digests.json"
+INDEX = "index.json"
+"""The record of an encoded data set, in its folder."""
 TUNING = "tuning"
 """The folder of held-out runs, which is a results folder of its own."""
 NEEDED = (STUDY, ROWS, MANIFEST, QUERIES)
 """What a folder with rows must hold to be read by others."""
 
+ENCODED = "encoded-"
 TENSORS = ".safetensors"
 RECORD = ".json"
 
@@ -70,7 +78,7 @@ def artifact(key: str) -> Parts:
 
 def encoded(digest: str) -> Parts:
     """The folder of the encoded data set."""
-    return "cache", f"encoded-{digest}"
+    return "cache", ENCODED + digest
 
 
 def subsets(digest: str) -> Parts:
@@ -98,6 +106,12 @@ def damaged(name: str) -> Parts:
     return "damaged", name
 
 
+def places(root: Path) -> list[Path]:
+    """The folders of a results folder that hold files."""
+    kinds = ("models", "checkpoints", "observations", "selections", "failures", "subsets", "figures", "attributions")
+    return [root, root / "cache", root / "cache" / "scores", root / TUNING, *(root / kind for kind in kinds)]
+
+
 def models(root: Path) -> list[Path]:
     """All kept weights under ``root``."""
     return sorted((root / "models").glob(f"*{TENSORS}"))
@@ -111,3 +125,43 @@ def observations(root: Path) -> list[Path]:
 def selections(root: Path, *, method: str = "*", method_digest: str = "*", query_digest: str = "*") -> list[Path]:
     """All records of selections under ``root`` that fit."""
     return sorted((root / "selections").glob(f"{method}-{method_digest}-{query_digest}{RECORD}"))
+
+
+OF_THE_FOLDER = (STUDY, QUERIES, ROWS, MANIFEST, LDS, DIGESTS)
+COSTS = {
+    "models": ("the weights of one model; what was observed of it stays", "it is trained again when they are needed"),
+    "checkpoints": ("the steps of one training under way", "the training begins anew"),
+    "observations": ("what was observed of one model", "the same run observes it again, trained anew if need be"),
+    "selections": ("the top K of one method for one query", "the same run takes them from the scores, or scores again"),
+    "failures": ("the reason of one failure", "nothing: the same run tries again"),
+    "subsets": ("the record of which random halves were drawn", "`bench lds` writes it again"),
+    "cache": ("time", "whoever needs it builds it again"),
+    "scores": ("the scores of one method for one query", "the same run scores again"),
+    STUDY: ("the record of which study the folder belongs to", "the next run writes it; see that --study is the same"),
+    QUERIES: ("the queries", "the next run makes them again: elsewhere with other bits and keys"),
+    ROWS: ("the rows of all runs", "the commands named in manifest.json write theirs again from observations/"),
+    MANIFEST: ("the record of what produced the rows", "each run's command writes its part again"),
+    LDS: ("the linear datamodeling scores", "`bench lds` writes them again from observations/"),
+    DIGESTS: ("the digests of files without their own", "restore it, or `bench doctor --seal`"),
+}  # fmt: skip
+"""What damage of each kind of artifact costs, and how it heals."""
+MADE_ANEW = ("nothing that is not in the rows", "`bench run` or `bench leaderboard` draws it again")
+
+
+def kind(path: Path) -> str:
+    """The kind of artifact that ``path`` is, a key of COSTS; "" for pages, tables and pictures."""
+    if path.name in OF_THE_FOLDER:
+        return path.name
+    return path.parent.name if path.parent.name in COSTS else ""
+
+
+def identity(path: Path) -> str:
+    """Who the artifact at ``path`` is: kind and key. It does not depend on where the results folder lies."""
+    is_single = kind(path) in ("", path.name) and path.name != INDEX
+    return path.name if is_single else f"{path.parent.name}/{path.name}"
+
+
+def cost(path: Path) -> str:
+    """What the damage of ``path`` costs and how it heals, in a sentence."""
+    lost, heals = COSTS.get(kind(path), MADE_ANEW)
+    return f"It costs {lost}; {heals}."

@@ -10,9 +10,10 @@ from typing import Any
 
 from bench.foundation.texts import parsed
 
-NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-"""What a method, a variant or a metric may be called."""
-RESERVED = ("all",)
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+"""What a method, a variant or a metric may be called: it stands in paths and in tables."""
+RESERVED = ("all", "top_images", "regenerations")
+"""What commands and figures are called."""
 OLD_LABEL = re.compile(r"(?P<method>[^:\[]+)(?::(?P<variant>[^\[]+))?(?:\[(?P<settings>.*)\])?")
 
 

@@ -5,17 +5,16 @@ Unit and direction belong to the metric; the columns are defined once, here, and
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import pandas as pd
-from pyarrow import ArrowInvalid
 
+from bench.errors import DamagedArtifact, ResultsFolderError
 from bench.records import folder
 from bench.records.names import MethodName
-from bench.records.store import Store, write_whole
+from bench.records.store import Store
 
 KEY_COLUMNS = ["study_digest", "method_digest", "query_digest", "k", "metric", "design", "seed"]
 NOTHING_REMOVED = "nothing removed"
@@ -64,6 +63,8 @@ class Row:
 
 
 PANDAS_TYPES = {"str": "str", "int": "int64", "float": "float64"}
+LATER_COLUMNS = ("variant", "settings", "evaluator")
+"""That older rows do not have."""
 COLUMNS: dict[str, tuple[str, str]] = {
     column.name: (PANDAS_TYPES[str(column.type)], column.metadata["meaning"]) for column in fields(Row)
 }
@@ -80,12 +81,21 @@ def merge(store: Store, new: pd.DataFrame) -> pd.DataFrame:
     """Keep ``new`` rows with those of earlier runs in the results folder; a new row replaces its older self."""
     with store.lock("results"):
         earlier = _earlier(store)
+        _refuse_other_studies(store, [*earlier, new])
         merged = pd.concat([*earlier, new], ignore_index=True).drop_duplicates(KEY_COLUMNS, keep="last")
         merged = merged.sort_values(["method", "k", "query", "metric", "design", "seed"], ignore_index=True)
-        buffer = io.BytesIO()
-        merged.to_parquet(buffer, index=False)
-        write_whole(store.path(folder.ROWS), buffer.getvalue())
+        store.write_frame((folder.ROWS,), merged)
     return merged
+
+
+def _refuse_other_studies(store: Store, frames: Iterable[pd.DataFrame]) -> None:
+    """Raise where ``frames`` hold rows of more than one version of a study."""
+    found = sorted({str(digest) for frame in frames for digest in frame["study_digest"].unique()})
+    if len(found) > 1:
+        raise ResultsFolderError(
+            f"{store.path(folder.ROWS)} holds rows of other versions of a study ({', '.join(found)}). Rows of "
+            "different versions are never mixed: give another folder with --results."
+        )
 
 
 def load(store: Store) -> pd.DataFrame:
@@ -94,19 +104,34 @@ def load(store: Store) -> pd.DataFrame:
 
 
 def _earlier(store: Store) -> list[pd.DataFrame]:
-    """The kept frame, if there is one that can be read and that has rows; columns that it is too old to have are ''."""
-    path = store.path(folder.ROWS)
-    if not path.exists():
+    """The kept frame, if there is one that can be read and that has rows."""
+    frame = store.frame(folder.ROWS)
+    if frame is None or not len(frame):
         return []
     try:
-        frame = pd.read_parquet(path)
-    except (ArrowInvalid, OSError) as error:
-        store.set_aside(path, f"{path} cannot be read as parquet ({error}).")
+        return [completed(frame)]
+    except DamagedArtifact as error:
+        if store.read_only:
+            raise
+        store.set_aside(store.path(folder.ROWS), str(error))
         return []
+
+
+def completed(frame: pd.DataFrame) -> pd.DataFrame:
+    """A kept frame with the columns of COLUMNS, "" where it is too old to have them.
+
+    Raises DamagedArtifact where columns are missing that rows always had, or are of another type.
+    """
+    missing = [name for name in COLUMNS if name not in frame and name not in LATER_COLUMNS]
+    if missing:
+        raise DamagedArtifact(f"{folder.ROWS} lacks the columns {', '.join(missing)}.")
     if len(frame) and "variant" not in frame:
         frame = _with_names(frame)
     fresh = {name: "" for name in COLUMNS if name not in frame}
-    return [frame.assign(**fresh)[[*COLUMNS]]] if len(frame) else []
+    try:
+        return frame.assign(**fresh)[[*COLUMNS]].astype({name: kind for name, (kind, _) in COLUMNS.items()})
+    except (ValueError, TypeError) as error:
+        raise DamagedArtifact(f"{folder.ROWS} has columns of another type ({error}).") from error
 
 
 def _with_names(frame: pd.DataFrame) -> pd.DataFrame:
@@ -122,11 +147,9 @@ def _with_names(frame: pd.DataFrame) -> pd.DataFrame:
 
 def labels(frame: pd.DataFrame) -> pd.Series[str]:
     """A label for each row's method; where a label stands for several digests, these tell them apart."""
-    plain = pd.Series(
-        [MethodName(*parts).label for parts in zip(frame["method"], frame["variant"], frame["settings"], strict=True)],
-        index=frame.index,
-        dtype="str",
-    )
+    named = list(zip(frame["method"], frame["variant"], frame["settings"], strict=True))
+    known = {parts: MethodName(*parts).label for parts in set(named)}
+    plain = pd.Series([known[parts] for parts in named], index=frame.index, dtype="str")
     digests = frame.groupby(plain)["method_digest"].nunique()
     mixed = plain.isin(digests.index[digests > 1]) & ~frame["method"].isin([*NOT_RANKED, BASELINE])
     return plain.where(~mixed, plain + " #" + frame["method_digest"].str[:6])

@@ -13,11 +13,12 @@ from torch import Tensor
 from bench.diffusion.autoencoder import autoencoder
 from bench.diffusion.observations import Regeneration
 from bench.diffusion.queries import Query, load_queries
-from bench.errors import BenchError, DamagedArtifact
+from bench.errors import BenchError, DamagedArtifact, InvalidInput
 from bench.foundation.digests import digest_of
 from bench.records import folder
 from bench.records.rows import NOT_RANKED, NOTHING_REMOVED
-from bench.records.store import Store, read_json, read_tensors
+from bench.records.sealing import read_json, read_tensors
+from bench.records.store import Store
 from bench.studies import Study
 
 SHOWN_IMAGES = 8
@@ -85,9 +86,10 @@ def gallery(
     seen = _Observations(store)
     original = digest_of([record["digest"], [], record["parts"]["seed"]])
     shown = []
+    by_query = dict(iter(frame.groupby(["query", "query_digest"], sort=False)))
     for name in sorted(set(frame["query"]) & set(queries)):
-        own = frame[(frame["query"] == name) & (frame["query_digest"] == queries[name].digest)]
-        if len(own):
+        own = by_query.get((name, queries[name].digest))
+        if own is not None:
             image = seen.regeneration(original, queries[name])
             image = _decoded(queries[name], record) if image is None else image
             shown.append(_of_query(store, queries[name], own, image, seen, order))
@@ -106,10 +108,12 @@ class _Observations:
     def regeneration(self, key: str, query: Query) -> Tensor | None:
         """The query made again by the model ``key``, None where that was not observed."""
         if key not in self.kept:
-            path = self.store.path(*folder.observation(key))
             try:
-                self.kept[key] = read_tensors(path)[0] if path.exists() else {}
-            except DamagedArtifact as error:
+                path = self.store.path(*folder.observation(key))
+                found = read_tensors(path)[0] if path.exists() else {}
+                name = f".{Regeneration.name}"  # of the rest, a hundred thousand losses, nothing is shown
+                self.kept[key] = {part: tensor for part, tensor in found.items() if part.endswith(name)}
+            except (DamagedArtifact, InvalidInput) as error:
                 self.kept[key] = {}
                 self.notes.append(f"Pictures are missing: {error}")
         return self.kept[key].get(query.observed_as(Regeneration.name))
@@ -122,26 +126,31 @@ def _of_query(
     untouched = seen.regeneration(str(nothing.iloc[0]), query) if len(nothing) else None
     paired = rows[(rows["design"] == "paired") & (rows["k"] > 0) & ~rows["method"].isin(NOT_RANKED)]
     shown = []
+    first = paired.sort_values(["k", "seed"], kind="stable").drop_duplicates(["label", "k"])
+    by_label = dict(iter(first.groupby("label", sort=False)))
     for label in order:
-        own = paired[paired["label"] == label].sort_values(["k", "seed"]).drop_duplicates("k")
-        if own.empty:
+        own = by_label.get(label)
+        if own is None:
             continue
         made = {
             int(line.k): found
             for line in own.itertuples()
             if (found := seen.regeneration(str(line.model_key), query)) is not None
         }
-        top = _top(store, str(own["method"].iloc[0]), str(own["method_digest"].iloc[0]), query)
+        top = _top(store, str(own["method"].iloc[0]), str(own["method_digest"].iloc[0]), query, seen.notes)
         shown.append(Shown(label, top, made))
     return QueryGallery(query.id, query.prompt, image, untouched, tuple(shown))
 
 
-def _top(store: Store, method: str, digest: str, query: Query) -> tuple[str, ...]:
+def _top(store: Store, method: str, digest: str, query: Query, notes: list[str]) -> tuple[str, ...]:
     """Ids of the most influential images, none where they were not kept."""
-    path = store.path(*folder.selection(method, digest, query.digest))
     try:
-        return tuple(str(image) for image in read_json(path)["ids"][:SHOWN_IMAGES]) if path.exists() else ()
-    except (DamagedArtifact, KeyError, TypeError):
+        path = store.path(*folder.selection(method, digest, query.digest))
+        return tuple(str(image) for image in read_json(path)["ids"][:SHOWN_IMAGES])
+    except (FileNotFoundError, InvalidInput):  # a row of somebody's may name a method that could not be registered
+        return ()
+    except (DamagedArtifact, KeyError, TypeError) as error:
+        notes.append(f"Top images are missing: {error}")
         return ()
 
 

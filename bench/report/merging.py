@@ -6,7 +6,6 @@ version, encoder), and where a query's name stands for the same query. A folder 
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pyarrow import ArrowInvalid
 
 from bench.diffusion import queries as query_file
 from bench.errors import DamagedArtifact, ResultsFolderError
 from bench.records import folder as names
 from bench.records import rows as results
-from bench.records.store import Store, read_json, read_tensors, write_json, write_tensors, write_whole
+from bench.records.sealing import read_frame, read_json, read_tensors
+from bench.records.selections import selected
+from bench.records.store import Store
 from bench.studies import HELD_OUT
 
 
@@ -118,11 +118,9 @@ def keep(merged: Merged, folders: Sequence[RunFolder], store: Store) -> None:
     for folder in folders:
         if folder.root.resolve() != store.root.resolve():
             _copy_records(folder.root, store)
-    write_json(store.path(names.STUDY), merged.record)
-    write_json(store.path(names.MANIFEST), merged.manifest)
-    buffer = io.BytesIO()
-    merged.frame.to_parquet(buffer, index=False)
-    write_whole(store.path(names.ROWS), buffer.getvalue())
+    store.write_record((names.STUDY,), merged.record)
+    store.write_record((names.MANIFEST,), merged.manifest)
+    store.write_frame((names.ROWS,), merged.frame)
 
 
 def _record(path: Path, *expected: str) -> dict[str, Any]:
@@ -136,11 +134,9 @@ def _record(path: Path, *expected: str) -> dict[str, Any]:
 
 def _rows(path: Path) -> pd.DataFrame:
     try:
-        frame = pd.read_parquet(path)
-    except (ArrowInvalid, OSError) as error:
-        raise DamagedArtifact(
-            f"{path} cannot be read as parquet ({error}); run the folder's `bench run` command again."
-        ) from error
+        frame = read_frame(path)
+    except DamagedArtifact as error:
+        raise DamagedArtifact(f"{error} Run the folder's `bench run` commands again.") from error
     missing = [name for name in results.COLUMNS if name not in frame.columns]
     if missing:
         raise DamagedArtifact(f"{path} lacks the columns {', '.join(missing)} (results/README.md tells what they are).")
@@ -252,17 +248,20 @@ def _manifest(folders: Sequence[RunFolder]) -> dict[str, Any]:
 
 def _copy_records(root: Path, store: Store) -> None:
     """Queries, selections and observations of ``root`` joined to those of ``store``."""
-    theirs = query_file.load_queries(Store(root))
-    query_file.save_queries(store, theirs | query_file.load_queries(store))
+    queries = query_file.load_queries(Store(root, read_only=True))
+    with store.lock("queries"):
+        query_file.save_queries(store, queries | query_file.load_queries(store))
     for path in names.selections(root):
         target = store.path(*path.relative_to(root).parts)
-        if not target.exists() or len(read_json(target)["ids"]) < len(read_json(path)["ids"]):
-            write_whole(target, path.read_bytes())
+        found = store.record(*target.relative_to(store.root).parts)
+        theirs = read_json(path)
+        if found is None or len(selected(found)) < len(selected(theirs)):
+            store.write_record(target.relative_to(store.root).parts, theirs)
     for path in names.observations(root):
-        found = store.tensors(*path.relative_to(root).parts)
-        if found is None:
-            write_whole(store.path(*path.relative_to(root).parts), path.read_bytes())
-            continue
-        tensors, facts = read_tensors(path)
-        if not tensors.keys() <= found[0].keys():
-            write_tensors(store.path(*path.relative_to(root).parts), tensors | found[0], **(facts | found[1]))
+        parts = path.relative_to(root).parts
+        with store.lock(f"observations-{path.stem}"):
+            tensors, facts = read_tensors(path)
+            facts.pop("study", None)
+            kept, own = store.tensors(*parts) or ({}, {})
+            if not kept or not tensors.keys() <= kept.keys():
+                store.write_tensors(parts, tensors | kept, **(facts | own))

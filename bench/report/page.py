@@ -12,6 +12,7 @@ import io
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import resources
 from typing import Any
 
@@ -76,6 +77,7 @@ def escaped(data: str) -> str:
 
 def payload(board: Board, pictures: Gallery, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that the page shows, as JSON has it."""
+    shown = _gallery(pictures)
     return {
         "facts": dict(facts),
         "baseline": BASELINE,
@@ -114,8 +116,8 @@ def payload(board: Board, pictures: Gallery, facts: Mapping[str, Any]) -> dict[s
             }
             for failure in board.failures
         ],
-        "notes": [*facts.get("notes", []), *board.notes, *pictures.notes],
-        "gallery": _gallery(pictures),
+        "notes": [*facts.get("notes", []), *board.notes, *pictures.notes, *_left_out(shown)],
+        "gallery": shown,
     }
 
 
@@ -190,23 +192,47 @@ def _curve(curve: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _gallery(pictures: Gallery) -> dict[str, Any]:
     """The pictures that fit the page: fewer top images first, then fewer queries."""
-    queries = len(pictures.queries)
-    choices = [(queries, shown) for shown in (8, 6, 4)] + [(few, 4) for few in range(queries - 1, 0, -1)]
-    for count, shown in choices:
-        chosen = _chosen(pictures, count, shown)
+    drawn: dict[int, str] = {}
+    count = _fitting(pictures, 4, drawn)
+    for shown in (8, 6) if count == len(pictures.queries) else ():
+        chosen = _chosen(pictures, count, shown, drawn)
         if sum(map(len, chosen["images"].values())) <= PICTURE_BYTES:
             return chosen
-    return _chosen(pictures, 0, 0)
+    return _chosen(pictures, count, 4, drawn)
 
 
-def _chosen(pictures: Gallery, count: int, shown: int) -> dict[str, Any]:
+def _left_out(shown: Mapping[str, Any]) -> list[str]:
+    """A note where not all queries have pictures."""
+    count, whole = len(shown["queries"]), shown["all"]
+    return [] if count == whole else [f"The gallery shows {count} of {whole} queries, as more would not fit the page."]
+
+
+def _fitting(pictures: Gallery, shown: int, drawn: dict[int, str]) -> int:
+    """How many of the queries fit with ``shown`` top images each; those after them are not even encoded."""
+    size, seen = 0, set[str]()
+    for count, query in enumerate(pictures.queries):
+        one = _chosen(replace(pictures, queries=(query,)), 1, shown, drawn)["images"]
+        size += sum(len(data) for name, data in one.items() if name not in seen or name not in pictures.training)
+        seen.update(one)
+        if size > PICTURE_BYTES:
+            return count
+    return len(pictures.queries)
+
+
+def _chosen(pictures: Gallery, count: int, shown: int, drawn: dict[int, str]) -> dict[str, Any]:
+    """The first ``count`` queries with ``shown`` top images each; ``drawn`` keeps every picture once it is encoded."""
     images: dict[str, str] = {}
+
+    def uri(picture: Tensor) -> str:
+        if id(picture) not in drawn:
+            drawn[id(picture)] = png_uri(picture)
+        return drawn[id(picture)]
 
     def kept(picture: Tensor | None) -> str | None:
         if picture is None:
             return None
         name = f"m{len(images)}"
-        images[name] = png_uri(picture)
+        images[name] = uri(picture)
         return name
 
     queries = []
@@ -216,7 +242,7 @@ def _chosen(pictures: Gallery, count: int, shown: int) -> dict[str, Any]:
             top = [image for image in method.top[:shown] if image in pictures.training]
             for image in top:
                 if image not in images:
-                    images[image] = png_uri(pictures.training[image])
+                    images[image] = uri(pictures.training[image])
             made = {str(k): kept(picture) for k, picture in method.made.items()}
             methods.append({"method": method.method, "top": top, "made": made})
         queries.append(

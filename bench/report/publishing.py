@@ -22,7 +22,7 @@ from bench.report.board_figures import drawn, page_charts, pdf
 from bench.report.gallery import gallery
 from bench.report.merging import Merged, RunFolder, has_rows, keep, merge_folders, open_folder
 from bench.report.page import page
-from bench.report.shown import Report, Table
+from bench.report.shown import Report, Table, markdown_cell
 from bench.studies import Study
 
 NAME = "leaderboard"
@@ -63,11 +63,14 @@ def publish(study: Study, sources: Sequence[Path], root: Path) -> Published:
         sources: results folders, later ones win where two hold the same row.
         root: the results folder of the leaderboard.
     """
-    folders = [open_folder(path, study.name) for path in _places(study, sources, root)]
-    merged = merge_folders(folders)
-    board = leaderboard(merged.frame, merged.manifest, study.name, len(study.dataset))
+    places = _places(study, sources, root)
+    if not has_rows(root):  # what is refused leaves no folder behind
+        merge_folders([open_folder(path, study.name) for path in places])
     store = Store(root)
-    with store.lock("results"):
+    with store.lock("results"):  # what is read here must still be there when it is written
+        folders = [open_folder(path, study.name) for path in _places(study, sources, root)]
+        merged = merge_folders(folders)
+        board = leaderboard(merged.frame, merged.manifest, study.name, len(study.dataset))
         keep(merged, folders, store)
         return _write(store, study, merged, folders, board)
 
@@ -99,9 +102,13 @@ def _write(store: Store, study: Study, merged: Merged, folders: Sequence[RunFold
     }
     for name, text in written.items():
         write_whole(store.path(name), text.encode())
-    for name, figure in drawn(board, pictures).items():
+    drawings = drawn(board, pictures)
+    for name, figure in drawings.items():
         write_whole(store.path(*names.picture(name)), figures.png(figure))
         write_whole(store.path(*names.picture(name, ".pdf")), pdf(figure))
+    pages = [store.path(name) for name in written]
+    kinds = (".png", ".pdf")
+    store.list_digests(pages + [store.path(*names.picture(name, kind)) for name in drawings for kind in kinds])
     return Published(board, tuple(store.path(name) for name in written), (*notes, *board.notes, *pictures.notes))
 
 
@@ -167,10 +174,10 @@ def markdown(board: Board, study: str, notes: Sequence[str] = ()) -> str:
             arrow = "↑" if metric.higher_is_better else "↓"
             head += [f"{metric.name} {arrow}, mean ± 1 SE [95 % interval]", f"minus {BASELINE}"]
         head += ["≈ random images", "scoring s/query", "tuned on"]
-        lines = ["| " + " | ".join(map(_cell_text, head)) + " |", "|" + "---|" * len(head)]
+        lines = ["| " + " | ".join(map(markdown_cell, head)) + " |", "|" + "---|" * len(head)]
         for line in board.lines:
             if line.k == k:
-                lines.append("| " + " | ".join(map(_cell_text, _cells(line, board))) + " |")
+                lines.append("| " + " | ".join(map(markdown_cell, _cells(line, board))) + " |")
         parts.append(f"## K = {k}\n\n" + "\n".join(lines) + "\n")
     parts.append(
         f"Rank: 1 + the number of methods that are significantly better on {RANKED_BY} at that K (Student's paired "
@@ -184,9 +191,9 @@ def markdown(board: Board, study: str, notes: Sequence[str] = ()) -> str:
             f"- {failure.method}, K = {failure.k}, {failure.metric}, {', '.join(failure.queries)}: {failure.reason}"
             for failure in board.failures
         ]
-        parts.append("## Failed, left out of every mean\n\n" + "\n".join(map(_cell_text, listed)) + "\n")
+        parts.append("## Failed, left out of every mean\n\n" + "\n".join(map(markdown_cell, listed)) + "\n")
     if every := [*notes, *board.notes]:
-        parts.append("## Remarks\n\n" + "\n".join(f"- {_cell_text(note)}" for note in every) + "\n")
+        parts.append("## Remarks\n\n" + "\n".join(f"- {markdown_cell(note)}" for note in every) + "\n")
     return "\n".join(parts)
 
 
@@ -231,9 +238,3 @@ def _difference_text(method: str, cell: Cell) -> str:
         return "no baseline"
     bounds = f"[{cell.difference_low:+.5f}, {cell.difference_high:+.5f}]"
     return f"{cell.difference:+.5f} " + ("too few queries" if math.isnan(cell.difference_low) else bounds)
-
-
-def _cell_text(text: str) -> str:
-    """Text that Markdown shows as it is: no markup, no cell border, one line."""
-    plain = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return plain.replace("|", "\\|")

@@ -9,10 +9,16 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Head and lines of a table for people."""
 
 
+def markdown_cell(text: str) -> str:
+    """Text that Markdown shows as it is: no markup, no cell border, one line."""
+    plain = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return plain.replace("|", "\\|")
+
+
 def as_markdown(table: Table) -> str:
     """A table as Markdown."""
     head, cells = table
-    first, *others = (f"| {' | '.join(line)} |" for line in (head, *cells))
+    first, *others = (f"| {' | '.join(map(markdown_cell, line))} |" for line in (head, *cells))
     return "\n".join([first, "|" + "---|" * len(head), *others]) + "\n"
 
 

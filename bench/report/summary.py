@@ -75,6 +75,7 @@ def summarize(frame: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
     per_query = done.groupby([*keys, "query"], sort=False)["value"].mean()
     failed = frame[frame["status"] == "failed"].groupby(keys).size()
     lines: list[dict[str, Any]] = []
+    curves: dict[tuple[str, str], pd.DataFrame] = {}
     by_group = {group: values.droplevel(keys) for group, values in per_query.groupby(level=keys, sort=False)}
     for group, own in by_group.items():
         method, k, metric, design = group
@@ -90,7 +91,9 @@ def summarize(frame: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
             other = reference.reindex(own.index).dropna()
             difference = interval((own[other.index] - other).to_numpy())
             line |= {"difference": difference.mean, "low": difference.low, "high": difference.high}
-        line |= _equivalent_columns(frame, str(method), str(metric), str(design), own)
+        if (metric, design) not in curves:
+            curves[metric, design] = reference_curve(frame, str(metric), str(design))
+        line |= _equivalent_columns(curves[metric, design], str(method), str(metric), own)
         lines.append(line)
     columns = [*keys, "queries", "failed", "mean", "standard_error", "difference", "low", "high"]
     columns += ["images", "images_low", "images_high", "outside", "score_seconds"]
@@ -124,14 +127,12 @@ def by_group(frame: pd.DataFrame, groups: Mapping[str, str]) -> pd.DataFrame:
     return wide.reset_index()
 
 
-def _equivalent_columns(
-    frame: pd.DataFrame, method: str, metric: str, design: str, own: pd.Series[float]
-) -> dict[str, float | str]:
+def _equivalent_columns(curve: pd.DataFrame, method: str, metric: str, own: pd.Series[float]) -> dict[str, float | str]:
     """Of one line of the summary. A metric relative to controls has none: random removals do not raise it steadily."""
     kind = metrics.find(metric)
     if method in (REFERENCE, NOTHING_REMOVED) or kind is None or kind.relative_to_controls:
         return {"outside": ""}
-    found = equivalent(own, reference_curve(frame, metric, design), higher_is_better=kind.higher_is_better)
+    found = equivalent(own, curve, higher_is_better=kind.higher_is_better)
     if found is None:
         return {"outside": ""}
     return {"images": found.images, "images_low": found.low, "images_high": found.high, "outside": found.outside}

@@ -26,10 +26,11 @@ from typing import Any
 
 import torch
 
-from bench.errors import ResultsFolderError, TrainingFailed, UnknownName, reason_of
+from bench import registry
+from bench.errors import PluginFailed, ResultsFolderError, TrainingFailed, UnknownName, cause_of, reason_of
 from bench.foundation.machine import compute_threads, worker_threads
 from bench.records.store import Store, folder_error
-from bench.registry import PLUGINS, load_plugin, metrics
+from bench.registry import load_plugin, metrics
 from bench.retraining.ledger import Busy, Ledger, Request
 from bench.studies import Study
 
@@ -37,6 +38,8 @@ REPORT_SECONDS = 0.5
 BUSY_PAUSE_SECONDS = 1.0
 TRIES = 3
 """A request whose worker died so many times is set aside as failed."""
+TRAINING_TRIES = 2
+"""A training that raises is begun so many times, unless it diverged: the same numbers would come again."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 OnStep = Callable[[int, int], None]
 
@@ -69,7 +72,7 @@ class Engine:
     device: str
     metric_names: tuple[str, ...]
     size_limit_mib: float
-    plugins: tuple[str, ...] = field(default_factory=lambda: tuple(PLUGINS))
+    plugins: tuple[str, ...] = field(default_factory=lambda: tuple(registry.PLUGINS))
 
     def ledger(self, **hooks: Any) -> Ledger:
         """The ledger of this run's results folder."""
@@ -77,7 +80,7 @@ class Engine:
         chosen = [metrics.get(name) for name in self.metric_names]
         return Ledger(
             self.study,
-            Store(self.root, note=note),
+            Store(self.root, note=note, study=self.study.digest),
             device=torch.device(self.device),
             observations=[metric.observation for metric in chosen],
             on_controls=[metric.observation.name for metric in chosen if metric.relative_to_controls],
@@ -201,15 +204,16 @@ class LocalWorkers(Executor):
             pending.left.append(worker.task)
             return
         error = WorkerDied(
-            f"Its worker process died {TRIES} times ({worker.end}). Where memory is short, fewer --workers help; "
-            "the same command tries it again."
+            f"Its worker process died {TRIES} times ({worker.end}). Where memory is short, fewer --workers help."
         )
         self.ledger.keep_failure(request.job, error)
         yield Outcome(index, str(error), type(error).__name__)
 
 
-def attempt(ledger: Ledger, index: int, request: Request, on_step: Callable[[int], None]) -> Outcome:
-    """Fulfil one request; what it raises is its outcome, and kept.
+def attempt(
+    ledger: Ledger, index: int, request: Request, on_step: Callable[[int], None], *, again: int = TRAINING_TRIES - 1
+) -> Outcome:
+    """Fulfil one request; what it raises so many times is its outcome, and kept.
 
     Raises Busy where another process is at work on it, ResultsFolderError where the folder cannot be written.
     """
@@ -221,7 +225,10 @@ def attempt(ledger: Ledger, index: int, request: Request, on_step: Callable[[int
         if isinstance(error, OSError) and error.errno in FULL:
             raise folder_error(ledger.store.root, error) from error
         ledger.keep_failure(request.job, error)
-        return Outcome(index, ledger.reason(request.job, error), type(error).__name__)
+        if again and not isinstance(error, PluginFailed | TrainingFailed):  # those would fail again
+            ledger.store.note(f"A training failed ({reason_of(error)}): it is tried again.")
+            return attempt(ledger, index, request, on_step, again=again - 1)
+        return Outcome(index, ledger.reason(request.job, error), type(cause_of(error)).__name__)
     ledger.forget_failure(request.job)
     return Outcome(index)
 
@@ -277,6 +284,7 @@ class Worker:
 def _work(pipe: Connection, engine: Engine, workers: int) -> None:
     """The life of a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signal.signal(signal.SIGTERM, _leave)
     _end_with_parent()
     with suppress(EOFError, OSError, KeyboardInterrupt), compute_threads(worker_threads(workers)):
         try:
@@ -297,6 +305,11 @@ def _work(pipe: Connection, engine: Engine, workers: int) -> None:
                 pipe.send(Stopped(str(error), is_folder=True))
                 return
             pipe.send(outcome)
+
+
+def _leave(number: int, frame: object) -> None:
+    """Asked to end: leave a checkpoint first."""
+    raise KeyboardInterrupt
 
 
 def _reporter(pipe: Connection, index: int) -> Callable[[int], None]:

@@ -7,25 +7,31 @@ be deleted, and a run can go on elsewhere from these small records alone.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 import traceback
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from filelock import Timeout
 from torch import Tensor
 
+from bench.data.dataset import places_of
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.observations import Observation
 from bench.diffusion.queries import Query
 from bench.diffusion.training import Trainer, TrainingData, TrainingJob, TrainingRun, train_together
-from bench.errors import BenchError, DamagedArtifact, reason_of
+from bench.errors import BenchError, DamagedArtifact, PluginFailed, cause_of, reason_of
 from bench.foundation.digests import digest_of
 from bench.foundation.machine import active_threads, machine_kind
 from bench.records import folder
-from bench.records.store import Store, write_json, write_tensors
+from bench.records.store import Store
 from bench.studies import Study
 
 CHECKPOINT_SECONDS = 15.0
@@ -89,6 +95,8 @@ class Ledger:
         self.should_stop = should_stop
         self.trainer = trainer
         self._data: TrainingData | None = None
+        self._seconds: dict[str, str] = {}
+        self._keys: dict[TrainingJob, str] = {}
 
     @property
     def data(self) -> TrainingData:
@@ -111,8 +119,18 @@ class Ledger:
 
     def key(self, job: TrainingJob) -> str:
         """Names the model that ``job`` trains."""
-        removed = sorted(self.study.dataset.ids[index] for index in job.removed)
-        return digest_of([self.study.digest, removed, job.seed])
+        if job not in self._keys:
+            place, quoted = places_of(self.study.dataset.ids), self._quoted
+            chosen = np.fromiter(job.removed, np.int64, len(job.removed))
+            removed = ",".join(map(quoted.__getitem__, np.sort(place[chosen]).tolist()))
+            text = f"[{json.dumps(self.study.digest)},[{removed}],{json.dumps(job.seed)}]"
+            self._keys[job] = hashlib.sha256(text.encode()).hexdigest()[:16]  # digest_of, the ids quoted beforehand
+        return self._keys[job]
+
+    @cached_property
+    def _quoted(self) -> list[str]:
+        """The sorted ids as JSON has them."""
+        return list(map(json.dumps, sorted(self.study.dataset.ids)))
 
     def is_trained(self, job: TrainingJob) -> bool:
         """Whether the model's weights are here."""
@@ -165,14 +183,14 @@ class Ledger:
             kept, facts = self.observed(request.job)
             facts = facts or self._facts(request.job)
             missing = self.missing(request)
-            failed: list[Exception] = []
+            failed: list[BaseException] = []
             for observation in self.observations.values():
                 queries = [query for query, wanted in missing if wanted is observation]
                 try:
                     kept |= self._observe(observation, model, queries, facts)
-                except Exception as error:  # its own values are lost, those of the other observations are not
+                except (Exception, SystemExit) as error:  # its own values are lost, others' are not
                     failed.append(error)
-            write_tensors(self.store.path(*folder.observation(key)), kept, **facts)
+            self.store.write_tensors(folder.observation(key), kept, **facts)
         if failed:
             raise failed[0]
 
@@ -189,16 +207,30 @@ class Ledger:
         return dict(zip([query.observed_as(observation.name) for query in queries], values, strict=True))
 
     def keep_failure(self, job: TrainingJob, error: BaseException) -> None:
-        """Keep why ``job`` failed, with the traceback."""
+        """Keep why ``job`` failed, with the traceback and how often it did."""
+        before = self.store.record(*folder.failure(self.key(job))) or {}
+        cause = cause_of(error)
         record = {
-            "type": type(error).__name__,
-            "message": str(error),
+            "tries": int(before.get("tries", 0)) + 1,
+            "set_aside": not isinstance(error, PluginFailed),
+            "type": type(cause).__name__,
+            "message": str(cause),
             "traceback": "".join(traceback.format_exception(error)),
             "job": {"removed": sorted(self.study.dataset.ids[index] for index in job.removed), "seed": job.seed},
             "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
             "machine": machine_kind(self.device),
         }
-        write_json(self._failure_path(job), record)
+        self.store.write_record(folder.failure(self.key(job)), record)
+
+    def set_aside(self, job: TrainingJob) -> str:
+        """Why ``job`` is not tried again unless that is asked for, "" where it is.
+
+        What fails in a plugin is tried each time: the model is there, and the plugin may have been mended.
+        """
+        found = self.store.record(*folder.failure(self.key(job))) or {}
+        if not found.get("set_aside"):
+            return ""
+        return f"{found['type']}: {found['message']} (set aside on {found['date']}; --retry-failed tries it again)"
 
     def forget_failure(self, job: TrainingJob) -> None:
         """It succeeded in the end."""
@@ -206,7 +238,8 @@ class Ledger:
 
     def reason(self, job: TrainingJob, error: BaseException) -> str:
         """Why ``job`` failed, in a line; where it is not the user's to mend, with the place of the traceback."""
-        kept = "" if isinstance(error, BenchError) else f" (traceback in {'/'.join(folder.failure(self.key(job)))})"
+        mendable = isinstance(error, BenchError) and not isinstance(error, PluginFailed)
+        kept = "" if mendable else f" (traceback in {'/'.join(folder.failure(self.key(job)))})"
         return reason_of(error) + kept
 
     def _failure_path(self, job: TrainingJob) -> Path:
@@ -214,7 +247,7 @@ class Ledger:
 
     def _facts(self, job: TrainingJob) -> dict[str, str]:
         found = self.store.tensors(*folder.model(self.key(job)))
-        seconds = found[1]["seconds"] if found else "nan"
+        seconds = found[1]["seconds"] if found else self._seconds.get(self.key(job), "nan")  # pruned meanwhile
         return {
             "seconds": seconds,
             "seed": str(job.seed),
@@ -255,24 +288,30 @@ class Ledger:
             self._save_checkpoint(place, run, spent + time.monotonic() - started)
             raise
         seconds = spent + time.monotonic() - started
+        self._seconds[self.key(job)] = f"{seconds:.2f}"
         state = run.trained_state()
-        write_tensors(self._model_path(job), state, seconds=f"{seconds:.2f}", seed=str(job.seed))
+        self.store.write_tensors(folder.model(self.key(job)), state, seconds=f"{seconds:.2f}", seed=str(job.seed))
         self.store.path(*place).unlink(missing_ok=True)
         self._prune()
         return DiffusionModel(self.study.model, seed=job.seed, device=self.device).load(state)
 
     def _save_checkpoint(self, place: tuple[str, ...], run: TrainingRun, seconds: float) -> None:
         if not run.finished:
-            write_tensors(self.store.path(*place), run.checkpoint(), seconds=f"{seconds:.2f}")
+            self.store.write_tensors(place, run.checkpoint(), seconds=f"{seconds:.2f}")
 
     def _prune(self) -> None:
         """Delete the oldest models beyond the size limit; the original and the newest stay."""
-        files = sorted(folder.models(self.store.root), key=lambda path: path.stat().st_mtime)
+        found: list[tuple[float, int, Path]] = []
+        for path in folder.models(self.store.root):
+            with suppress(FileNotFoundError):  # another process prunes too
+                facts = path.stat()
+                found.append((facts.st_mtime, facts.st_size, path))
+        found.sort()
         original = self._model_path(TrainingJob((), self.study.seed))
-        excess = sum(path.stat().st_size for path in files) - self.size_limit_mib * 2**20
-        for path in files[:-1]:
+        excess = sum(size for _, size, _ in found) - self.size_limit_mib * 2**20
+        for _, size, path in found[:-1]:
             if excess <= 0:
                 break
             if path != original:
-                excess -= path.stat().st_size
+                excess -= size
                 path.unlink(missing_ok=True)
