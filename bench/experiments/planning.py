@@ -22,7 +22,8 @@ from bench.experiments.workspace import Workspace
 from bench.records import folder
 from bench.records import rows as results
 from bench.registry import named
-from bench.report.statistics import CONFIDENCE, MIN_QUERIES, families, queries_needed
+from bench.report.statistics import CONFIDENCE, MIN_QUERIES, queries_needed
+from bench.report.verdicts import families
 from bench.retraining.ledger import Request
 
 SAMPLED_RECORDS = 20

@@ -1,9 +1,8 @@
 """Stage 8, the leaderboard's numbers: rows in, lines with ranks, intervals, verdicts and equivalents out.
 
 A line is one method at one K in the paired design. Its rank is 1 + the number of methods that are significantly
-better at that K on the loss change (``bench.report.statistics.verdicts``: Student's paired test over queries, Holm's
-correction for all pairs of methods at that K, and apart from these for all pairs with a variant), so methods that
-cannot be told apart from the best share rank 1.
+better at that K on the loss change (``bench.report.verdicts``, corrected for all pairs of methods at that K, and apart
+from these for all pairs with a variant), so methods that cannot be told apart from the best share rank 1.
 
 A value that failed is left out of every mean, counted, and listed with its reason; it is never a zero.
 """
@@ -29,12 +28,11 @@ from bench.report.statistics import (
     MIN_QUERIES,
     Equivalent,
     Interval,
-    Verdict,
     interval,
     mean_and_error,
-    verdicts,
 )
 from bench.report.summary import equivalent, reference_curve
+from bench.report.verdicts import Verdict, verdicts
 
 RANKED_BY = "loss_change"
 

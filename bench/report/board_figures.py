@@ -20,7 +20,7 @@ from bench.report.statistics import mean_and_error
 
 SHOWN_QUERIES = 8
 SHOWN_METHODS = 12
-MARKS = {"better": "▲", "worse": "▼", "indistinguishable": "=", "too few queries": "?"}
+MARKS = {"better": "▲", "worse": "▼", "not settled": "·", "too few queries": "?"}
 
 
 def drawn(board: Board, pictures: Gallery) -> dict[str, Figure]:
@@ -166,7 +166,7 @@ def cost(board: Board, k: int, variants: bool = False) -> Figure:
 
 
 def verdict_matrix(board: Board, k: int) -> Figure:
-    """Who is better than whom at ``k``: rows against columns, Holm-corrected."""
+    """Who is better than whom at ``k``: rows against columns."""
     names = [line.method for line in board.lines if line.k == k]
     side = 0.36 * len(names) + 1.6
     figure = Figure(figsize=(side + 0.8, side))

@@ -24,7 +24,8 @@ from bench.records.rows import BASELINE
 from bench.report.board import RANKED_BY, Board, Cell, Line, charted
 from bench.report.figures import MARKS, colour_of, mark_of, style_of_colours
 from bench.report.gallery import Gallery
-from bench.report.statistics import MIN_QUERIES, Verdict, mean_and_error
+from bench.report.statistics import MIN_QUERIES, mean_and_error
+from bench.report.verdicts import Verdict
 
 SCRIPTS = ("base.js", "table.js", "charts.js", "pairs.js", "gallery.js", "words.js", "controls.js")
 """Put together in this order: what a file uses as it is read stands in an earlier one."""

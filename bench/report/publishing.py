@@ -173,10 +173,10 @@ def markdown(board: Board, study: str, notes: Sequence[str] = ()) -> str:
                 lines.append("| " + " | ".join(map(_cell_text, _cells(line, board))) + " |")
         parts.append(f"## K = {k}\n\n" + "\n".join(lines) + "\n")
     parts.append(
-        f"Rank: 1 + the number of methods that are significantly better on {RANKED_BY} at that K (Student's paired "
-        "test over queries, Holm's correction for all pairs of methods, and apart for all pairs with a variant); = "
+        f"Rank: 1 + the number of methods that are significantly better on {RANKED_BY} at that K (sign flips of "
+        "whole queries, corrected for all pairs of methods, and apart for all pairs with a variant); = "
         "marks methods that share a rank. Intervals of means and differences: Student's over queries, 95 %, each "
-        "alone: they leave zero out where the same test, uncorrected, does. Those of ≈ random images: "
+        "alone: one that holds zero goes with no verdict, while one without zero may. Those of ≈ random images: "
         "resampled queries.\n"
     )
     if board.failures:

@@ -1,0 +1,174 @@
+"""Verdicts: who is better than whom, for all pairs of a family at once.
+
+The test is the studentized sign-flip max-T, step-down (Westfall and Young, 1993): where two methods are equal, the sign
+of a query's difference is a coin's. The signs of whole queries are flipped, for all pairs of a family alike, so that
+what the pairs have in common is used and not paid for. A pair is settled where this corrected p-value **and** Student's
+own are below the significance, so a verdict never contradicts the printed interval (``bench.report.statistics``); the
+printed p-value is the larger of both. Chosen in a simulation: docs/log/2026-11-25-verdicts.md.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from bench.report.statistics import CONFIDENCE, MIN_QUERIES, p_value, queries_needed
+
+EXACT_QUERIES = 13
+"""Up to these all 2^(n − 1) flips are made (the other half mirrors them), beyond them FLIPS seeded ones."""
+FLIPS = 10_000
+FEWEST_SETTLED = 6
+"""Queries, at 5 %: the smallest p-value of n queries is 2^(1 − n)."""
+BETTER, WORSE, UNSETTLED, TOO_FEW = "better", "worse", "not settled", "too few queries"
+OPPOSITE = {BETTER: WORSE, WORSE: BETTER}
+
+
+class Verdict(NamedTuple):
+    """How two methods compare.
+
+    Attributes:
+        difference: mean over common queries of the first minus the second, positive where the first is better.
+        p_value: the larger of the family's corrected one (``max_t``) and of Student's for this pair alone.
+        verdict: "better", "worse", "not settled", or "too few queries".
+        queries: how many both have.
+        deviation: standard deviation of the differences over queries.
+        significance: of a test of this pair alone, its family's shared out evenly; for ``queries_needed``.
+    """
+
+    difference: float
+    p_value: float
+    verdict: str
+    queries: int
+    deviation: float
+    significance: float
+
+    @property
+    def settled(self) -> bool:
+        """Whether one is better than the other."""
+        return self.verdict in OPPOSITE
+
+    @property
+    def queries_needed(self) -> int | None:
+        """How many queries would settle a difference as large as this one; None where it is settled or hopeless.
+
+        A plan by Student's test at the pair's even share of the error: the sign flips need about as many or fewer.
+        """
+        if self.verdict != UNSETTLED:
+            return None
+        planned = queries_needed(self.difference, self.deviation, significance=self.significance)
+        return None if planned is None else max(planned, FEWEST_SETTLED)
+
+
+Verdicts = dict[tuple[str, str], Verdict]
+
+
+def families(names: Collection[str], variants: Collection[str] = ()) -> list[list[tuple[str, str]]]:
+    """All pairs of ``names`` in at most two families: those of methods alone, and those that a variant is in.
+
+    Each family is corrected on its own, so that asking about variants makes no verdict between methods harder.
+    """
+    pairs = list(itertools.combinations(names, 2))
+    asked = [[pair for pair in pairs if set(pair).isdisjoint(variants) is alone] for alone in (True, False)]
+    return [family for family in asked if family]
+
+
+def verdicts(
+    per_query: pd.DataFrame,
+    *,
+    variants: Collection[str] = (),
+    higher_is_better: bool = True,
+    significance: float = 1 - CONFIDENCE,
+) -> Verdicts:
+    """A verdict for every pair of methods.
+
+    Args:
+        per_query: queries × methods, NaN where a value is missing.
+        variants: methods whose pairs are a family of their own (``families``).
+        higher_is_better: direction of the metric.
+        significance: probability of calling any pair of equal methods of a family different (family-wise).
+    """
+    sign = 1.0 if higher_is_better else -1.0
+    asked = families(list(per_query.columns), variants)
+    return {
+        pair: found
+        for pairs in asked
+        for pair, found in family_verdicts(sign * per_query, pairs, significance=significance).items()
+    }
+
+
+def family_verdicts(
+    per_query: pd.DataFrame, pairs: Sequence[tuple[str, str]], *, significance: float = 1 - CONFIDENCE
+) -> Verdicts:
+    """The verdicts on ``pairs``, corrected for these alone; higher values are better."""
+    place = {name: index for index, name in enumerate(per_query.columns)}
+    ones, others = zip(*([place[name] for name in pair] for pair in pairs), strict=True)
+    values = per_query.to_numpy(float)
+    differences = values[:, ones] - values[:, others]
+    found = {}
+    for pair, own, corrected in zip(pairs, differences.T, max_t(differences), strict=True):
+        known = own[~np.isnan(own)]
+        mean = float(known.mean()) if len(known) else float("nan")
+        combined = max(float(corrected), p_value(known)) if len(known) >= MIN_QUERIES else float("nan")
+        word = BETTER if mean > 0 else WORSE
+        if len(known) < MIN_QUERIES:
+            word = TOO_FEW
+        elif not combined < significance:
+            word = UNSETTLED
+        deviation = float(known.std(ddof=1)) if len(known) > 1 else float("nan")
+        found[pair] = Verdict(mean, combined, word, len(known), deviation, significance / len(pairs))
+    return found
+
+
+def max_t(differences: np.ndarray) -> np.ndarray:
+    """The p-value of each column's mean, two-sided, corrected for all columns: sign-flip max-T, step-down.
+
+    Exact where the differences are symmetric about zero under the hypothesis, whatever their scales and however the
+    columns hang together (skewed ones are in the simulation). Columns of different length are put on one scale by
+    Wallace's normal equivalent (1959) of their t.
+
+    Args:
+        differences: queries × pairs; NaN where one of a pair lacks the query, and it is left out of that pair alone.
+
+    Returns:
+        One for each pair; NaN where it has fewer than MIN_QUERIES queries.
+    """
+    known = ~np.isnan(differences)
+    counts, corrected = known.sum(0), np.full(differences.shape[1], np.nan)
+    [asked] = np.nonzero(counts >= MIN_QUERIES)
+    if not len(asked):
+        return corrected
+    values = np.where(known, differences, 0.0)[:, asked]
+    values = values[known[:, asked].any(1)]
+    size = np.sqrt((values**2).sum(0) * counts[asked])
+    values = values / np.where(size > 0, size, 1.0)
+    flipped = _extremity(flips(len(values)) @ values, counts[asked])
+    observed = flipped[0]
+    order = np.argsort(-observed, kind="stable")
+    largest = np.maximum.accumulate(flipped[:, order[::-1]], axis=1)[:, ::-1]  # over the pair and all less extreme ones
+    shares = (largest >= observed[order] * (1 - 1e-8)).mean(0)
+    corrected[asked[order]] = np.maximum.accumulate(shares)
+    return corrected
+
+
+def _extremity(cosines: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """A rising function of |t|: of t² = (n − 1) r² / (1 − r²), r = Σd / √(n Σd²), which alone a flip changes."""
+    freedom = counts - 1
+    scale = freedom * ((8 * freedom + 1) / (8 * freedom + 3)) ** 2
+    squares = np.minimum(cosines**2, 1 - 1e-9)
+    return np.asarray(-scale * np.log1p(-squares))
+
+
+@lru_cache(maxsize=8)
+def flips(count: int) -> np.ndarray:
+    """Signs: flips × queries, the first without any; all that differ up to EXACT_QUERIES, else FLIPS drawn ones."""
+    if count <= EXACT_QUERIES:
+        bits = np.arange(2 ** (count - 1))[:, None] >> np.arange(count) & 1
+    else:
+        bits = np.random.default_rng(count).integers(0, 2, (FLIPS, count))
+        bits[0] = 0
+    return 1.0 - 2.0 * bits
