@@ -21,7 +21,6 @@ import pandas as pd
 from scipy import stats
 
 from bench.records.rows import BASELINE, NOT_RANKED
-from bench.registry import is_variant
 from bench.report.statistics import CONFIDENCE, interval
 
 COUNTS = (8, 16, 32)
@@ -46,12 +45,18 @@ class World:
         own = rng.choice(self.residuals, (runs, count)) * self.deviations[method, None] + self.means[method, None]
         return scale * own, np.exp(self.log_spread**2 / 2) * self.means[method]
 
+    def board(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Queries × methods, ``random`` the last, from which the differences are taken: zero."""
+        scale = np.exp(self.log_spread * rng.normal(size=(count, 1)))
+        own = rng.choice(self.residuals, (count, len(self.means))) * self.deviations + self.means
+        return np.hstack([scale * own, np.zeros((count, 1))])
+
 
 def fitted(rows: pd.DataFrame, metric: str, k: int, *, effect: bool) -> World:
     """The world of one metric at one K."""
     own = rows[(rows["metric"] == metric) & (rows["k"] == k) & (rows["design"] == "paired")]
-    table = own[~own["method"].isin(NOT_RANKED)].pivot_table(index="query", columns="method", values="value")
-    table = table[[name for name in table if not is_variant(str(name))]]
+    own = own[~own["method"].isin(NOT_RANKED) & (own["variant"] == "") & (own["settings"] == "")]
+    table = own.pivot_table(index="query", columns="method", values="value")
     apart = table.drop(columns=BASELINE).sub(table[BASELINE], axis=0)
     scale = table.std(axis=1)  # over methods
     scale /= stats.gmean(scale)

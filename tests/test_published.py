@@ -85,7 +85,7 @@ def from_board_table() -> dict[tuple[str, int, str], Figures]:
     found, k = {}, 0
     for part in re.split(r"^## K = ", (FOLDER / "leaderboard.md").read_text(), flags=re.MULTILINE)[1:]:
         k = int(part.split()[0])
-        for _, method, loss, loss_apart, image, image_apart, images, *_ in cells_of(part)[2:]:
+        for _, _, method, loss, loss_apart, image, image_apart, images, *_ in cells_of(part)[2:]:
             for metric, mean, apart in ((METRICS[0], loss, loss_apart), (METRICS[1], image, image_apart)):
                 said = re.findall(NUMBER, mean.rpartition(",")[0])
                 figures = {

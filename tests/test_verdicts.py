@@ -1,13 +1,15 @@
 """Verdicts and what is planned by them against known answers and simulations; the equivalents."""
 
+import itertools
 import time
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
-from bench.report.statistics import equivalent_random, interval, p_value, queries_needed
-from bench.report.verdicts import flips, max_t, verdicts
+from bench.report.statistics import equivalent_random, interval, p_value, queries_needed, queries_won
+from bench.report.verdicts import Verdict, flips, groups, max_t, rank_sets, unsettled_sets, verdicts
 
 
 def simulated(rng, shifts, queries=20):
@@ -160,6 +162,43 @@ def test_a_verdict_implies_an_interval_without_zero():
                 settled += 1
                 assert bounds.low > 0 if found.verdict == "better" else bounds.high < 0
     assert settled > 30  # of 600: enough of them to say something
+
+
+def test_an_equivalent_pair_has_an_interval_inside_the_margin_and_a_settled_one_stays_settled():
+    rng = np.random.default_rng(13)
+    frame = pd.DataFrame({"a": rng.normal(0, 0.01, 12), "b": rng.normal(0, 0.01, 12), "c": rng.normal(0.03, 0.01, 12)})
+    frame["d"] = rng.normal(0, 3, 12)
+    words = {pair: found.verdict for pair, found in verdicts(frame, margin=0.1).items()}
+    assert (words["a", "b"], words["a", "c"], words["a", "d"]) == ("equivalent", "worse", "not settled")
+    assert verdicts(frame)["a", "b"].verdict == "not settled"
+
+
+def settled(*pairs):
+    """Verdicts: the first of each pair is better; all other pairs of a to e are not settled."""
+    plain = {pair: Verdict(0.0, 1.0, "not settled", 8, 1.0, 0.05) for pair in itertools.combinations("abcde", 2)}
+    for one, other in pairs:
+        key, word = ((one, other), "better") if (one, other) in plain else ((other, one), "worse")
+        plain[key] = plain[key]._replace(verdict=word)
+    return plain
+
+
+def test_groups_and_rank_sets_say_what_the_settled_pairs_leave_open():
+    found = settled("ac", "ad", "ae", "be", "de")
+    assert groups(found, "abcde") == [["a", "b"], ["c", "d"], ["e"]]
+    assert rank_sets(found, "abcde", "abcde") == {"a": (1, 2), "b": (1, 4), "c": (2, 5), "d": (2, 4), "e": (4, 5)}
+    assert rank_sets(found, "e", "ab") == {"e": (3, 3)}  # a variant beside the methods
+    assert unsettled_sets(found, "abcde") == [["a", "b"], ["b", "c", "d"], ["c", "e"]]
+    assert groups(settled("ab", "bc", "ca"), "abc") == [["a", "b", "c"]]  # a circle
+    assert groups({}, "") == []
+
+
+def test_queries_won_have_the_exact_interval_of_a_share():
+    theirs = stats.binomtest(6, 8).proportion_ci(method="exact")
+    assert queries_won([1.0] * 6 + [-9.0] * 2) == pytest.approx((6, 8, theirs.low, theirs.high))
+    tied = queries_won([1.0, 0.0, 0.0, -1.0, 2.0])
+    assert (tied.won, tied.share) == (3.0, 0.6)
+    assert queries_won([1.0] * 4)[3] == 1.0
+    assert np.isnan(queries_won([1.0] * 3).low)
 
 
 def test_a_full_board_takes_well_under_a_second():

@@ -1,8 +1,9 @@
 """Stage 8, the leaderboard's numbers: rows in, lines with ranks, intervals, verdicts and equivalents out.
 
-A line is one method at one K in the paired design. Its rank is 1 + the number of methods that are significantly
-better at that K on the loss change (``bench.report.verdicts``, corrected for all pairs of methods at that K, and apart
-from these for all pairs with a variant), so methods that cannot be told apart from the best share rank 1.
+A line is one method at one K in the paired design. It has no rank but a set of ranks, which the settled pairs at that K
+leave open on the loss change (``bench.report.verdicts``, corrected for all pairs of methods and floors, and apart from
+these for all pairs with a variant or a ceiling). Methods and floors fall into groups: those that nobody beats, then
+those that nobody of the rest beats, and so on.
 
 A value that failed is left out of every mean, counted, and listed with its reason; it is never a zero.
 """
@@ -10,14 +11,14 @@ A value that failed is left out of every mean, counted, and listed with its reas
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bench.contracts import Method
+from bench.contracts import CEILING, FLOOR, METHOD, Method
 from bench.errors import BenchError, ResultsFolderError
 from bench.records.names import MethodName
 from bench.records.rows import BASELINE, NOT_RANKED, NOTHING_REMOVED, labels
@@ -28,13 +29,16 @@ from bench.report.statistics import (
     MIN_QUERIES,
     Equivalent,
     Interval,
+    Won,
     interval,
     mean_and_error,
+    queries_won,
 )
 from bench.report.summary import equivalent, reference_curve
-from bench.report.verdicts import Verdict, verdicts
+from bench.report.verdicts import OPPOSITE, Verdict, Verdicts, groups, rank_sets, verdicts
 
 RANKED_BY = "loss_change"
+SHOWN_PAIRS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,7 @@ class Cell:
         mean, standard_error: over queries, as the paper reports them.
         low, high: interval of the mean; NaN where there are too few queries.
         difference, difference_low, difference_high: to the baseline, paired by query, with its interval.
+        won: by floor, on how many of the queries that both have the method is ahead of it.
         queries: over how many.
         compared: how many of these have a baseline.
         failed: values that were left out.
@@ -72,6 +77,7 @@ class Cell:
     difference: float
     difference_low: float
     difference_high: float
+    won: Mapping[str, Won]
     queries: int
     compared: int
     failed: int
@@ -83,8 +89,9 @@ class Line:
 
     Attributes:
         method: its label, name: the columns behind it.
-        rank: 1 + the number of methods significantly better; None where there are too few queries to say.
-        tied: whether others share the rank.
+        ranks: the first and the last that it may have among methods and floors by the settled pairs; None for a ceiling
+            and where there are too few queries to say. A variant has those that it would have beside them.
+        group: from 1, of those whom nobody of the rest beats; None for a variant too.
         cells: by metric.
         equivalent: number of random images whose removal does as much; None without a random reference.
         score_seconds: wall time of scoring one query, a mean.
@@ -94,8 +101,8 @@ class Line:
     method: str
     name: MethodName
     k: int
-    rank: int | None
-    tied: bool
+    ranks: tuple[int, int] | None
+    group: int | None
     cells: Mapping[str, Cell]
     equivalent: Equivalent | None
     score_seconds: float
@@ -128,8 +135,11 @@ class Board:
 
     Attributes:
         metrics: in the order of their columns, the one that ranks first.
-        lines: by K, rank and mean.
+        lines: by K, first rank and mean.
         pairs: the verdict on each pair of methods by K.
+        groups: of methods and floors by K, the first beaten by nobody, each in the order of the means.
+        floors_named: the labels of the floors among the lines.
+        margin: a difference of the ranking metric that does not matter; None where the study fixes none.
         tables: queries × methods by (metric, K), the values behind the lines.
         reference: K × queries of the random reference by metric.
         floors: mean size of a metric with nothing removed but another seed (unpaired), by metric.
@@ -140,6 +150,9 @@ class Board:
     metrics: tuple[MetricFacts, ...]
     lines: tuple[Line, ...]
     pairs: Mapping[int, Mapping[tuple[str, str], Verdict]]
+    groups: Mapping[int, Sequence[Sequence[str]]]
+    floors_named: tuple[str, ...]
+    margin: float | None
     tables: Mapping[tuple[str, int], pd.DataFrame]
     reference: Mapping[str, pd.DataFrame]
     floors: Mapping[str, float]
@@ -171,7 +184,9 @@ class Board:
         return sorted(self.lines, key=lambda line: line.k != main_k)
 
 
-def leaderboard(frame: pd.DataFrame, manifest: Mapping[str, Any], study: str, num_images: int) -> Board:
+def leaderboard(
+    frame: pd.DataFrame, manifest: Mapping[str, Any], study: str, num_images: int, margin: float | None = None
+) -> Board:
     """The numbers of the leaderboard.
 
     Args:
@@ -179,6 +194,7 @@ def leaderboard(frame: pd.DataFrame, manifest: Mapping[str, Any], study: str, nu
         manifest: with the definitions of metrics and the settings of methods.
         study: its name, to look up what untold settings were tuned on.
         num_images: N, the size of the training set.
+        margin: of the ranking metric, within which two methods are equivalent.
     """
     rows = frame.assign(label=labels(frame), done=(frame["status"] == "done") & np.isfinite(frame["value"]))
     ranked = rows[(rows["design"] == "paired") & (rows["k"] > 0) & ~rows["method"].isin(NOT_RANKED)]
@@ -190,18 +206,32 @@ def leaderboard(frame: pd.DataFrame, manifest: Mapping[str, Any], study: str, nu
     facts = _metric_facts(rows, manifest)
     tables = _tables(ranked)
     reference = _reference(rows)
-    variants = {str(label) for label, own in ranked.groupby("label") if not _name_of(own).plain}
-    pairs = {k: _pairs(tables.get((RANKED_BY, k)), facts, variants) for k in sorted(set(ranked["k"].tolist()))}
+    labelled = {str(label): _name_of(own) for label, own in ranked.groupby("label")}
+    roles = {label: _role(name) for label, name in labelled.items()}
+    floors = tuple(label for label, role in roles.items() if role == FLOOR and labelled[label].plain)
+    apart = {label for label, name in labelled.items() if not name.plain or roles[label] == CEILING}
+    ks = sorted({int(k) for k in ranked["k"]})
+    pairs = {k: _pairs(tables.get((RANKED_BY, k)), facts, apart, margin) for k in ks}
+    competing = {k: _competing(tables.get((RANKED_BY, k)), facts, apart) for k in ks}
+    parts = {k: groups(pairs[k], competing[k]) for k in ks}
     notes: list[str] = []
     lines: list[Line] = []
     for k, at_k in ranked.groupby("k"):
-        ranks = _ranks(pairs[int(k)], tables.get((RANKED_BY, int(k))))
+        table = tables.get((RANKED_BY, int(k)))
+        enough = [] if table is None else [str(name) for name in table if table[name].count() >= MIN_QUERIES]
+        ranks = rank_sets(pairs[int(k)], [n for n in enough if roles[n] != CEILING], competing[int(k)])
+        group = {name: place for place, part in enumerate(parts[int(k)], 1) for name in part}
         for label, own in at_k.groupby("label"):
-            lines.append(_line(str(label), int(k), own, ranks, tables, reference, manifest, study, notes))
+            line = _line(str(label), int(k), own, tables, floors, facts, reference, manifest, study, notes)
+            lines.append(replace(line, ranks=ranks.get(str(label)), group=group.get(str(label))))
+    notes += _over_k(pairs, competing)
     return Board(
         metrics=tuple(facts.values()),
         lines=tuple(sorted(lines, key=_order)),
         pairs=pairs,
+        groups=parts,
+        floors_named=floors,
+        margin=margin,
         tables=tables,
         reference=reference,
         floors=_floors(rows),
@@ -214,7 +244,7 @@ def leaderboard(frame: pd.DataFrame, manifest: Mapping[str, Any], study: str, nu
 def _order(line: Line) -> tuple[float, ...]:
     cell = line.cells.get(RANKED_BY)
     mean = cell.mean if cell is not None and math.isfinite(cell.mean) else -math.inf
-    return (float(line.k), math.inf if line.rank is None else float(line.rank), -mean)
+    return (float(line.k), math.inf if line.ranks is None else float(line.ranks[0]), -mean)
 
 
 def _metric_facts(rows: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, MetricFacts]:
@@ -261,34 +291,64 @@ def _name_of(rows: pd.DataFrame) -> MethodName:
     return MethodName(str(first["method"]), str(first["variant"]), str(first["settings"]))
 
 
+def _role(name: MethodName) -> str:
+    """Whether it competes; a method whose plugin is not here does."""
+    kind = method_registry.find(name.method)
+    return METHOD if kind is None else kind.role
+
+
 def _pairs(
-    table: pd.DataFrame | None, facts: Mapping[str, MetricFacts], variants: Collection[str]
-) -> dict[tuple[str, str], Verdict]:
+    table: pd.DataFrame | None, facts: Mapping[str, MetricFacts], apart: Collection[str], margin: float | None
+) -> Verdicts:
     if table is None or len(table.columns) < 2:
         return {}
-    return verdicts(table, variants=variants, higher_is_better=facts[RANKED_BY].higher_is_better)
+    higher = facts[RANKED_BY].higher_is_better
+    return verdicts(table, variants=apart, higher_is_better=higher, margin=margin)
 
 
-def _ranks(pairs: Mapping[tuple[str, str], Verdict], table: pd.DataFrame | None) -> dict[str, int | None]:
-    """1 + the number of methods that are significantly better; None for a method with too few queries."""
+def _competing(table: pd.DataFrame | None, facts: Mapping[str, MetricFacts], apart: Collection[str]) -> list[str]:
+    """Methods and floors with enough queries, the best mean first."""
     if table is None:
-        return {}
-    ranks: dict[str, int | None] = {}
-    for label in table.columns:
-        better = sum(
-            (found.verdict == "worse" and one == label) or (found.verdict == "better" and other == label)
-            for (one, other), found in pairs.items()
-        )
-        ranks[str(label)] = 1 + better if int(table[label].count()) >= MIN_QUERIES else None
-    return ranks
+        return []
+    means = table.mean().sort_values(ascending=not facts[RANKED_BY].higher_is_better, kind="stable")
+    return [str(name) for name in means.index if name not in apart and table[name].count() >= MIN_QUERIES]
+
+
+def _over_k(pairs: Mapping[int, Verdicts], competing: Mapping[int, Sequence[str]]) -> list[str]:
+    """Whether two methods stand in the same order at every K that both have, in words."""
+    seen: dict[tuple[str, str], dict[int, Verdict]] = {}
+    for k, names in competing.items():
+        for (one, other), found in pairs[k].items():
+            if {one, other} <= set(names) and found.queries >= MIN_QUERIES:
+                seen.setdefault((one, other), {})[k] = found
+    several = {pair: found for pair, found in seen.items() if len(found) > 1}
+    if not several:
+        return []
+    turning = [pair for pair, found in several.items() if len({one.difference > 0 for one in found.values()}) > 1]
+    ks = sorted({k for found in several.values() for k in found})
+    held = len(several) - len(turning)
+    texts = [f"Over K ({', '.join(map(str, ks))}): {held} of {len(several)} pairs of methods and floors have the same "
+             "order of means at every K that both have"]  # fmt: skip
+    if turning:
+        listed = ", ".join(" and ".join(pair) for pair in turning[:SHOWN_PAIRS])
+        more = f" and {len(turning) - SHOWN_PAIRS} more" if len(turning) > SHOWN_PAIRS else ""
+        both = sum({one.verdict for one in several[pair].values()} >= set(OPPOSITE) for pair in turning)
+        against = f"{both} of them settled in both directions" if both else "none of them settled in both directions"
+        texts.append(f"it turns for {listed}{more}, {against}")
+    always = [pair for pair, found in several.items() if all(one.settled for one in found.values())
+              and pair not in turning]  # fmt: skip
+    settled = {0: "no pair is", 1: "one is"}.get(len(always), f"{len(always)} are")
+    texts.append(f"{settled} settled at every K")
+    return ["; ".join(texts) + "."]
 
 
 def _line(
     label: str,
     k: int,
     rows: pd.DataFrame,
-    ranks: Mapping[str, int | None],
     tables: Mapping[tuple[str, int], pd.DataFrame],
+    floors: Sequence[str],
+    facts: Mapping[str, MetricFacts],
     reference: Mapping[str, pd.DataFrame],
     manifest: Mapping[str, Any],
     study: str,
@@ -296,11 +356,12 @@ def _line(
 ) -> Line:
     cells = {}
     for metric, values in rows.groupby("metric"):
-        cells[str(metric)] = _cell(label, tables.get((str(metric), k)), int((~values["done"]).sum()))
+        table, failed = tables.get((str(metric), k)), int((~values["done"]).sum())
+        cells[str(metric)] = _cell(label, table, floors, failed, facts[str(metric)].higher_is_better)
         if metric == RANKED_BY:
             notes += _remarks(label, k, tables.get((RANKED_BY, k)))
     table = tables.get((RANKED_BY, k))
-    curve, rank = reference.get(RANKED_BY), ranks.get(label)
+    curve = reference.get(RANKED_BY)
     amount: Equivalent | None = None
     if table is not None and curve is not None and label in table:
         amount = equivalent(table[label].dropna(), curve)
@@ -310,8 +371,8 @@ def _line(
         method=label,
         name=name,
         k=k,
-        rank=rank,
-        tied=rank is not None and list(ranks.values()).count(rank) > 1,
+        ranks=None,
+        group=None,
         cells=cells,
         equivalent=amount,
         score_seconds=float(rows.drop_duplicates("query")["score_seconds"].mean()),
@@ -321,11 +382,11 @@ def _line(
     )
 
 
-def _cell(label: str, table: pd.DataFrame | None, failed: int) -> Cell:
+def _cell(label: str, table: pd.DataFrame | None, floors: Sequence[str], failed: int, higher_is_better: bool) -> Cell:
     nan = float("nan")
     if table is None or label not in table:
         return Cell(mean=nan, standard_error=nan, low=nan, high=nan, difference=nan, difference_low=nan,
-                    difference_high=nan, queries=0, compared=0, failed=failed)  # fmt: skip
+                    difference_high=nan, won={}, queries=0, compared=0, failed=failed)  # fmt: skip
     own = table[label].dropna()
     mean, error = mean_and_error(own.to_numpy())
     bounds = interval(own.to_numpy())
@@ -334,6 +395,12 @@ def _cell(label: str, table: pd.DataFrame | None, failed: int) -> Cell:
         apart = (table[label] - table[BASELINE]).dropna().to_numpy()
         compared = len(apart)
         difference = interval(apart)
+    sign = 1.0 if higher_is_better else -1.0
+    won = {
+        floor: queries_won(sign * (table[label] - table[floor]).dropna().to_numpy())
+        for floor in floors
+        if floor != label and floor in table
+    }
     return Cell(
         mean=mean,
         standard_error=error,
@@ -342,6 +409,7 @@ def _cell(label: str, table: pd.DataFrame | None, failed: int) -> Cell:
         difference=difference.mean,
         difference_low=difference.low,
         difference_high=difference.high,
+        won=won,
         queries=len(own),
         compared=compared,
         failed=failed,

@@ -17,10 +17,11 @@ from bench.report import figures
 from bench.report.board import RANKED_BY, Board, Line, charted
 from bench.report.gallery import Gallery
 from bench.report.statistics import mean_and_error
+from bench.report.verdicts import OPPOSITE, unsettled_sets
 
 SHOWN_QUERIES = 8
 SHOWN_METHODS = 12
-MARKS = {"better": "▲", "worse": "▼", "not settled": "·", "too few queries": "?"}
+MARKS = {"better": "▲", "worse": "▼", "equivalent": "=", "not settled": "·", "too few queries": "?"}
 
 
 def drawn(board: Board, pictures: Gallery) -> dict[str, Figure]:
@@ -34,6 +35,8 @@ def drawn(board: Board, pictures: Gallery) -> dict[str, Figure]:
             found[f"cost_{k}"] = cost(board, k)
         if board.pairs.get(k):
             found[f"verdicts_{k}"] = verdict_matrix(board, k)
+        if len(_competing(board, k)) > 1:
+            found[f"order_{k}"] = order(board, k)
         for base in families(lines):
             found[f"ablations_{base}_{k}"] = ablations(board, base, k)
     queries = [query for query in pictures.queries if query.image is not None][:SHOWN_QUERIES]
@@ -61,6 +64,8 @@ def page_charts(board: Board) -> dict[str, str]:
     for k in board.ks:
         if any(line.k == k and line.equivalent for line in board.lines):
             found[f"equivalent_random_{k}"] = equivalent_random(board, k)
+        if len(_competing(board, k)) > 1:
+            found[f"order_{k}"] = order(board, k)
     return {name: figures.svg(figure) for name, figure in found.items()}
 
 
@@ -171,10 +176,9 @@ def verdict_matrix(board: Board, k: int) -> Figure:
     side = 0.36 * len(names) + 1.6
     figure = Figure(figsize=(side + 0.8, side))
     axes = figure.add_subplot()
-    opposite = {"better": "worse", "worse": "better"}
     shade = np.zeros((len(names), len(names)))
     for (one, other), found in board.pairs[k].items():
-        for a, b, word in ((one, other, found.verdict), (other, one, opposite.get(found.verdict, found.verdict))):
+        for a, b, word in ((one, other, found.verdict), (other, one, OPPOSITE.get(found.verdict, found.verdict))):
             row, column = names.index(a), names.index(b)
             shade[row, column] = {"better": 1.0, "worse": -1.0}.get(word, 0.0)
             axes.text(column, row, MARKS[word], ha="center", va="center", fontsize=8)
@@ -183,6 +187,48 @@ def verdict_matrix(board: Board, k: int) -> Figure:
     axes.set_xticks(range(len(names)), labels, rotation=60, ha="right", fontsize=7)
     axes.set_yticks(range(len(names)), labels, fontsize=7)
     axes.set_title(f"Row better (▲) or worse (▼) than column, K = {k}", fontsize=8)
+    return figure
+
+
+def order(board: Board, k: int) -> Figure:
+    """Methods and floors at ``k`` by their mean; bars join those of which no pair is settled.
+
+    Like a critical-difference diagram (Demšar, 2006), but made from the verdict on each pair: a bar joins the methods
+    that have a dot on it.
+    """
+    names = _competing(board, k)
+    lines = {line.method: line for line in board.lines if line.k == k}
+    bars = unsettled_sets(board.pairs.get(k, {}), names)
+    heights = {name: len(names) - 1 - place for place, name in enumerate(names)}
+    figure = Figure(figsize=(4.4 + 0.24 * len(bars), 0.3 * len(names) + 1.0))
+    axes, side = figure.subplots(
+        1, 2, sharey=True, width_ratios=[3.2, 0.24 * len(bars) + 0.1], gridspec_kw={"wspace": 0.03}
+    )
+    axes.axvline(0, color=figures.GREY, linewidth=0.8, zorder=0)
+    for name, height in heights.items():
+        line, cell = lines[name], lines[name].cells[RANKED_BY]
+        colour, mark = figures.colour_of(line.name.method), figures.mark_of(line.name.method, name)
+        reach = [[cell.mean - cell.low], [cell.high - cell.mean]]
+        drawn_line = axes.errorbar(cell.mean, height, xerr=np.nan_to_num(reach), marker=mark, markersize=5, capsize=2,
+                                   linewidth=1.2, color=colour)  # fmt: skip
+        _name_series(board, name, drawn_line)
+    for place, bar in enumerate(bars):
+        ends = [heights[name] for name in bar]
+        side.plot([place, place], [min(ends), max(ends)], color="#000000", linewidth=1.6, solid_capstyle="round")
+        side.plot([place] * len(ends), ends, "o", color="#000000", markersize=4)
+    for height in heights.values():
+        for panel in (axes, side):
+            panel.axhline(height, color="#eeeeee", linewidth=0.8, zorder=-1)
+    axes.set_yticks(list(heights.values()), [figures.wrapped(name) for name in heights], fontsize=8)
+    axes.set_xlabel(f"{_label(board, RANKED_BY)}, K = {k}", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.spines[["top", "right"]].set_visible(False)
+    side.set_xlim(-0.7, len(bars) - 0.3)
+    side.set_title("not settled", fontsize=8, pad=3)
+    side.set_xticks([])
+    side.tick_params(left=False, labelleft=False)
+    side.spines[:].set_visible(False)
     return figure
 
 
@@ -250,6 +296,13 @@ def _name_series(board: Board, method: str, drawn_line: Iterable[object], *other
         artists += [one for one in (part if isinstance(part, tuple) else (part,)) if isinstance(one, Artist)]
     for place, artist in enumerate(artists):
         artist.set_gid(f"series-{board.methods.index(method)}-{place}")
+
+
+def _competing(board: Board, k: int) -> list[str]:
+    """Methods and floors at ``k``, the best mean first."""
+    lines = [line for line in board.lines if line.k == k and line.group is not None]
+    [facts] = [facts for facts in board.metrics if facts.name == RANKED_BY]
+    return [line.method for line in sorted(lines, key=_mean, reverse=facts.higher_is_better)]
 
 
 def _mean(line: Line) -> float:

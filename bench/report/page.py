@@ -103,6 +103,8 @@ def payload(board: Board, pictures: Gallery, facts: Mapping[str, Any]) -> dict[s
         ],
         "lines": [_line(line) for line in board.lines],
         "pairs": {str(k): [_pair(*names, found) for names, found in pairs.items()] for k, pairs in board.pairs.items()},
+        "groups": {str(k): [list(part) for part in parts] for k, parts in board.groups.items()},
+        "margin": number(board.margin),
         "reference": {metric: _curve(curve) for metric, curve in board.reference.items()},
         "floors": {metric: number(size) for metric, size in board.floors.items()},
         "failures": [
@@ -139,8 +141,9 @@ def _line(line: Line) -> dict[str, Any]:
     return {
         "method": line.method,
         "k": line.k,
-        "rank": line.rank,
-        "tied": line.tied,
+        "rank": line.ranks[0] if line.ranks else None,
+        "rankLast": line.ranks[1] if line.ranks else None,
+        "group": line.group,
         "cells": {metric: _cell(cell) for metric, cell in line.cells.items()},
         "equivalent": None
         if equivalent is None
@@ -166,6 +169,10 @@ def _cell(cell: Cell) -> dict[str, Any]:
         "diff": number(cell.difference),
         "diffLow": number(cell.difference_low),
         "diffHigh": number(cell.difference_high),
+        "won": {
+            floor: {"won": won.won, "of": won.queries, "low": number(won.low), "high": number(won.high)}
+            for floor, won in cell.won.items()
+        },
         "queries": cell.queries,
         "compared": cell.compared,
         "failed": cell.failed,

@@ -23,6 +23,7 @@ from bench.report.gallery import gallery
 from bench.report.merging import Merged, RunFolder, has_rows, keep, merge_folders, open_folder
 from bench.report.page import page
 from bench.report.shown import Report, Table
+from bench.report.statistics import Won
 from bench.studies import Study
 
 NAME = "leaderboard"
@@ -44,7 +45,7 @@ class Published(Report):
 
     def tables(self) -> list[Table]:
         """The order of the methods."""
-        return [(("K", "rank", "method", RANKED_BY), [line_cells(line) for line in self.board.lines])]
+        return [(("K", "group", "rank", "method", RANKED_BY), [line_cells(line) for line in self.board.lines])]
 
     def notes(self) -> list[str]:
         """The remarks, how many values failed, and the files."""
@@ -65,7 +66,7 @@ def publish(study: Study, sources: Sequence[Path], root: Path) -> Published:
     """
     folders = [open_folder(path, study.name) for path in _places(study, sources, root)]
     merged = merge_folders(folders)
-    board = leaderboard(merged.frame, merged.manifest, study.name, len(study.dataset))
+    board = leaderboard(merged.frame, merged.manifest, study.name, len(study.dataset), study.margin(RANKED_BY))
     store = Store(root)
     with store.lock("results"):
         keep(merged, folders, store)
@@ -132,7 +133,8 @@ def _facts(study: Study, merged: Merged, root: Path) -> dict[str, Any]:
 
 def wide(board: Board) -> pd.DataFrame:
     """The lines as a frame: a row for each method and K, columns for each metric."""
-    return pd.DataFrame([_record(line, board) for line in board.lines])
+    frame = pd.DataFrame([_record(line, board) for line in board.lines])
+    return frame.astype(dict.fromkeys(["group", "rank_first", "rank_last"], "Int64"))
 
 
 def csv(board: Board) -> str:
@@ -143,10 +145,20 @@ def csv(board: Board) -> str:
 
 
 def _record(line: Line, board: Board) -> dict[str, Any]:
-    record: dict[str, Any] = {"k": line.k, "rank": line.rank, "tied": line.tied, "method": line.method}
+    first, last = line.ranks or (None, None)
+    record: dict[str, Any] = {
+        "k": line.k, "group": line.group, "rank_first": first, "rank_last": last, "method": line.method,
+    }  # fmt: skip
     for metric in board.metrics:
         cell = line.cells.get(metric.name)
-        for name in Cell.__dataclass_fields__:
+        for floor in board.floors_named:
+            won = cell.won.get(floor) if cell else None
+            shares = (won.share, won.low, won.high) if won else (None, None, None)
+            record |= {
+                f"{metric.name}_won_{floor}{end}": value
+                for end, value in zip(("", "_low", "_high"), shares, strict=True)
+            }
+        for name in (name for name in Cell.__dataclass_fields__ if name != "won"):
             record[f"{metric.name}_{name.replace('difference', f'minus_{BASELINE}')}"] = getattr(cell, name, None)
     found = line.equivalent
     record |= {
@@ -162,20 +174,24 @@ def markdown(board: Board, study: str, notes: Sequence[str] = ()) -> str:
     """The lines as Markdown, a table for each K, with what was left out."""
     parts = [f"# Leaderboard of `{study}`\n"]
     for k in board.ks:
-        head = ["rank", "method"]
+        head = ["group", "rank", "method"]
         for metric in board.metrics:
             arrow = "↑" if metric.higher_is_better else "↓"
             head += [f"{metric.name} {arrow}, mean ± 1 SE [95 % interval]", f"minus {BASELINE}"]
-        head += ["≈ random images", "scoring s/query", "tuned on"]
+        head += ["≈ random images", *(f"queries won against {floor}" for floor in board.floors_named)]
+        head += ["scoring s/query", "tuned on"]
         lines = ["| " + " | ".join(map(_cell_text, head)) + " |", "|" + "---|" * len(head)]
         for line in board.lines:
             if line.k == k:
                 lines.append("| " + " | ".join(map(_cell_text, _cells(line, board))) + " |")
         parts.append(f"## K = {k}\n\n" + "\n".join(lines) + "\n")
+        parts.append(_groups_text(board.groups.get(k, ())) + "\n")
     parts.append(
-        f"Rank: 1 + the number of methods that are significantly better on {RANKED_BY} at that K (sign flips of "
-        "whole queries, corrected for all pairs of methods, and apart for all pairs with a variant); = "
-        "marks methods that share a rank. Intervals of means and differences: Student's over queries, 95 %, each "
+        f"Group 1: nobody beats them on {RANKED_BY} at that K; group 2: nobody of the rest does; and so on. Rank: all "
+        "that the settled pairs leave open among methods and floors. A pair is settled by sign flips of whole queries "
+        "at 5 %, corrected for all pairs of methods and floors, and apart for all pairs with a variant or a ceiling. "
+        f"{_margin_text(board)}Queries won: on how many the method is ahead of the floor, ties counted half, with the "
+        "95 % interval of the share. Intervals of means and differences: Student's over queries, 95 %, each "
         "alone: one that holds zero goes with no verdict, while one without zero may. Those of ≈ random images: "
         "resampled queries.\n"
     )
@@ -191,17 +207,48 @@ def markdown(board: Board, study: str, notes: Sequence[str] = ()) -> str:
 
 
 def line_cells(line: Line) -> list[str]:
-    """K, rank, method and the ranking metric as text, for a terminal."""
+    """K, group, rank, method and the ranking metric as text, for a terminal."""
     cell = line.cells.get(RANKED_BY)
-    return [str(line.k), _rank_text(line), line.method, "" if cell is None else _mean_text(cell)]
+    return [str(line.k), _group_text(line), _rank_text(line), line.method, "" if cell is None else _mean_text(cell)]
 
 
 def _rank_text(line: Line) -> str:
-    return "–" if line.rank is None else f"{line.rank}{'=' if line.tied else ''}"
+    if line.ranks is None:
+        return "–"
+    first, last = line.ranks
+    return str(first) if first == last else f"{first}–{last}"
+
+
+def _group_text(line: Line) -> str:
+    return "–" if line.group is None else str(line.group)
+
+
+def _groups_text(groups: Sequence[Sequence[str]]) -> str:
+    """Who stands with whom."""
+    if not groups:
+        return "Too few queries for groups."
+    return _cell_text("; ".join(f"Group {place}: {', '.join(part)}" for place, part in enumerate(groups, 1))) + "."
+
+
+def _margin_text(board: Board) -> str:
+    if board.margin is None:
+        return ""
+    return (
+        f"Two methods are equivalent where the 95 % interval of their difference lies within ±{board.margin:g}, the "
+        "study's margin; else a pair that is not settled is just that. "
+    )
+
+
+def _won_text(won: Won | None) -> str:
+    """As in: 7.5 of 8 [60, 99] %."""
+    if won is None or not won.queries:
+        return ""
+    bounds = "" if math.isnan(won.low) else f" [{100 * won.low:.0f}, {100 * won.high:.0f}] %"
+    return f"{won.won:g} of {won.queries}{bounds}"
 
 
 def _cells(line: Line, board: Board) -> list[str]:
-    texts = [_rank_text(line), line.method]
+    texts = [_group_text(line), _rank_text(line), line.method]
     for metric in board.metrics:
         cell = line.cells.get(metric.name)
         texts += ["", ""] if cell is None else [_mean_text(cell), _difference_text(line.method, cell)]
@@ -212,6 +259,8 @@ def _cells(line: Line, board: Board) -> list[str]:
         texts.append(f"{found.outside} the curve")
     else:
         texts.append(f"{found.images:.0f}" + ("" if math.isnan(found.low) else f" [{found.low:.0f}, {found.high:.0f}]"))
+    won = line.cells[RANKED_BY].won if RANKED_BY in line.cells else {}
+    texts += [_won_text(won.get(floor)) for floor in board.floors_named]
     return [*texts, f"{line.score_seconds:.2f}", line.tuned_on]
 
 

@@ -75,6 +75,38 @@ def p_value(values: Values, mean: float = 0.0) -> float:
     return float(2 * special.stdtr(len(array) - 1, -abs(found - mean) / error))
 
 
+class Won(NamedTuple):
+    """How many of how many queries, ties counted half, and the 95 % interval of the share."""
+
+    won: float
+    queries: int
+    low: float
+    high: float
+
+    @property
+    def share(self) -> float:
+        """NaN where there is no query."""
+        return self.won / self.queries if self.queries else float("nan")
+
+
+def queries_won(differences: Values) -> Won:
+    """On how many queries a method is ahead, whatever by how much: one query can carry a mean, but not this.
+
+    The interval is Clopper and Pearson's; NaN bounds for fewer than MIN_QUERIES queries.
+
+    Args:
+        differences: one for each query, positive where it is won.
+    """
+    array = np.asarray(differences, float)
+    count, won = len(array), float((array > 0).sum() + (array == 0).sum() / 2)
+    if count < MIN_QUERIES:
+        return Won(won, count, float("nan"), float("nan"))
+    tail = (1 - CONFIDENCE) / 2
+    low = float(special.betaincinv(won, count - won + 1, tail)) if won > 0 else 0.0
+    high = float(special.betaincinv(won + 1, count - won, 1 - tail)) if won < count else 1.0
+    return Won(won, count, low, high)
+
+
 def resampled_bounds(statistic: Callable[[np.ndarray], float], count: int, *, seed: int = 0) -> tuple[float, float]:
     """95 % percentile bootstrap bounds of what is no mean over queries: an equivalent, a mean of rank correlations.
 

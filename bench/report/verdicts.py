@@ -10,21 +10,21 @@ printed p-value is the larger of both. Chosen in a simulation: docs/log/2026-11-
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from bench.report.statistics import CONFIDENCE, MIN_QUERIES, p_value, queries_needed
+from bench.report.statistics import CONFIDENCE, MIN_QUERIES, Interval, interval, p_value, queries_needed
 
 EXACT_QUERIES = 13
 """Up to these all 2^(n − 1) flips are made (the other half mirrors them), beyond them FLIPS seeded ones."""
 FLIPS = 10_000
 FEWEST_SETTLED = 6
 """Queries, at 5 %: the smallest p-value of n queries is 2^(1 − n)."""
-BETTER, WORSE, UNSETTLED, TOO_FEW = "better", "worse", "not settled", "too few queries"
+BETTER, WORSE, EQUIVALENT, UNSETTLED, TOO_FEW = "better", "worse", "equivalent", "not settled", "too few queries"
 OPPOSITE = {BETTER: WORSE, WORSE: BETTER}
 
 
@@ -34,7 +34,8 @@ class Verdict(NamedTuple):
     Attributes:
         difference: mean over common queries of the first minus the second, positive where the first is better.
         p_value: the larger of the family's corrected one (``max_t``) and of Student's for this pair alone.
-        verdict: "better", "worse", "not settled", or "too few queries".
+        verdict: "better" or "worse"; else "equivalent" where the interval of the difference lies inside the margin;
+            else "not settled", or "too few queries".
         queries: how many both have.
         deviation: standard deviation of the differences over queries.
         significance: of a test of this pair alone, its family's shared out evenly; for ``queries_needed``.
@@ -83,6 +84,7 @@ def verdicts(
     variants: Collection[str] = (),
     higher_is_better: bool = True,
     significance: float = 1 - CONFIDENCE,
+    margin: float | None = None,
 ) -> Verdicts:
     """A verdict for every pair of methods.
 
@@ -91,18 +93,23 @@ def verdicts(
         variants: methods whose pairs are a family of their own (``families``).
         higher_is_better: direction of the metric.
         significance: probability of calling any pair of equal methods of a family different (family-wise).
+        margin: a difference that does not matter (``Study.margins``); None where no size is known to be one.
     """
     sign = 1.0 if higher_is_better else -1.0
     asked = families(list(per_query.columns), variants)
     return {
         pair: found
         for pairs in asked
-        for pair, found in family_verdicts(sign * per_query, pairs, significance=significance).items()
+        for pair, found in family_verdicts(sign * per_query, pairs, significance=significance, margin=margin).items()
     }
 
 
 def family_verdicts(
-    per_query: pd.DataFrame, pairs: Sequence[tuple[str, str]], *, significance: float = 1 - CONFIDENCE
+    per_query: pd.DataFrame,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    significance: float = 1 - CONFIDENCE,
+    margin: float | None = None,
 ) -> Verdicts:
     """The verdicts on ``pairs``, corrected for these alone; higher values are better."""
     place = {name: index for index, name in enumerate(per_query.columns)}
@@ -118,10 +125,73 @@ def family_verdicts(
         if len(known) < MIN_QUERIES:
             word = TOO_FEW
         elif not combined < significance:
-            word = UNSETTLED
+            word = EQUIVALENT if margin is not None and _inside(interval(known), margin) else UNSETTLED
         deviation = float(known.std(ddof=1)) if len(known) > 1 else float("nan")
         found[pair] = Verdict(mean, combined, word, len(known), deviation, significance / len(pairs))
     return found
+
+
+def _inside(bounds: Interval, margin: float) -> bool:
+    """Whether the difference is small for sure: 95 % for each pair alone."""
+    return -margin <= bounds.low and bounds.high <= margin
+
+
+def beats(found: Mapping[tuple[str, str], Verdict], one: str, other: str) -> bool:
+    """Whether ``one`` is settled as better than ``other``."""
+    if (one, other) in found:
+        return found[one, other].verdict == BETTER
+    return (other, one) in found and found[other, one].verdict == WORSE
+
+
+def rank_sets(
+    found: Mapping[tuple[str, str], Verdict], names: Iterable[str], competing: Sequence[str]
+) -> dict[str, tuple[int, int]]:
+    """The ranks among those ``competing`` that each of ``names`` may have by the settled pairs: first and last.
+
+    The first is 1 + the number of those that beat it; the last leaves room below for those that it beats.
+    """
+    sets = {}
+    for name in names:
+        rivals = [rival for rival in competing if rival != name]
+        above = sum(beats(found, rival, name) for rival in rivals)
+        below = sum(beats(found, name, rival) for rival in rivals)
+        sets[name] = (1 + above, 1 + len(rivals) - below)
+    return sets
+
+
+def groups(found: Mapping[tuple[str, str], Verdict], competing: Sequence[str]) -> list[list[str]]:
+    """Those that nobody beats, then those that nobody of the rest beats, and so on; ``competing`` gives the order."""
+    rest, parts = list(competing), []
+    while rest:
+        unbeaten = [name for name in rest if not any(beats(found, rival, name) for rival in rest)]
+        part = unbeaten or rest  # in a circle, which missing values can make, nobody is
+        parts.append(part)
+        rest = [name for name in rest if name not in part]
+    return parts
+
+
+def unsettled_sets(found: Mapping[tuple[str, str], Verdict], competing: Sequence[str]) -> list[list[str]]:
+    """Every largest set in which no pair is settled, in the order of ``competing``; those of one alone too."""
+    order = {name: place for place, name in enumerate(competing)}
+    linked = {
+        name: {rival for rival in competing if rival != name}
+        - {rival for rival in competing if beats(found, name, rival) or beats(found, rival, name)}
+        for name in competing
+    }
+    sets: list[list[str]] = []
+
+    def extend(chosen: set[str], candidates: set[str], done: set[str]) -> None:
+        """Bron and Kerbosch (1973), with a pivot."""
+        if not candidates and not done:
+            sets.append(sorted(chosen, key=order.__getitem__))
+            return
+        pivot = max(candidates | done, key=lambda name: (len(candidates & linked[name]), -order[name]))
+        for name in sorted(candidates - linked[pivot], key=order.__getitem__):
+            extend(chosen | {name}, candidates & linked[name], done & linked[name])
+            candidates, done = candidates - {name}, done | {name}
+
+    extend(set(), set(competing), set())
+    return sorted(sets, key=lambda names: [order[name] for name in names])
 
 
 def max_t(differences: np.ndarray) -> np.ndarray:

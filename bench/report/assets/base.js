@@ -40,7 +40,7 @@ function seconds(value) {
   return value < 10 ? fixed(value, 2) : value < 1000 ? fixed(value, 0) : count(value);
 }
 function span(low, high, text) { return known(low) && known(high) ? `[${text(low)}, ${text(high)}]` : null; }
-const rankText = (line) => (known(line.rank) ? `${line.rank}${line.tied ? "=" : ""}` : "\u2013");
+const rankText = (line) => (known(line.rank) ? (line.rank === line.rankLast ? String(line.rank) : `${line.rank}\u2013${line.rankLast}`) : "\u2013");
 function equivalentText(amount) {
   if (!amount) return "\u2013";
   if (amount.outside === "above") return "beyond the curve";

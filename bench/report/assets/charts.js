@@ -50,6 +50,14 @@ function equivalent() {
     ? `How many random images must be removed for the same mean loss change as the top ${count(k)} of each method. Lines are bootstrap intervals over queries; a pale bar lies outside the measured curve (${count(ends[0])} to ${count(ends.at(-1))} images), which is never extrapolated.`
     : "How many random images must go for the same loss change? These rows hold no random reference at all, or none for these queries, so the question cannot be answered yet.";
 }
+function order() {
+  const k = chartK(), parts = data.groups[String(k)] ?? [];
+  fill(byId("groups"), ...parts.map((part, index) => el("li", {}, part.join(", "), el("span", { class: "sub" }, index ? "nobody of the rest beats them" : "nobody beats them"))));
+  const drawn = chart("order", `order_${k}`, `Methods and floors by mean at K = ${k}, in groups: ${parts.map((part, index) => `${index + 1}: ${part.join(", ")}`).join("; ")}.`);
+  byId("order-caption").textContent = drawn
+    ? `Methods and floors at K = ${count(k)} by their mean, with Student\u2019s 95 % intervals. A bar joins the methods that have a dot on it: no pair of them is settled.`
+    : `There are too few methods with enough queries at K = ${count(k)} to be put in an order.`;
+}
 function cost() {
   const metric = metricOf(data.rankedBy) ?? data.metrics[0], k = chartK(), mean = (line) => line.cells[metric.name]?.mean;
   const lines = at(k).filter((line) => charted(line) && known(mean(line)) && known(line.seconds));

@@ -1,8 +1,8 @@
 /* ---- verdicts ---- */
-const MARK = { better: "\u25b2", worse: "\u25bc", "not settled": "\u00b7", "too few queries": "?" };
+const MARK = { better: "\u25b2", worse: "\u25bc", equivalent: "=", "not settled": "\u00b7", "too few queries": "?" };
 const OPPOSITE = { better: "worse", worse: "better" };
 function verdict(pair, metric) {
-  const word = pair.verdict === "better" || pair.verdict === "worse" ? `${pair.a} is ${pair.verdict} than ${pair.b}` : pair.verdict === "not settled" ? `${pair.a} and ${pair.b}: not settled` : `${pair.a} and ${pair.b}: too few queries for a verdict`;
+  const word = pair.verdict === "better" || pair.verdict === "worse" ? `${pair.a} is ${pair.verdict} than ${pair.b}` : pair.verdict === "equivalent" ? `${pair.a} and ${pair.b} are equivalent` : pair.verdict === "not settled" ? `${pair.a} and ${pair.b}: not settled` : `${pair.a} and ${pair.b}: too few queries for a verdict`;
   const numbers = known(pair.diff) ? `: by ${scaled(pair.diff, metric, true)} ${unitOf(metric)} over ${pair.queries} queries${known(pair.p) ? `, corrected p = ${pair.p < 0.001 ? "< 0.001" : fixed(pair.p, 3)}` : ""}` : "";
   const more = pair.verdict === "not settled" ? (known(pair.needed) ? `. A difference of this size would take about ${count(pair.needed)} queries to see.` : ". No number of queries worth running would settle it.") : ".";
   return word + numbers.replace("= <", "<") + more;
@@ -24,7 +24,8 @@ function pairs() {
   })));
   fill(byId("pairs"), el("thead", {}, head), el("tbody", {}, ...body));
   const settled = found.filter((pair) => pair.verdict in OPPOSITE).length;
-  byId("pairs-caption").textContent = `${words(metric.name)} at K = ${count(k)}: \u25b2 the row's method is better than the column's, \u25bc worse, \u00b7 not settled, ? too few queries. Tested at 5 % by sign flips of whole queries, corrected for all pairs of methods, and apart for all pairs with a variant: ${settled} of ${found.length} settled. Choose a cell for its numbers.`;
+  const same = found.filter((pair) => pair.verdict === "equivalent").length;
+  byId("pairs-caption").textContent = `${words(metric.name)} at K = ${count(k)}: \u25b2 the row's method is better than the column's, \u25bc worse, ${known(data.margin) ? `= equivalent (the 95 % interval of the difference lies within \u00b1${scaled(data.margin, metric)}${unitOf(metric)}), ` : ""}\u00b7 not settled, ? too few queries. Tested at 5 % by sign flips of whole queries, corrected for all pairs of methods and floors, and apart for all pairs with a variant or a ceiling: ${settled} of ${found.length} settled${same ? `, ${same} equivalent` : ""}. Choose a cell for its numbers.`;
   const open = found.filter((pair) => pair.verdict === "not settled").sort((a, b) => (a.needed ?? Infinity) - (b.needed ?? Infinity) || 0);
   fill(byId("unsettled"), ...(open.length ? [
     el("summary", {}, `How many queries would it take? ${open.length} unsettled pair${open.length === 1 ? "" : "s"}`),

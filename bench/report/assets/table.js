@@ -56,7 +56,7 @@ function row(line, scale) {
   const plain = (value) => scaled(value, metric), signed = (value) => scaled(value, metric, true);
   const tr = el("tr", { role: "row", class: line.method === data.baseline ? "baseline" : null, "data-method": line.method, "data-k": line.k });
   const add = (key, label, classes, ...content) => tr.append(el("td", { role: "cell", "data-key": key, "data-label": label, class: classes }, ...content));
-  add("rank", "Rank", "rank-cell", el("span", { class: "rank" }, rankText(line)));
+  add("rank", "Rank", "rank-cell", el("span", { class: "rank" }, rankText(line)), known(line.group) ? el("span", { class: "sub" }, `group\u00a0${line.group}`) : null);
   const settings = Object.entries(line.settings).map(([name, value]) => `${name} = ${value}`).join(", ");
   add("method", "Method", "name-cell", el("span", { class: "name", title: settings || null }, line.method));
   add("k", "K", "num", count(line.k));
@@ -67,10 +67,11 @@ function row(line, scale) {
   else add("mean", words(metric.name), "num", plain(cell.mean) + (known(cell.se) ? ` \u00b1 ${plain(cell.se)}` : ""),
     el("span", { class: "sub" }, few ? "too few queries for an interval" : span(cell.low, cell.high, plain)), el("span", { class: "sub" }, `${cell.queries} quer${cell.queries === 1 ? "y" : "ies"}`), failed);
   const baseline = line.method === data.baseline;
-  if (baseline) add("diff", `Minus ${data.baseline}`, "wide", el("span", { class: "sub" }, "the baseline"));
-  else if (!cell || !known(cell.diff)) add("diff", `Minus ${data.baseline}`, "wide", el("span", { class: "sub" }, cell && cell.queries ? "no baseline" : "\u2013"));
+  const won = Object.entries(cell?.won ?? {}).filter(([, one]) => one.of).map(([floor, one]) => el("span", { class: "sub" }, `ahead of ${floor} on ${one.won} of ${one.of} queries${known(one.low) ? ` [${fixed(100 * one.low, 0)}, ${fixed(100 * one.high, 0)}] %` : ""}`));
+  if (baseline) add("diff", `Minus ${data.baseline}`, "wide", el("span", { class: "sub" }, "the baseline"), ...won);
+  else if (!cell || !known(cell.diff)) add("diff", `Minus ${data.baseline}`, "wide", el("span", { class: "sub" }, cell && cell.queries ? "no baseline" : "\u2013"), ...won);
   else add("diff", `Minus ${data.baseline}`, "wide", `${signed(cell.diff)} `, el("span", { class: "sub" }, span(cell.diffLow, cell.diffHigh, signed) ?? "too few queries for an interval",
-    cell.compared < cell.queries ? ` \u00b7 ${cell.compared} of ${cell.queries} queries have a baseline` : ""), whisker(cell, scale));
+    cell.compared < cell.queries ? ` \u00b7 ${cell.compared} of ${cell.queries} queries have a baseline` : ""), whisker(cell, scale), ...won);
   const amount = line.equivalent;
   add("equivalent", "\u2248 random images", "num", equivalentText(amount), amount && span(amount.low, amount.high, count) ? el("span", { class: "sub" }, span(amount.low, amount.high, count)) : null);
   add("seconds", "Scoring, s a query", "num", seconds(line.seconds));
