@@ -18,10 +18,12 @@ from bench.experiments.design import Design
 from bench.experiments.experiment import Experiment
 from bench.experiments.leave_k_out import Run
 from bench.experiments.throughput import Throughput, here, recorded
+from bench.experiments.until_settled import UntilSettled
 from bench.experiments.workspace import Workspace
 from bench.records import folder
 from bench.records import rows as results
 from bench.registry import named
+from bench.report.looks import predicted
 from bench.report.statistics import CONFIDENCE, MIN_QUERIES, queries_needed
 from bench.report.verdicts import families
 from bench.retraining.ledger import Request
@@ -126,7 +128,7 @@ def plan(experiment: Experiment[Any], *, effect: float | None = None) -> Plan:
         model_mib=model_mib,
         models_mib=min(trained_count * model_mib, experiment.size_limit_mib),
         records_mib=sum(sum(each.values()) for each in pairs) * _bytes_of_an_observation(workspace) / 2**20,
-        power=[] if effect is None else _power(experiment, workspace, effect),
+        power=([] if effect is None else _power(experiment, workspace, effect)) + _settling(experiment, workspace),
         skipped=dict(chosen.skipped)
         | {metric.name: why for metric in experiment.metrics if (why := metric.unavailable())},
     )
@@ -227,6 +229,26 @@ def _power(experiment: Experiment[Any], workspace: Workspace, effect: float) -> 
             f"{worst[2][0]} and {worst[2][1]}, whose differences deviate by {worst[1]:.2g}"
         )
     return lines
+
+
+def _settling(experiment: Experiment[Any], workspace: Workspace) -> list[str]:
+    """When the order that a run adds queries for is settled, if the differences are as the rows so far have them."""
+    if not isinstance(experiment, UntilSettled):
+        return []
+    head = f"until settled ({experiment.order}) at K = {experiment.judged_k}, at most {experiment.looks[-1].queries} queries"
+    found = experiment.standings(results.load(workspace.store))
+    if not found:
+        first = experiment.looks[0].queries
+        return [f"{head}: cannot be told, the rows do not hold the first look ({first} queries) yet"]
+    now = next((standing for standing in found if not standing.open), found[-1])
+    if not now.open:
+        return [f"{head}: settled at {now.look.queries} queries"]
+    later = predicted(now, experiment.study.looks)
+    stop = next((look for look, done in later if done == len(now.asked)), None)
+    takes = f"about {stop.queries} queries" if stop else f"more than {experiment.study.looks[-1].queries} queries"
+    steps = [(now.look, len(now.asked) - len(now.open)), *later]
+    listed = ", ".join(f"{done} at {look.queries}" for look, done in steps)
+    return [f"{head}: it takes {takes}, if the differences are as seen so far; of {len(now.asked)} pairs {listed} queries"]
 
 
 def _deviations(per_query: pd.DataFrame) -> dict[tuple[str, str], float]:
