@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -23,11 +24,11 @@ run: setup
 	$(BIN)/bench run --method ours --method random --queries 2 --k 500 --workers 2
 
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: vision
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(PYTEST)

@@ -15,7 +15,7 @@ import click
 
 import bench  # noqa: F401 - sets the thread environment before torch is imported
 from bench.errors import InvalidInput, PartlyFailed
-from bench.foundation.commands import Assigned, Assignment, BenchGroup, Named, plain
+from bench.foundation.commands import Assigned, Assignment, BenchGroup, Named
 
 if TYPE_CHECKING:
     from bench.contracts import Method
@@ -105,9 +105,8 @@ methods_option = click.option(
     "--method", "method_names", type=METHOD, multiple=True, help="May be given repeatedly; 'all' for all."
 )
 metrics_option = click.option(
-    "--metric", "metric_names", type=METRIC, multiple=True, default=("loss_change", "regeneration_mse"),
-    show_default=True,
-)  # fmt: skip
+    "--metric", "metric_names", type=METRIC, multiple=True, help="May be given repeatedly. [default: the study's]"
+)
 seed_option = click.option(
     "--seed", type=int, default=0, show_default=True, help="Of the study: original model, draws and noises."
 )
@@ -279,7 +278,7 @@ def tune_(method_name: str, grids: Sequence[Assigned], budgets: Sequence[int], d
 
     [method] = _methods([method_name], given["study_name"], given["settings"])
     tried = variants(method, {grid.name: grid.values for grid in grids})
-    shared = _shared(given | {"metric_names": ("loss_change", "regeneration_mse"), "seed": 0})
+    shared = _shared(given | {"metric_names": (), "seed": 0})
     own = {"tuned": method_name, "save": given["save"], "budgets": budgets or [shared["study"].middle_budget]}
     _execute(TuningRun(methods=tried, **own, **shared), dry_run)
 
@@ -416,13 +415,14 @@ def _methods(names: Sequence[str], study_name: str, settings: Sequence[Assigned]
         raise InvalidInput("No method was given: --method NAME (`bench list methods` shows them), or --scores FILE.")
     every = [method.name for method in methods]
     chosen: dict[str, dict[str, Any]] = {each: {} for name in names for each in (every if name == "all" else [name])}
-    for path, text in settings:
-        method, dot, key = path.partition(".")
+    for setting in settings:
+        method, dot, key = setting.name.partition(".")
         if not dot or method not in chosen:
             raise InvalidInput(
-                f"--set {path}={text}: expected METHOD.SETTING=VALUE with METHOD one of {', '.join(chosen)}."
+                f"--set {setting.name}={setting.text}: expected METHOD.SETTING=VALUE with METHOD one of "
+                f"{', '.join(chosen)}."
             )
-        chosen[method][key] = plain(text)
+        chosen[method][key] = setting.value
     return [methods.create(name, study_name, **values) for name, values in chosen.items()]
 
 

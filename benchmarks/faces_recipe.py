@@ -19,7 +19,7 @@ import argparse
 import json
 import random
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from bench.foundation import seeds
 from bench.foundation.machine import compute_threads
 from bench.pretrained.probe import embedded_probe
 from bench.studies import Study, study
+from benchmarks.forward_passes import varied
 
 CARRIERS = (("hat", "pink"), ("clothes", "pink"), ("hat", "teal"), ("hat", "purple"))
 QUERIES_PER_VALUE = 3
@@ -175,9 +176,7 @@ def main() -> None:
     parser.add_argument("--randoms", type=int, default=2, help="random removals; 0 for the pictures alone")
     parser.add_argument("--weights", type=Path, help="the original model's: kept here, or taken from here")
     given = parser.parse_args()
-    base = study("faces")
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in given.model.items()}
-    the_study = replace(base, model=replace(base.model, **fields), recipe=replace(base.recipe, **given.recipe))
+    the_study = varied(study("faces"), given.model | given.recipe)
     with compute_threads(1):
         found = measure(the_study, num_prompts=given.prompts, num_randoms=given.randoms, weights=given.weights)
     given.output.write_text(json.dumps(found, indent=1) + "\n")

@@ -19,12 +19,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bench.attribution.chance import tie_breaks
 from bench.contracts import CEILING, AttributionContext, Method
 from bench.data.dataset import Dataset
 from bench.data.face_queries import asked_parts, rare_parts
 from bench.diffusion.queries import Query
 from bench.errors import Unavailable
-from bench.foundation import seeds
 from bench.registry import register_method
 
 
@@ -46,8 +46,7 @@ class Carriers(Method):
             raise Unavailable(f"the data set '{dataset.name}' does not know the parts of its images")
         scores = torch.zeros(len(queries), len(dataset), dtype=torch.float64)
         for row, query in zip(scores, queries, strict=True):
-            stream = seeds.generator("carriers", context.seed, query.id, query.prompt)
-            row[dataset.by_id] = torch.from_numpy(stream.random(len(dataset)))
+            row += tie_breaks(context, query, "carriers")
             for part, value in rare_parts(query.prompt, query.seed) or _rarest(dataset, query.prompt):
                 row[dataset.carriers(part, value)] += 1
         return scores.float()

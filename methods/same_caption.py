@@ -21,9 +21,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bench.attribution.chance import tie_breaks
 from bench.contracts import FLOOR, AttributionContext, Method
 from bench.diffusion.queries import Query
-from bench.foundation import seeds
 from bench.registry import register_method
 
 LONGEST_PHRASE = 4
@@ -52,8 +52,7 @@ class SameCaption(Method):
                 caption: sum(1 / counts[feature] for feature in sorted(asked & own))
                 for caption, own in of_caption.items()
             }
-            stream = seeds.generator("same-caption", context.seed, query.id, query.prompt)
-            row[dataset.by_id] = torch.from_numpy(JITTER * stream.random(len(dataset)))
+            row += JITTER * tie_breaks(context, query, "same-caption")
             row += len(dataset) * torch.tensor([credit[caption] for caption in dataset.captions], dtype=torch.float64)
         return scores.float()
 

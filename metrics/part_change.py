@@ -12,6 +12,7 @@ Reference: ours; it is arXiv 2406.09408, equation 3, with d = whether a named pa
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import ClassVar
 
 import torch
@@ -21,7 +22,6 @@ from bench.contracts import Metric
 from bench.data.face_queries import asked_parts, rare_parts
 from bench.diffusion.observations import Observation, Regeneration
 from bench.diffusion.queries import Query
-from bench.foundation.digests import tensors_digest
 from bench.pretrained.probe import embedded_probe
 from bench.registry import register_metric
 
@@ -34,7 +34,7 @@ class _Parts(Metric):
 
     def sources(self) -> dict[str, str]:
         """The probe with the hash of its weights."""
-        return {"probe": tensors_digest(embedded_probe().net.state_dict(), {})}
+        return {"probe": embedded_probe().digest}
 
     def value(self, query: Query, original: Tensor, retrained: Tensor) -> float:
         """From 0 to 1; raises InvalidInput for images that the probe cannot read."""
@@ -43,9 +43,9 @@ class _Parts(Metric):
         chosen = self.chosen(own, set(before))
         return sum(before[part] != after[part] for part in chosen) / len(chosen) if chosen else float("nan")
 
+    @abstractmethod
     def chosen(self, own: set[str], every: set[str]) -> set[str]:
         """The parts that are compared."""
-        raise NotImplementedError
 
 
 @register_metric

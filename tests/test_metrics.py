@@ -11,7 +11,7 @@ from bench import metrics
 from bench.diffusion.queries import Query
 from bench.diffusion.sampling import Sampler
 from bench.errors import InvalidInput, ResultsFolderError, Unavailable
-from bench.experiments.evaluation import figure
+from bench.experiments.evaluation import value_of
 from bench.experiments.leave_k_out import Run
 from bench.experiments.retrieval import average_precision, recall_at_k
 from bench.foundation.progress import Progress
@@ -41,9 +41,9 @@ def test_specificity_takes_the_mean_of_the_controls_off(name):
     before = observed(metric, {key: [0.0, 0.0] for key in (q, a, b)})
     damaged = observed(metric, {key: [1.0, 1.0] for key in (q, a, b)})
     forgotten = observed(metric, {q: [1.0, 1.0], a: [0.0, 0.0], b: [0.0, 0.0]})
-    assert figure(metric, q, [a, b], before, damaged) == (0.0, "")
-    assert figure(metric, q, [a, b], before, forgotten) == (1.0, "")
-    value, reason = figure(metric, q, [], before, forgotten)
+    assert value_of(metric, q, [a, b], before, damaged) == (0.0, "")
+    assert value_of(metric, q, [a, b], before, forgotten) == (1.0, "")
+    value, reason = value_of(metric, q, [], before, forgotten)
     assert value != value
     assert "no query of the study has another prompt" in reason
 

@@ -210,5 +210,5 @@ def test_what_cannot_be_verified_is_said(published, tmp_path):
         outcome = command(published, *arguments)
         assert (outcome.exit_code, words in outcome.output) == (2, True)
     outcome = command(tmp_path)
-    assert (outcome.exit_code, "holds no figures" in outcome.output) == (2, True)
+    assert (outcome.exit_code, "holds no rows" in outcome.output) == (2, True)
     assert verify(published, rows).rows[0].agrees  # the unchanged rows can be

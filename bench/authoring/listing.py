@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from bench.contracts import Method, Metric
 from bench.registry import methods, metrics
+from bench.report.shown import Table
 from bench.studies import STUDIES
-
-Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 
 def listing(kind: str) -> Table:
@@ -30,6 +29,6 @@ def _metric(metric: Metric) -> tuple[str, ...]:
     return metric.name, f"{metric.summary}; {direction} is better", _here(metric.unavailable())
 
 
-def _here(why: str | None) -> str:
+def _here(why: str) -> str:
     """Whether it can be used on this machine."""
     return f"no: {why}" if why else "yes"

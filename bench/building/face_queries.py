@@ -2,18 +2,18 @@
 
 The prompts are drawn with keys, the common values at random. A noise is taken if the probe finds every part that the
 prompt asks for and no other rare value. In the group "named" the prompt asks for the rare values, and a noise is looked
-for that shows them. In the group "unnamed" no prompt can ask: NUM_NOISES noises of each of many prompts are drawn, and
-those whose picture happens to have one rare detail are kept. The two groups take turns, and each goes round its rare
-values, so that the first 8, 16 and 32 queries are balanced too. The weights of the original model come from a
-safetensors file, such as `benchmarks.faces_recipe --weights` keeps.
+for that shows them. In the group "unnamed" no prompt can ask: of POOL noises those are tried that lean towards the
+detail, and the first whose picture clearly has it and no other is taken. The two groups take turns, and each goes
+round its rare values, so that the first 8, 16 and 32 queries are balanced too. The weights of the original model come
+from a safetensors file, such as `benchmarks.faces_recipe --weights` keeps.
 
 Usage: python -m bench.building.face_queries WEIGHTS --output DIR
 """
 
 import argparse
 import json
-from collections.abc import Iterator
-from itertools import count, cycle, zip_longest
+from collections.abc import Iterator, Sequence
+from itertools import count, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,14 @@ from bench.pretrained.probe import Probe, embedded_probe
 from bench.studies import Study, study
 
 NUM_NOISES = 24
+CLEAR = 0.95
+"""Least probability that the probe gives a rare value for it to count as shown."""
 MOST_PROMPTS = 8
 """Prompts that are tried for the rare values of one query."""
-POOL_PROMPTS = {"reported": 64, "held-out": 24}
-"""Prompts whose noises are searched for unnamed details."""
+POOL = 2000
+"""Noises of which those are tried that lean towards an unnamed detail."""
+MOST_TURNS = 6
+"""Prompts that are tried for each query of the group "unnamed"."""
 Entry = dict[str, Any]
 COUNTS = {"reported": 32, "held-out": 8}
 """Queries of each group."""
@@ -89,16 +93,17 @@ class Search:
     def __init__(self, model: DiffusionModel, the_study: Study, probe: Probe) -> None:
         self.model, self.study, self.probe = model, the_study, probe
 
-    def good(self, prompt: str, *key: str | int) -> Iterator[tuple[int, Face]]:
-        """Seed and rare values of each of NUM_NOISES noises whose picture has every part that `prompt` asks for."""
-        first = seeds.integer("query-seeds", *key) % 1_000_000
-        candidates = range(first, first + NUM_NOISES)
+    def good(self, prompt: str, candidates: Sequence[int]) -> Iterator[tuple[int, Face]]:
+        """Seed and rare values of each of the noises ``candidates`` whose picture has every part asked for."""
         noise = torch.stack([seeds.normal(self.model.latent_shape, "query-noise", seed) for seed in candidates])
-        images = self.model.autoencoder.decode(self.study.sampler.sample(self.model, noise, [prompt] * NUM_NOISES))
-        asked = asked_parts(prompt)
-        for seed, face in zip(candidates, self.probe.parts(images), strict=True):
-            if all(face[part] == value for part, value in asked.items()):
-                yield seed, rare_in(face)
+        prompts = [prompt] * len(candidates)
+        images = self.model.autoencoder.decode(self.study.sampler.sample(self.model, noise, prompts))
+        asked, shares = asked_parts(prompt), self.probe.probabilities(images)
+        for index, (seed, face) in enumerate(zip(candidates, self.probe.parts(images), strict=True)):
+            rare = rare_in(face)
+            clear = all(float(shares[part][index].max()) >= CLEAR for part in rare)
+            if clear and all(face[part] == value for part, value in asked.items()):
+                yield seed, rare
 
     def named(self, split: str) -> list[Entry]:
         """The queries of the group "named"."""
@@ -118,28 +123,43 @@ class Search:
         """A prompt that asks for `rare`, and the seed of a noise whose picture shows it, or None."""
         for turn in range(MOST_PROMPTS):
             prompt = caption(a_face(rare, "query", *key, turn))
-            for seed, shown in self.good(prompt, *key, turn):
+            for seed, shown in self.good(prompt, noises(NUM_NOISES, *key, turn)):
                 if shown == rare:
                     return prompt, seed
         return None
 
     def unnamed(self, split: str) -> list[Entry]:
-        """The queries of the group "unnamed", one for each prompt; the details take turns as far as they are found."""
-        found: dict[tuple[str, str], list[Entry]] = {pair: [] for pair in shifted(split, named=False)}
-        for turn in range(POOL_PROMPTS[split]):
-            prompt = caption(a_face({}, "query", split, "unnamed", turn))
-            hits = [(seed, rare) for seed, rare in self.good(prompt, split, "unnamed", turn) if len(rare) == 1]
-            usable = [hit for hit in hits if next(iter(hit[1].items())) in found]
-            if usable:
-                seed, rare = min(usable, key=lambda hit: len(found[next(iter(hit[1].items()))]))
-                found[next(iter(rare.items()))].append(entry(prompt, seed, "unnamed", rare))
-            print(f"{split} unnamed {turn}: {len(usable)} of {NUM_NOISES}", flush=True)
-        print({" ".join(pair): len(entries) for pair, entries in found.items()}, flush=True)
-        rounds = zip_longest(*found.values())
-        chosen = [one for one_round in rounds for one in one_round if one is not None]
-        if len(chosen) < COUNTS[split]:
-            raise ValueError(f"only {len(chosen)} pictures of {split} show a rare unnamed detail")
-        return chosen[: COUNTS[split]]
+        """The queries of the group "unnamed": the details take turns, each with prompts of its own."""
+        chosen: list[Entry] = []
+        for turn, (part, value) in enumerate(islice(cycle(shifted(split, named=False)), MOST_TURNS * COUNTS[split])):
+            face = a_face({part: value}, "query", split, "unnamed", turn)
+            prompt, likely = caption(face), self.likely(part, value, split, turn)
+            shown = next((seed for seed, rare in self.good(prompt, likely) if rare == {part: value}), None)
+            print(f"{split} unnamed {turn}: {value} {part} {'not ' if shown is None else ''}shown", flush=True)
+            if shown is not None:
+                chosen.append(entry(prompt, shown, "unnamed", {part: value}))
+            if len(chosen) == COUNTS[split]:
+                return chosen
+        raise ValueError(f"only {len(chosen)} pictures of {split} show a rare unnamed detail")
+
+    def likely(self, part: str, value: str, *key: str | int) -> list[int]:
+        """Seeds of the NUM_NOISES of POOL noises that lean most towards the detail.
+
+        A noise leans by its inner product with the difference of the mean training images with and without it.
+        """
+        dataset = self.study.dataset
+        carriers = dataset.carriers(part, value)
+        others = sorted(set(range(len(dataset))) - set(carriers))
+        towards = dataset.pixels(carriers).mean(0) - dataset.pixels(others).mean(0)
+        pool = noises(POOL, *key, part, value)
+        leaning = [float((seeds.normal(self.model.latent_shape, "query-noise", seed) * towards).sum()) for seed in pool]
+        return [seed for _, seed in sorted(zip(leaning, pool, strict=True), reverse=True)[:NUM_NOISES]]
+
+
+def noises(count: int, *key: str | int) -> range:
+    """Seeds of ``count`` noises."""
+    first = seeds.integer("query-seeds", *key) % 1_000_000
+    return range(first, first + count)
 
 
 def entry(prompt: str, seed: int, group: str, rare: Face) -> Entry:

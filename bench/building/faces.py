@@ -1,8 +1,7 @@
 """Build `faces/faces.parquet`: 6,000 portraits of 16 x 16 pixels whose parts are known, and 1,000 held-out ones.
 
-DiceBear's style "pixel-art" (design CC0 1.0, code MIT) draws them at their native size; `face_parts.py` says of which
-parts. Two changes: a beard is drawn with a mask that does not depend on the colour of the hair, so that a dark one is
-seen too; and every part is fixed, none drawn at random by DiceBear.
+DiceBear's style "pixel-art" (design CC0 1.0, code MIT) draws heads, eyes, glasses, hair and clothes at their
+native size, every variant fixed by `face_parts.py`; `face_layers.py` draws the rest under and over it.
 
 Usage: python -m bench.building.faces SOURCES --output DIR, where the folder SOURCES holds the two npm packages named
 in PACKAGES. Node 20 or later is needed.
@@ -11,7 +10,6 @@ in PACKAGES. Node 20 or later is needed.
 import argparse
 import io
 import json
-import re
 import subprocess
 import tarfile
 import tempfile
@@ -23,6 +21,7 @@ import pyarrow.parquet as pq
 import resvg_py
 from PIL import Image
 
+from bench.building.face_layers import SIZE, compose
 from bench.building.face_parts import ABSENT, NAMED, PARTS, Face, caption, draw_face, options
 from bench.building.packages import read_checked
 from bench.foundation.seeds import generator
@@ -31,11 +30,9 @@ PACKAGES = {
     "core": ("dicebear-core-9.4.3.tgz", "6ca7dae651c74ad547e548fbe7c41f49aaa377cf4617259277518389bf6b1a3d"),
     "pixel-art": ("dicebear-pixel-art-9.4.3.tgz", "1252d798c632c20f194e7d8b2fbc18b23ad76b2511e668668d0051084bfaa754"),
 }
-SIZE = 16
 NUM_TRAIN = 6000
 NUM_HELD_OUT = 1000
 BOX_FACES = 300
-BEARD_MASK = re.compile(r'(<mask [^>]*id="[^"]*beard[^>]*><path [^>]*fill=")[^"]*"', re.IGNORECASE)
 Pixels = np.ndarray
 
 
@@ -59,13 +56,14 @@ class Renderer:
         done = subprocess.run(
             command, input=json.dumps([options(face) for face in faces]), capture_output=True, text=True, check=True
         )
-        return np.stack([rasterise(svg) for svg in json.loads(done.stdout)])
+        pairs = zip(faces, json.loads(done.stdout), strict=True)
+        return np.stack([compose(face, rasterise(svg)) for face, svg in pairs])
 
 
 def rasterise(svg: str) -> Pixels:
-    """One SVG document as uint8 [SIZE, SIZE, 3]."""
-    png = resvg_py.svg_to_bytes(svg_string=BEARD_MASK.sub(r'\1#fff"', svg), width=SIZE, height=SIZE)
-    pixels: Pixels = np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGB"))
+    """One SVG document as uint8 [SIZE, SIZE, 4], the last channel alpha."""
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE)
+    pixels: Pixels = np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGBA"))
     return pixels
 
 

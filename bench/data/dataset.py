@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import resources
 
 import numpy as np
@@ -54,7 +55,7 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
+    @cached_property
     def by_id(self) -> list[int]:
         """Indices in the order of ids: draw images from it, and the draw does not depend on how they are stored."""
         return sorted(range(len(self)), key=self.ids.__getitem__)

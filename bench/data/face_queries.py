@@ -72,12 +72,18 @@ def face_queries(split: str = "reported") -> tuple[FaceQuery, ...]:
 
 def rare_parts(prompt: str, seed: int) -> tuple[tuple[str, str], ...]:
     """(part, value) of the rare values that the fixed query of ``prompt`` and ``seed`` shows; () for any other."""
-    return _rare_by_query().get((prompt, seed), ())
+    found = fixed_query(prompt, seed)
+    return found.rare if found else ()
+
+
+def fixed_query(prompt: str, seed: int) -> FaceQuery | None:
+    """The fixed query of ``prompt`` and ``seed``, reported or held out; None where there is none."""
+    return _by_prompt_and_seed().get((prompt, seed))
 
 
 @cache
-def _rare_by_query() -> dict[tuple[str, int], tuple[tuple[str, str], ...]]:
-    return {(query.prompt, query.seed): query.rare for split in SPLITS for query in face_queries(split)}
+def _by_prompt_and_seed() -> dict[tuple[str, int], FaceQuery]:
+    return {(query.prompt, query.seed): query for split in SPLITS for query in face_queries(split)}
 
 
 def asked_parts(prompt: str) -> dict[str, str]:

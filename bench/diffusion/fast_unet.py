@@ -9,6 +9,7 @@ embedding is activated once; sums are taken in place. What it does not cover is 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -82,22 +83,52 @@ class FastUNet(nn.Module):
         if return_dict or any(size % 2**depth for size in noisy.shape[2:]):
             return cast(tuple[Tensor], unet(noisy, timesteps, states, return_dict=return_dict))
         embedded = functional.silu(unet.time_embedding(unet.time_proj(timesteps.expand(len(noisy))).to(noisy.dtype)))
-        hidden = unet.conv_in(noisy)
-        kept = [hidden]
-        for block in unet.down_blocks:
-            for number, resnet in enumerate(block.resnets):
-                hidden = _attended(block, number, _resnet(resnet, hidden, embedded), states)
-                kept.append(hidden)
-            for downsampler in block.downsamplers or []:
-                hidden = downsampler.conv(hidden)
-                kept.append(hidden)
-        for block in unet.up_blocks:
-            for number, resnet in enumerate(block.resnets):
-                hidden = _resnet(resnet, torch.cat([hidden, kept.pop()], 1), embedded)
-                hidden = _attended(block, number, hidden, states)
-            for upsampler in block.upsamplers or []:
-                hidden = upsampler.conv(functional.interpolate(hidden, scale_factor=2.0, mode="nearest"))
-        return (unet.conv_out(_norm_silu(unet.conv_norm_out, hidden)),)
+        return (self.predicted(noisy, embedded, states),)
+
+    def predicted(self, noisy: Tensor, embedded: Tensor, states: Tensor) -> Tensor:
+        """The prediction, given the activated time embedding, batch × dim."""
+        unet = self.unet
+        hidden = walked(
+            unet,
+            unet.conv_in(noisy),
+            residual=lambda resnet, hidden: _resnet(resnet, hidden, embedded),
+            attended=lambda block, number, hidden: _attended(block, number, hidden, states),
+            upsampled=lambda conv, hidden: conv(functional.interpolate(hidden, scale_factor=2.0, mode="nearest")),
+        )
+        return cast(Tensor, unet.conv_out(_norm_silu(unet.conv_norm_out, hidden)))
+
+
+def walked(
+    unet: Any,
+    hidden: Tensor,
+    *,
+    residual: Callable[[Any, Tensor], Tensor],
+    attended: Callable[[Any, int, Tensor], Tensor],
+    upsampled: Callable[[Any, Tensor], Tensor],
+) -> Tensor:
+    """What ``hidden`` becomes on the way down and up again, each kind of step computed as the caller does.
+
+    Args:
+        unet: of the kind that ``covers`` accepts.
+        hidden: after the first convolution.
+        residual: of a ResnetBlock2D and its input.
+        attended: of a block, the number of its resnet, and that one's output.
+        upsampled: of the convolution after upsampling, and the picture before.
+    """
+    kept = [hidden]
+    for block in unet.down_blocks:
+        for number, resnet in enumerate(block.resnets):
+            hidden = attended(block, number, residual(resnet, hidden))
+            kept.append(hidden)
+        for downsampler in block.downsamplers or []:
+            hidden = downsampler.conv(hidden)
+            kept.append(hidden)
+    for block in unet.up_blocks:
+        for number, resnet in enumerate(block.resnets):
+            hidden = attended(block, number, residual(resnet, torch.cat([hidden, kept.pop()], 1)))
+        for upsampler in block.upsamplers or []:
+            hidden = upsampled(upsampler.conv, hidden)
+    return hidden
 
 
 def fast_forward(unet: UNet2DConditionModel) -> nn.Module:
@@ -112,7 +143,7 @@ def covers(unet: UNet2DConditionModel) -> bool:
     return (
         all(config[each.name] == each.default for each in fixed if each.name not in FREE | {"self"})
         and config["mid_block_type"] is None
-        and config["attention_head_dim"] == 1
+        and isinstance(config["attention_head_dim"], int)
         and {*config["down_block_types"], *config["up_block_types"]} <= BLOCKS
         and unet.conv_in.weight.device.type == "cpu"
     )
@@ -153,13 +184,24 @@ def _attended(block: Any, number: int, hidden: Tensor, states: Tensor) -> Tensor
 
 
 def _attention(layer: Any, tokens: Tensor, states: Tensor) -> Tensor:
-    """One head's attention of ``tokens`` (batch × tokens × dim) to ``states``, with its output layer."""
+    """Attention of ``tokens`` (batch × tokens × dim) to ``states``, with its output layer."""
     weights = [layer.to_k.weight, layer.to_v.weight]
     if states is tokens:
         query, key, value = functional.linear(tokens, torch.cat([layer.to_q.weight, *weights])).chunk(3, -1)
     else:
         query = layer.to_q(tokens)
         key, value = functional.linear(states, torch.cat(weights)).chunk(2, -1)
+    if layer.heads > 1:
+        query, key, value = (_heads_apart(each, layer.heads) for each in (query, key, value))
     scores = torch.bmm(query * layer.scale, key.transpose(1, 2))
-    result: Tensor = layer.to_out[0](torch.bmm(scores.softmax(-1), value))
+    mixed = torch.bmm(scores.softmax(-1), value)
+    if layer.heads > 1:
+        mixed = mixed.view(len(tokens), layer.heads, *mixed.shape[1:]).transpose(1, 2).flatten(2)
+    result: Tensor = layer.to_out[0](mixed)
     return result
+
+
+def _heads_apart(tokens: Tensor, heads: int) -> Tensor:
+    """Batch × tokens × (heads · depth) to (batch · heads) × tokens × depth."""
+    batch, places, _ = tokens.shape
+    return tokens.reshape(batch, places, heads, -1).transpose(1, 2).flatten(0, 1)

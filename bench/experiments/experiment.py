@@ -32,7 +32,6 @@ from bench.report.shown import Report
 from bench.report.summary import check_evaluators
 from bench.studies import Study
 
-DEFAULT_METRICS = ("loss_change", "regeneration_mse")
 R = TypeVar("R", bound=Report)
 
 
@@ -60,7 +59,7 @@ class Experiment(ABC, Generic[R]):
 
     Attributes:
         study: what is held fixed.
-        metrics: to compute.
+        metrics: to compute; the study's own where none is named.
         num_queries: how many of the study's queries; the study's own number by default.
         results: folder; ``results/runs/<study>`` by default.
         device, workers, threads: where and how to compute.
@@ -68,7 +67,7 @@ class Experiment(ABC, Generic[R]):
     """
 
     study: Study
-    metrics: Sequence[Metric] = field(default_factory=lambda: [metric_registry.create(n) for n in DEFAULT_METRICS])
+    metrics: Sequence[Metric] = ()
     num_queries: int | None = None
     results: Path | None = None
     device: str = "cpu"
@@ -79,6 +78,8 @@ class Experiment(ABC, Generic[R]):
     def __post_init__(self) -> None:
         for name in ("workers", "threads"):
             at_least_one(name, getattr(self, name))
+        if not self.metrics:
+            object.__setattr__(self, "metrics", [metric_registry.create(name) for name in self.study.metrics])
         self.specs  # noqa: B018 - checks the number of queries
 
     @abstractmethod

@@ -31,7 +31,7 @@ from bench.records import folder, rows
 from bench.records.names import MethodName
 from bench.records.store import Store, write_json, write_whole
 from bench.registry import named, tuned
-from bench.report import summary
+from bench.report import summary, truth
 from bench.report.shown import Report, Table
 
 DESIGNS = ("paired", "unpaired", "both")
@@ -42,7 +42,7 @@ class RunReport(Report):
     """What a run gives.
 
     Attributes:
-        frame: the rows of this run, one row each (columns: ``bench.records.rows.COLUMNS``).
+        frame: the rows of this run (columns: ``bench.records.rows.COLUMNS``).
         merged: those of all runs in the folder.
         table: their summary over queries.
         manifest: what produced them.
@@ -51,6 +51,8 @@ class RunReport(Report):
         skipped: methods that cannot run here, with the reason.
         skipped_metrics: metrics that cannot be computed here, with the reason.
         failures: methods that failed, with the reason.
+        truth: carriers of the query's rare parts among the top K (``bench.report.truth.summary``); empty where the
+            parts of images are not known.
     """
 
     frame: pd.DataFrame
@@ -62,10 +64,12 @@ class RunReport(Report):
     skipped: dict[str, str]
     skipped_metrics: dict[str, str]
     failures: dict[str, str]
+    truth: pd.DataFrame
 
     def tables(self) -> list[Table]:
-        """The means over queries."""
-        return [(summary.TABLE_HEAD, summary.table_cells(self.table))]
+        """The means over queries, and the carriers found where they are known."""
+        known = [(truth.TABLE_HEAD, truth.table_cells(self.truth))] if len(self.truth) else []
+        return [(summary.TABLE_HEAD, summary.table_cells(self.table)), *known]
 
     def notes(self) -> list[str]:
         """What was skipped, what each method's settings come from, where all lies."""
@@ -282,7 +286,8 @@ def written(
         write_whole(store.path(folder.TABLE), summary.markdown(table).encode())
         figures = draw_figures(workspace, store, design.queries, selections or {}, ks, merged)
     skipped_metrics = dict(measured.skipped_metrics)
-    return RunReport(frame, merged, table, manifest, figures, store.root, skipped, skipped_metrics, failures)
+    known = truth.summary(truth.found_carriers(experiment.study, design.queries, selections or {}))
+    return RunReport(frame, merged, table, manifest, figures, store.root, skipped, skipped_metrics, failures, known)
 
 
 def _manifest(

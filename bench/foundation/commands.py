@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -10,9 +9,10 @@ import click
 from click.shell_completion import CompletionItem
 
 from bench.errors import BenchError, InvalidInput
+from bench.foundation.texts import parsed
 
-MENDABLE, INTERRUPTED = 2, 130
-"""Exit codes."""
+INTERRUPTED = 130
+"""Exit code of Ctrl-C; those of errors are theirs."""
 
 
 class BenchGroup(click.Group):
@@ -27,7 +27,7 @@ class BenchGroup(click.Group):
             context.exit(error.exit_code)
         except OSError as error:
             click.echo(f"bench: a file could not be read or written: {error}", err=True)
-            context.exit(MENDABLE)
+            context.exit(BenchError.exit_code)
         except KeyboardInterrupt:
             click.echo("bench: interrupted; what is finished is kept. Run the same command to go on.", err=True)
             context.exit(INTERRUPTED)
@@ -57,13 +57,13 @@ class Assigned(NamedTuple):
 
     @property
     def value(self) -> Any:
-        """A number, true, false or null as JSON writes them, else the text itself."""
-        return plain(self.text)
+        """The text as ``parsed``."""
+        return parsed(self.text)
 
     @property
     def values(self) -> list[Any]:
         """Those of a list with commas."""
-        return [plain(each) for each in self.text.split(",")]
+        return [parsed(each) for each in self.text.split(",")]
 
 
 class Assignment(click.ParamType[Assigned]):
@@ -84,11 +84,3 @@ class Assignment(click.ParamType[Assigned]):
         if not equals or not text:
             raise InvalidInput(f"'{value}' is not of the form {self.form}.")
         return Assigned(name, text)
-
-
-def plain(text: str) -> Any:
-    """A number, true, false or null as JSON writes them, else the text itself."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text

@@ -7,6 +7,7 @@ model's bits do not depend on how many threads or worker processes trained it.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import resource
@@ -15,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from typing import TypeVar
 
@@ -35,6 +37,7 @@ def available_threads() -> int:
 @contextmanager
 def compute_threads(count: int) -> Iterator[None]:
     """Within the context, ``parallel`` runs on ``count`` threads, each with torch's own parallelism off."""
+    _keep_freed_memory()
     before, pool_before = torch.get_num_threads(), getattr(_active, "pool", None)
     torch.set_num_threads(1)
     with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -97,6 +100,16 @@ def describe(device: torch.device | None = None) -> dict[str, str | int]:
         "python": platform.python_version(),
         **{package: version(package) for package in packages},
     }
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Have glibc keep what is freed for the next tensor: else each step faults thousands of pages in anew."""
+    if platform.libc_ver()[0] == "glibc":
+        trim_threshold, mmap_threshold = -1, -3  # of malloc.h
+        libc = ctypes.CDLL(None)
+        for setting in (trim_threshold, mmap_threshold):
+            libc.mallopt(setting, 2**30)
 
 
 def _processor() -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 
 import torch
@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from bench.errors import InvalidInput
+from bench.foundation.digests import tensors_digest
 
 CHANNELS = (24, 48, 32)
 HIDDEN = 128
@@ -64,6 +65,11 @@ class Probe:
     def __init__(self, values: Mapping[str, Sequence[str]], net: ProbeNet) -> None:
         self.values = {part: tuple(of_part) for part, of_part in values.items()}
         self.net = net.eval()
+
+    @cached_property
+    def digest(self) -> str:
+        """Of its weights."""
+        return tensors_digest(self.net.state_dict(), {})
 
     @torch.no_grad()
     def probabilities(

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bench.foundation.texts import parsed
+
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 """What a method, a variant or a metric may be called."""
 RESERVED = ("all",)
@@ -43,7 +45,7 @@ class MethodName:
         parts: dict[str, Any] = {}
         for part in filter(None, settings.split(", ")):
             key, equals, value = part.partition("=")
-            parts[key] = _plain(value) if equals else True
+            parts[key] = parsed(value) if equals else True
         return cls.of(found["method"], found["variant"] or "", parts)
 
     @property
@@ -58,11 +60,3 @@ class MethodName:
     def plain(self) -> bool:
         """Whether it is a method as tuned: no variant, no other settings."""
         return not (self.variant or self.settings)
-
-
-def _plain(text: str) -> Any:
-    """A number or truth value as JSON has it, else the text."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text

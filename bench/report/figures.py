@@ -47,6 +47,8 @@ COLOURS = (
     "#b04bb3",
 )
 """Each is read on white, and, mixed with white, on black."""
+OWN_COLOURS = {BASELINE: GREY, "same_caption": "#454545", "carriers": "#101010"}
+"""Of what does not compete."""
 COLOUR_SALT = 91694
 """Of the hash that gives a method its colour: chosen so that no two of the methods here have the same."""
 MARKS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚"}
@@ -86,7 +88,7 @@ def svg(figure: Figure) -> str:
 
 def style_of_colours(dark: bool) -> str:
     """The variables that ``svg`` names, as CSS: as they are on a light page, and lighter on a dark one."""
-    shown = {colour: _lighter(colour) if dark else colour for colour in (GREY, *COLOURS)}
+    shown = {colour: _lighter(colour) if dark else colour for colour in (*COLOURS, *OWN_COLOURS.values())}
     return "".join(f"--x{colour[1:]}: {seen}; " for colour, seen in shown.items())
 
 
@@ -269,7 +271,8 @@ def _draw_reference(axes: Axes, curve: pd.DataFrame) -> None:
 
 def colour_of(method: str) -> str:
     """Of a method and its variants: by its registered name, so that it is the same on every figure of every study."""
-    return GREY if method == BASELINE else COLOURS[_hashed(f"{COLOUR_SALT} {method}") % len(COLOURS)]
+    hashed = COLOURS[_hashed(f"{COLOUR_SALT} {method}") % len(COLOURS)]
+    return OWN_COLOURS.get(method, hashed)
 
 
 def mark_of(method: str, label: str) -> str:
