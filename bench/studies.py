@@ -43,7 +43,11 @@ class Look(NamedTuple):
     significance: float
 
 
-LOOKS = (Look(8, 0.001), Look(16, 0.009), Look(32, 0.015), Look(64, 0.025))
+LOOKS = (Look(16, 0.01), Look(32, 0.015), Look(64, 0.025))
+"""Of a study with 64 queries or more. None at 8: the smallest p-value of 8 sign flips is 1/128, so a look there could
+settle something only by spending a sixth of the error, and hardly ever does (docs/log/2026-11-25-verdicts.md)."""
+LOOKS_16 = (Look(12, 0.015), Look(16, 0.035))
+"""Of a study with 16 queries."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +66,8 @@ class Study:
         metrics: names of those that a run computes by default.
         seed: of the original model θ0, of its training draws and of everything else that is keyed.
         margins: (metric, difference between two methods that does not matter): inside it they are equivalent.
-        looks: of a run that adds queries until an order is settled, fixed before the first one.
+        looks: of a run that adds queries until an order is settled, fixed before the first one; the last at all
+            queries or fewer.
     """
 
     name: str
@@ -213,6 +218,7 @@ def fashion() -> Study:
         held_out_prompts=tuple(f"a photo of {kind}" for kind in ("a coat", "a shirt", "a bag", "an ankle boot")),
         budgets=(180, 500, 1500),
         margins=(("loss_change", 0.0008),),
+        looks=LOOKS_16,
     )
 
 
@@ -276,6 +282,7 @@ def emoji() -> Study:
         held_out_prompts=held_out.captions[1::2],
         budgets=(2, 8, 32),
         num_queries=2,
+        looks=(Look(12, 0.05),),
     )  # fmt: skip
 
 

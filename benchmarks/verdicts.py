@@ -5,14 +5,15 @@ Usage: python -m benchmarks.verdicts [--rows FILE] [--metric NAME] [--k K] [--ru
 The worlds are those of ``benchmarks.intervals``, fitted to published rows, with all methods and ``random`` at once: "as
 seen" with every method's mean, where all pairs differ; "none" with equal means, where none does; "twins" where
 neighbours in the order share their mean, and these pairs alone must not be settled. Prints, as Markdown, the pairs
-settled in the right and in the wrong direction and the share of runs with a pair settled that must not be, by test and
-number of queries; then the same of a run that adds queries until an order is settled.
+settled in the right and in the wrong direction and the share of runs with a pair settled that must not be, by test,
+family (pairs of methods; each method against ``random``) and number of queries; then the same of a run that adds
+queries until an order is settled.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -21,13 +22,15 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from bench.report.looks import ORDERS, standings
+from bench.report.looks import ORDERS, families, standings
 from bench.report.statistics import CONFIDENCE, p_value
-from bench.report.verdicts import family_verdicts, max_t
-from bench.studies import LOOKS
+from bench.report.verdicts import Verdicts, family_verdicts, max_t
+from bench.studies import LOOKS, Look
 from benchmarks.intervals import World, fitted
 
 COUNTS = (8, 16, 32, 64)
+EARLY = (Look(8, 0.01), Look(16, 0.01), Look(32, 0.01), Look(64, 0.02))
+"""With a look at 8 queries that can settle something: what it would cost."""
 SEED = 0
 Test = Callable[[np.ndarray], np.ndarray]
 
@@ -72,25 +75,32 @@ def differences_of(board: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 
 
 def by_count(world: World, runs: int, rng: np.random.Generator) -> pd.DataFrame:
-    """A line for each test and number of queries: pairs settled rightly and wrongly, share of runs with a false one."""
+    """A line for each test, family and number of queries: pairs settled rightly and wrongly, runs with a false one."""
     means = np.append(world.means, 0.0)
-    pairs = np.array(list(combinations(range(len(means)), 2)))
-    truth = np.sign(np.round(means[pairs[:, 0]] - means[pairs[:, 1]], 12))
+    floor = len(world.means)
+    both = {
+        "methods": np.array(list(combinations(range(floor), 2))),
+        "floor": np.array([(method, floor) for method in range(floor)]),
+    }
     lines = []
     for count in COUNTS:
-        found: dict[str, list[tuple[int, int, bool]]] = {}
+        found: dict[tuple[str, str], list[tuple[int, int, bool]]] = {}
         for _ in range(runs):
-            differences = differences_of(world.board(rng, count), pairs)
-            direction = np.sign(differences.mean(0))
-            for name, p_values in tests(differences).items():
-                settled = p_values < 1 - CONFIDENCE
-                right, wrong = (settled & (truth * direction == side) for side in (1, -1))
-                found.setdefault(name, []).append((right.sum(), wrong.sum(), bool((settled & (truth == 0)).any())))
-        lines += [(name, count, *np.mean(each, axis=0)) for name, each in found.items()]
-    return pd.DataFrame(lines, columns=["test", "queries", "right", "wrong", "error"])
+            board = world.board(rng, count)
+            for family, pairs in both.items():
+                truth = np.sign(np.round(means[pairs[:, 0]] - means[pairs[:, 1]], 12))
+                differences = differences_of(board, pairs)
+                direction = np.sign(differences.mean(0))
+                for name, p_values in tests(differences).items():
+                    settled = p_values < 1 - CONFIDENCE
+                    right, wrong = ((settled & (truth * direction == side)).sum() for side in (1, -1))
+                    false = bool((settled & (truth == 0)).any())
+                    found.setdefault((name, family), []).append((right, wrong, false))
+        lines += [(*names, count, *np.mean(each, axis=0)) for names, each in found.items()]
+    return pd.DataFrame(lines, columns=["test", "family", "queries", "right", "wrong", "error"])
 
 
-def look_by_look(world: World, runs: int, rng: np.random.Generator) -> pd.DataFrame:
+def look_by_look(world: World, looks: Sequence[Look], runs: int, rng: np.random.Generator) -> pd.DataFrame:
     """A line for each order: queries until it stops, pairs, error at the looks, and of a board at 5 % afterwards."""
     names = [f"m{i}" for i in range(len(world.means))] + ["random"]
     means = dict(zip(names, np.append(world.means, 0.0), strict=True))
@@ -99,20 +109,24 @@ def look_by_look(world: World, runs: int, rng: np.random.Generator) -> pd.DataFr
     for order in ORDERS:
         each = []
         for board in boards:
-            found = standings(board, LOOKS, order=order, methods=names[:-1], floors=names[-1:])
+            found = standings(board, looks, order=order, methods=names[:-1], floors=names[-1:])
             last = next((standing for standing in found if not standing.open), found[-1])
-            after = family_verdicts(board.iloc[: last.look.queries], list(last.verdicts))
+            stopped = board.iloc[: last.look.queries]
+            after: Verdicts = {}
+            for family in families(order, names[:-1], names[-1:]):
+                after |= family_verdicts(stopped, family)
             each.append(
                 (
                     last.look.queries,
                     not last.open,
                     sum(last.verdicts[pair].settled for pair in last.asked) / len(last.asked),
+                    sum(found[0].verdicts[pair].settled for pair in found[0].asked) / len(found[0].asked),
                     *(any(v.settled and np.isclose(means[a], means[b]) for (a, b), v in verdicts.items())
                       for verdicts in (last.verdicts, after)),
                 )
             )  # fmt: skip
         lines.append((order, *np.mean(each, axis=0)))
-    return pd.DataFrame(lines, columns=["order", "queries", "stopped", "share", "error", "board_error"])
+    return pd.DataFrame(lines, columns=["order", "queries", "stopped", "share", "first", "error", "board_error"])
 
 
 def main() -> None:
@@ -121,23 +135,27 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=Path("results/fashion/results.parquet"))
     parser.add_argument("--metric", default="loss_change")
     parser.add_argument("--k", type=int, default=500)
-    parser.add_argument("--runs", type=int, default=200)
-    parser.add_argument("--null-runs", type=int, default=1000)
+    parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--null-runs", type=int, default=400)
     given = parser.parse_args()
     seen = fitted(pd.read_parquet(given.rows), given.metric, given.k, effect=True)
-    rng = np.random.default_rng(SEED)
     for name, world in worlds(seen).items():
+        rng = np.random.default_rng(SEED)
         runs = given.runs if name == "as seen" else given.null_runs
         print(f"\n{given.metric}, {name}, {runs} runs: settled right | wrong | runs with a false one, at {COUNTS}")
-        for test, own in by_count(world, runs, rng).groupby("test", sort=False):
+        for (test, family), own in by_count(world, runs, rng).groupby(["test", "family"], sort=False):
             cells = [[f"{value:.{digits}f}" for value in own[column]]
                      for column, digits in (("right", 1), ("wrong", 2), ("error", 3))]  # fmt: skip
-            print(f"| {test} | " + " | ".join(" | ".join(some) for some in cells) + " |", flush=True)
-        print(f"\n{given.metric}, {name}, until settled: queries | share of runs that stop before the end or at it, "
-              "settled | pairs settled | false | false on a board at 5 % after the stop")  # fmt: skip
-        for line in look_by_look(world, runs, rng).itertuples():
-            print(f"| {line.order} | {line.queries:.1f} | {line.stopped:.3f} | {line.share:.3f} | {line.error:.3f} | "
-                  f"{line.board_error:.3f} |", flush=True)  # fmt: skip
+            print(f"| {test} | {family} | " + " | ".join(" / ".join(some) for some in cells) + " |", flush=True)
+        for looks in (LOOKS, EARLY) if name == "as seen" else (LOOKS,):
+            spent = ", ".join(f"{look.significance:g} at {look.queries}" for look in looks)
+            head = f"{given.metric}, {name}, {runs} runs, until settled ({spent})"
+            print(f"\n{head}: queries when it stops | settled by then | pairs settled | at the first look | false | "
+                  "false on a board at 5 % after the stop")  # fmt: skip
+            for line in look_by_look(world, looks, runs, rng).itertuples():
+                shares = (line.stopped, line.share, line.first, line.error, line.board_error)
+                cells = " | ".join(f"{share:.3f}" for share in shares)
+                print(f"| {line.order} | {line.queries:.1f} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from bench import methods
 from bench.errors import InvalidInput
 from bench.experiments.planning import plan
 from bench.experiments.until_settled import UntilSettled
-from bench.report.looks import predicted, standings
-from bench.studies import LOOKS, Look, study
+from bench.report.looks import forecast, predicted, standings
+from bench.studies import LOOKS, STUDIES, Look, study
 from cli import main
 
 EARLY = (Look(6, 0.032), Look(8, 0.018))  # the smallest p-value of six queries is 1/32
@@ -23,20 +23,26 @@ def frame_of(rng, means, queries=64, spread=1.0):
 
 
 def test_the_error_of_all_looks_is_five_percent():
-    for name in ("faces", "fashion", "tiny"):
+    for name in STUDIES:
         looks = study(name).looks
         assert sum(look.significance for look in looks) == pytest.approx(0.05)
         assert list(looks) == sorted(looks)
+        assert looks[-1].queries <= len(study(name).prompts)
+        assert all(2.0 ** (1 - look.queries) < look.significance for look in looks)  # each of them can settle a pair
 
 
 def test_a_look_takes_the_first_queries_alone_and_tests_at_its_own_share():
     board = frame_of(np.random.default_rng(0), {"a": 4.0, "b": 0.0, "random": -4.0})
     board.iloc[16:, 0] = -100.0  # what comes after a look does not change it
     found = standings(board.iloc[:40], LOOKS, order="all", methods=["a", "b"], floors=["random"])
-    assert [standing.look.queries for standing in found] == [8, 16, 32]
-    assert len(found[0].open) == 3  # at a thousandth, eight queries settle nothing: their smallest p-value is 1/128
-    assert not found[1].open
-    assert found[2].verdicts["a", "b"] == found[1].verdicts["a", "b"]  # what was settled stays settled
+    assert [standing.look.queries for standing in found] == [16, 32]
+    assert not found[0].open
+    assert found[1].verdicts["a", "b"] == found[0].verdicts["a", "b"]  # what was settled stays settled
+    strict = [Look(8, 0.001), Look(16, 0.049)]  # at a thousandth, eight queries settle nothing: p is 1/128 or more
+    early = standings(board, strict, order="all", methods=["a", "b"], floors=["random"])
+    assert [len(standing.open) for standing in early] == [3, 0]
+    assert found[0].verdicts["a", "b"].significance == 0.01
+    assert found[0].verdicts["a", "random"].significance == 0.005  # the floor's pairs are a family of their own
 
 
 def test_the_order_says_which_pairs_must_be_settled():
@@ -45,7 +51,7 @@ def test_the_order_says_which_pairs_must_be_settled():
     asked = {order: standings(board, LOOKS, order=order, **given)[-1] for order in ("all", "leader", "floors")}
     assert asked["all"].open == (("b", "c"),)
     assert (asked["leader"].open, asked["floors"].open) == ((), ())
-    assert {pair for pair in asked["leader"].asked} == {("a", "b"), ("a", "c"), ("a", "random")}
+    assert set(asked["leader"].asked) == {("a", "b"), ("a", "c"), ("a", "random")}
     assert len(asked["floors"].verdicts) == 3
     wide = standings(board, LOOKS, order="all", margin=3.0, **given)
     assert not wide[-1].open  # equivalent: what does not matter is not searched for
@@ -53,18 +59,22 @@ def test_the_order_says_which_pairs_must_be_settled():
 
 
 def test_what_later_looks_would_settle_is_predicted_by_students_test():
-    board = frame_of(np.random.default_rng(2), {"a": 0.9, "b": 0.0, "random": -4.0}, 16)
+    board = frame_of(np.random.default_rng(2), {"a": 0.6, "b": 0.0, "random": -4.0}, 16)
     now = standings(board, LOOKS, order="all", methods=["a", "b"], floors=["random"])[-1]
     assert now.open == (("a", "b"),)
     later = predicted(now, LOOKS)
     assert [look.queries for look, _ in later] == [32, 64]
     assert [done for _, done in later] == sorted(done for _, done in later)
+    assert forecast(now, LOOKS).endswith("queries")
+    assert "the slowest pair" in forecast(now, LOOKS[:1])
+    same = now._replace(verdicts=now.verdicts | {("a", "b"): now.verdicts["a", "b"]._replace(difference=0.0)})
+    assert "no number can be told for a and b" in forecast(same, LOOKS)
 
 
 def test_looking_again_keeps_the_error_in_a_simulation():
     rng = np.random.default_rng(3)
     looks = (Look(8, 0.01), Look(10, 0.015), Look(12, 0.025))
-    names = {name: 0.0 for name in ("a", "b", "c", "random")}
+    names = dict.fromkeys(("a", "b", "c", "random"), 0.0)
     false = 0
     for _ in range(300):
         found = standings(frame_of(rng, names, 12), looks, order="all", methods=["a", "b", "c"], floors=["random"])
@@ -95,15 +105,14 @@ def test_a_run_stops_at_the_look_that_settles_and_goes_on_where_it_was(run, monk
     report = run.execute()
     assert set(report.frame["query"]) == {f"q{i:02d}" for i in range(6)}
     assert report.notes()[-1] == (
-        "look 1 of 2, 6 queries, K = 8, error spent 0.032: stopped, as the order is settled "
-        "(each method against each floor: 1 of 1 pairs)"
+        "settled after 6 queries (look 1 of 2, K = 8, error spent 0.032); each method against each floor: 1 of 1 pairs"
     )
     assert report.manifest["run"]["until_settled"] == {"order": "floors", "k": 8, "looks": [[6, 0.032], [8, 0.018]]}
     assert "settled at 6 queries" in plan(run).power[0]
     monkeypatch.undo()
     monkeypatch.setattr("bench.experiments.leave_k_out.draw_figures", lambda *given: [])
     lifted(monkeypatch, -run.standings(report.merged)[0].verdicts["pixel", "random"].difference)  # no difference left
-    assert "it takes more than 8 queries" in plan(run).power[0]
+    assert "it takes more than the 8 of the study's last look" in plan(run).power[0]
     trained = []
     monkeypatch.setattr("bench.experiments.leave_k_out.Run.execute", watched(trained))
     longer = run.execute()
@@ -112,11 +121,12 @@ def test_a_run_stops_at_the_look_that_settles_and_goes_on_where_it_was(run, monk
     kept = longer.frame.merge(report.frame, on=["method", "query", "metric", "k", "design", "seed"])
     assert len(kept) == len(report.frame)
     assert (kept["value_x"] == kept["value_y"]).all()
-    assert longer.notes()[-2:] == [
-        "look 2 of 2, 8 queries, K = 8, error spent 0.05: stopped, as the limit of 16 queries is reached "
-        "(each method against each floor: 0 of 1 pairs)",
+    assert longer.notes()[-3:-1] == [
+        "not settled at the limit of 16 queries (look 2 of 2, K = 8, error spent 0.05); "
+        "each method against each floor: 0 of 1 pairs",
         "open: pixel and random",
     ]
+    assert "it takes more than the 8 of the study's last look" in longer.notes()[-1]
 
 
 def watched(seen):
@@ -154,7 +164,7 @@ def test_a_limit_below_the_first_look_and_unknown_orders_are_refused(run):
 
 def test_the_command_plans_a_run_until_settled(tmp_path):
     given = ["--study", "tiny", "--method", "pixel", "--k", "20", "--results", str(tmp_path)]
-    outcome = CliRunner().invoke(main, ["run", *given, "--until-settled", "leader", "--max-queries", "8", "--dry-run"])
+    outcome = CliRunner().invoke(main, ["run", *given, "--until-settled", "leader", "--max-queries", "12", "--dry-run"])
     assert outcome.exit_code == 0, outcome.output
-    assert "retrainings: 24 asked" in outcome.output
-    assert "until settled (leader) at K = 20, at most 8 queries: cannot be told" in outcome.output
+    assert "retrainings: 36 asked" in outcome.output
+    assert "until settled (leader) at K = 20, at most 12 queries: cannot be told" in outcome.output

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.contracts import Method
+from bench.contracts import CEILING, FLOOR, Method
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.queries import Query
 from bench.diffusion.training import TrainingJob
@@ -18,12 +18,12 @@ from bench.experiments.design import Design
 from bench.experiments.experiment import Experiment
 from bench.experiments.leave_k_out import Run
 from bench.experiments.throughput import Throughput, here, recorded
-from bench.experiments.until_settled import UntilSettled
+from bench.experiments.until_settled import SEEN_SO_FAR, UntilSettled
 from bench.experiments.workspace import Workspace
 from bench.records import folder
 from bench.records import rows as results
 from bench.registry import named
-from bench.report.looks import predicted
+from bench.report.looks import forecast, predicted
 from bench.report.statistics import CONFIDENCE, MIN_QUERIES, queries_needed
 from bench.report.verdicts import families
 from bench.retraining.ledger import Request
@@ -206,7 +206,11 @@ def _power(experiment: Experiment[Any], workspace: Workspace, effect: float) -> 
     methods = [method for method in run.with_floor if not method.unavailable()]
     labels = [run.label(method) for method in methods]
     plain = [named(method, run.study.name).plain for method in methods]
-    asked = families(labels, [label for label, alone in zip(labels, plain, strict=True) if not alone])
+    roles = [method.role if alone else "" for method, alone in zip(methods, plain, strict=True)]
+    floors, apart = (
+        [label for label, role in zip(labels, roles, strict=True) if role in some] for some in ((FLOOR,), ("", CEILING))
+    )
+    asked = families(labels, floors=floors, apart=apart)
     share = {frozenset(pair): (1 - CONFIDENCE) / len(pairs) for pairs in asked for pair in pairs}
     frame = results.load(workspace.store)
     frame = frame.assign(method=results.labels(frame))
@@ -235,7 +239,8 @@ def _settling(experiment: Experiment[Any], workspace: Workspace) -> list[str]:
     """When the order that a run adds queries for is settled, if the differences are as the rows so far have them."""
     if not isinstance(experiment, UntilSettled):
         return []
-    head = f"until settled ({experiment.order}) at K = {experiment.judged_k}, at most {experiment.looks[-1].queries} queries"
+    limit = experiment.looks[-1].queries
+    head = f"until settled ({experiment.order}) at K = {experiment.judged_k}, at most {limit} queries"
     found = experiment.standings(results.load(workspace.store))
     if not found:
         first = experiment.looks[0].queries
@@ -243,12 +248,10 @@ def _settling(experiment: Experiment[Any], workspace: Workspace) -> list[str]:
     now = next((standing for standing in found if not standing.open), found[-1])
     if not now.open:
         return [f"{head}: settled at {now.look.queries} queries"]
-    later = predicted(now, experiment.study.looks)
-    stop = next((look for look, done in later if done == len(now.asked)), None)
-    takes = f"about {stop.queries} queries" if stop else f"more than {experiment.study.looks[-1].queries} queries"
-    steps = [(now.look, len(now.asked) - len(now.open)), *later]
+    steps = [(now.look, len(now.asked) - len(now.open)), *predicted(now, experiment.study.looks)]
     listed = ", ".join(f"{done} at {look.queries}" for look, done in steps)
-    return [f"{head}: it takes {takes}, if the differences are as seen so far; of {len(now.asked)} pairs {listed} queries"]
+    takes = forecast(now, experiment.study.looks)
+    return [f"{head}: {SEEN_SO_FAR} {takes}; of {len(now.asked)} pairs {listed} queries"]
 
 
 def _deviations(per_query: pd.DataFrame) -> dict[tuple[str, str], float]:

@@ -13,7 +13,7 @@ from bench.errors import InvalidInput
 from bench.experiments.leave_k_out import Run, RunReport
 from bench.foundation.progress import Progress
 from bench.records import rows
-from bench.report.looks import ORDERS, Standing, standings
+from bench.report.looks import ORDERS, Standing, forecast, standings
 from bench.studies import Look
 
 ASKED = {
@@ -22,6 +22,7 @@ ASKED = {
     "floors": "each method against each floor",
 }
 SHOWN_PAIRS = 5
+SEEN_SO_FAR = "if the differences are as seen so far, it takes"
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +47,8 @@ class UntilSettled(Run):
     """A run whose number of queries is not fixed: more are added, look by look, until an order is settled.
 
     Each look takes the study's first so many queries, whatever rows the folder holds already, so a run that was
-    interrupted goes on where it was and stops where it would have stopped. The order is that of one metric at one K: the
-    first metric of the run, the middle one of its K.
+    interrupted goes on where it was and stops where it would have stopped. The order is that of one metric at one K:
+    the first metric of the run, the middle one of its K.
 
     Attributes:
         order: one of ``bench.report.looks.ORDERS``.
@@ -100,14 +101,13 @@ class UntilSettled(Run):
         """Look by look, do what is not done yet, until the order is settled or the limit is reached."""
         found: list[Standing] = []
         for number, look in enumerate(self.looks, 1):
-            at_look = replace(self, num_queries=look.queries)
-            report = Run.execute(at_look, progress)
+            report = Run.execute(replace(self, num_queries=look.queries), progress)
             found = self.standings(report.frame)
-            closing = [*self._closing(number, found)]
-            if progress is not None:
-                progress.say(closing[0])
+            closing = self._closing(number, found)
             if found and not found[-1].open:
                 break
+            if progress is not None and number < len(self.looks):
+                progress.say(closing[0])
         own = {each.name: getattr(report, each.name) for each in fields(RunReport)}
         return SettledReport(**own, standings=found, closing=closing)
 
@@ -143,18 +143,21 @@ class UntilSettled(Run):
         return next((metric for metric in self.metrics if metric.name in known), self.metrics[0])
 
     def _closing(self, number: int, found: Sequence[Standing]) -> list[str]:
-        """At which look the run is, whether it stops there, and why."""
-        look = self.looks[number - 1]
+        """What the run's ``number``-th look tells: settled, not yet, or not at the limit, and then what stays open."""
+        look, last = self.looks[number - 1], number == len(self.looks)
         spent = sum(one.significance for one in self.looks[:number])
-        head = f"look {number} of {len(self.study.looks)}, {look.queries} queries, K = {self.judged_k}, error spent {spent:g}"
+        at = f"look {number} of {len(self.study.looks)}, K = {self.judged_k}, error spent {spent:g}"
         if not found or found[-1].look != look:
-            return [f"{head}: there is no pair to settle"]
+            return [f"{look.queries} queries ({at}): there is no pair to settle"]
         now = found[-1]
-        done = len(now.asked) - len(now.open)
+        done = f"{ASKED[self.order]}: {len(now.asked) - len(now.open)} of {len(now.asked)} pairs"
         if not now.open:
-            return [f"{head}: stopped, as the order is settled ({ASKED[self.order]}: {done} of {done} pairs)"]
+            return [f"settled after {look.queries} queries ({at}); {done}"]
+        limit = f"at the limit of {self.limit} queries" if last else f"after {look.queries} queries, going on"
         listed = ", ".join(f"{one} and {other}" for one, other in now.open[:SHOWN_PAIRS])
         more = f" and {len(now.open) - SHOWN_PAIRS} more" if len(now.open) > SHOWN_PAIRS else ""
-        last = number == len(self.looks)
-        why = f"stopped, as the limit of {self.limit} queries is reached" if last else "not settled yet"
-        return [f"{head}: {why} ({ASKED[self.order]}: {done} of {len(now.asked)} pairs)", f"open: {listed}{more}"]
+        return [
+            f"not settled {limit} ({at}); {done}",
+            f"open: {listed}{more}",
+            f"{SEEN_SO_FAR} {forecast(now, self.study.looks)} (as `bench plan` with these options says)",
+        ]

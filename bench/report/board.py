@@ -211,7 +211,7 @@ def leaderboard(
     floors = tuple(label for label, role in roles.items() if role == FLOOR and labelled[label].plain)
     apart = {label for label, name in labelled.items() if not name.plain or roles[label] == CEILING}
     ks = sorted({int(k) for k in ranked["k"]})
-    pairs = {k: _pairs(tables.get((RANKED_BY, k)), facts, apart, margin) for k in ks}
+    pairs = {k: _pairs(tables.get((RANKED_BY, k)), facts, floors, apart, margin) for k in ks}
     competing = {k: _competing(tables.get((RANKED_BY, k)), facts, apart) for k in ks}
     parts = {k: groups(pairs[k], competing[k]) for k in ks}
     notes: list[str] = []
@@ -298,12 +298,16 @@ def _role(name: MethodName) -> str:
 
 
 def _pairs(
-    table: pd.DataFrame | None, facts: Mapping[str, MetricFacts], apart: Collection[str], margin: float | None
+    table: pd.DataFrame | None,
+    facts: Mapping[str, MetricFacts],
+    floors: Collection[str],
+    apart: Collection[str],
+    margin: float | None,
 ) -> Verdicts:
     if table is None or len(table.columns) < 2:
         return {}
     higher = facts[RANKED_BY].higher_is_better
-    return verdicts(table, variants=apart, higher_is_better=higher, margin=margin)
+    return verdicts(table, floors=floors, apart=apart, higher_is_better=higher, margin=margin)
 
 
 def _competing(table: pd.DataFrame | None, facts: Mapping[str, MetricFacts], apart: Collection[str]) -> list[str]:

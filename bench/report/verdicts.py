@@ -68,20 +68,25 @@ class Verdict(NamedTuple):
 Verdicts = dict[tuple[str, str], Verdict]
 
 
-def families(names: Collection[str], variants: Collection[str] = ()) -> list[list[tuple[str, str]]]:
-    """All pairs of ``names`` in at most two families: those of methods alone, and those that a variant is in.
+def families(
+    names: Collection[str], *, floors: Collection[str] = (), apart: Collection[str] = ()
+) -> list[list[tuple[str, str]]]:
+    """All pairs of ``names`` in at most three families, each with the whole error and corrected on its own.
 
-    Each family is corrected on its own, so that asking about variants makes no verdict between methods harder.
+    The pairs of methods; those that a floor is in; those that one of ``apart``, a variant or a ceiling, is in. So
+    neither a floor nor a variant makes a verdict between two methods harder.
     """
-    pairs = list(itertools.combinations(names, 2))
-    asked = [[pair for pair in pairs if set(pair).isdisjoint(variants) is alone] for alone in (True, False)]
-    return [family for family in asked if family]
+    asked: dict[int, list[tuple[str, str]]] = {0: [], 1: [], 2: []}
+    for pair in itertools.combinations(names, 2):
+        asked[2 if not set(pair).isdisjoint(apart) else 1 if not set(pair).isdisjoint(floors) else 0].append(pair)
+    return [family for family in asked.values() if family]
 
 
 def verdicts(
     per_query: pd.DataFrame,
     *,
-    variants: Collection[str] = (),
+    floors: Collection[str] = (),
+    apart: Collection[str] = (),
     higher_is_better: bool = True,
     significance: float = 1 - CONFIDENCE,
     margin: float | None = None,
@@ -90,13 +95,13 @@ def verdicts(
 
     Args:
         per_query: queries × methods, NaN where a value is missing.
-        variants: methods whose pairs are a family of their own (``families``).
+        floors, apart: those whose pairs are families of their own (``families``).
         higher_is_better: direction of the metric.
         significance: probability of calling any pair of equal methods of a family different (family-wise).
         margin: a difference that does not matter (``Study.margins``); None where no size is known to be one.
     """
     sign = 1.0 if higher_is_better else -1.0
-    asked = families(list(per_query.columns), variants)
+    asked = families(list(per_query.columns), floors=floors, apart=apart)
     return {
         pair: found
         for pairs in asked
