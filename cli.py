@@ -122,6 +122,9 @@ run_options = _options(
     methods_option,
     click.option("--scores", "score_files", multiple=True, type=FOLDER, help="Scores made elsewhere."),
     click.option("--name", "score_names", multiple=True, metavar="NAME", help="What to call the method of --scores."),
+    click.option(
+        "--floor", "floors", type=METHOD, multiple=True, help="Beside random; may be given repeatedly. [default: all]"
+    ),
     click.option("--k", "budgets", multiple=True, type=int, help="Images to remove. [default: the study's]"),
     metrics_option,
     seed_option,
@@ -356,7 +359,7 @@ def _run(given: dict[str, Any]) -> Run:
 
     _import_scores(given["score_files"], given["score_names"])
     chosen = _methods([*given["method_names"], *given["score_names"]], given["study_name"], given["settings"])
-    own = {name: given[name] for name in ("budgets", "seeds", "pairing")} | _shared(given)
+    own = {name: given[name] for name in ("floors", "budgets", "seeds", "pairing")} | _shared(given)
     if given["order"] is None:
         if given["max_queries"] is not None:
             raise InvalidInput("--max-queries is the limit of --until-settled; give --queries for a fixed number.")

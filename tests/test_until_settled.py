@@ -86,7 +86,8 @@ def test_looking_again_keeps_the_error_in_a_simulation():
 def run(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("bench.experiments.leave_k_out.draw_figures", lambda *given: [])
     quick = replace(tiny, looks=EARLY)
-    return UntilSettled(study=quick, methods=[methods.create("pixel")], budgets=[8], results=tmp_path, order="floors")
+    own = {"methods": [methods.create("pixel")], "floors": ("random",), "budgets": [8]}
+    return UntilSettled(study=quick, results=tmp_path, order="floors", **own)
 
 
 def lifted(monkeypatch, by):
@@ -166,5 +167,5 @@ def test_the_command_plans_a_run_until_settled(tmp_path):
     given = ["--study", "tiny", "--method", "pixel", "--k", "20", "--results", str(tmp_path)]
     outcome = CliRunner().invoke(main, ["run", *given, "--until-settled", "leader", "--max-queries", "12", "--dry-run"])
     assert outcome.exit_code == 0, outcome.output
-    assert "retrainings: 36 asked" in outcome.output
+    assert "retrainings: 48 asked" in outcome.output
     assert "until settled (leader) at K = 20, at most 12 queries: cannot be told" in outcome.output

@@ -30,7 +30,7 @@ from bench.diffusion.training import TrainingJob
 from bench.errors import InvalidInput, reason_of
 from bench.experiments.design import Chosen, Controls, Design
 from bench.experiments.evaluation import Comparison, evaluation_seed
-from bench.experiments.experiment import Experiment, Measured, at_least_one, with_floor
+from bench.experiments.experiment import Experiment, Measured, at_least_one, with_floors
 from bench.experiments.selection import drawn
 from bench.experiments.workspace import Workspace
 from bench.foundation.digests import digest_of
@@ -118,13 +118,13 @@ class DatamodelTest(Experiment["Datamodels"]):
                 ]
         if not ahead:
             return Chosen(comparisons=found)
-        scored = {method: [q for q in queries if not workspace.is_scored(method, q)] for method in self.with_floor}
+        scored = {method: [q for q in queries if not workspace.is_scored(method, q)] for method in self.with_floors}
         return Chosen(comparisons=found, unscored=scored)
 
     @property
-    def with_floor(self) -> list[Method]:
-        """The methods, with the random floor."""
-        return with_floor(self.methods)
+    def with_floors(self) -> list[Method]:
+        """The methods, with the floors."""
+        return with_floors(self.methods)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -157,7 +157,7 @@ class DatamodelTest(Experiment["Datamodels"]):
         """τ of each method, queries × images, and why others are missing."""
         scores: dict[Method, np.ndarray] = {}
         skipped: dict[str, str] = {}
-        for method in self.with_floor:
+        for method in self.with_floors:
             try:
                 method.prepare()
                 scores[method] = workspace.scores(method, queries).matrix.double().numpy()

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from bench.contracts import Method, Metric
+from bench.contracts import FLOOR, Method, Metric
 from bench.diffusion.queries import Query, QuerySpec, load_queries
 from bench.diffusion.training import TrainingJob
 from bench.errors import InvalidInput, Unavailable
@@ -209,10 +209,21 @@ class Experiment(ABC, Generic[R]):
             workspace.train([workspace.original_job(), *self.originals()])
 
 
-def with_floor(methods: Sequence[Method]) -> list[Method]:
-    """``methods``, with the random floor where it is missing."""
-    floor = [] if any(method.name == BASELINE for method in methods) else [method_registry.create(BASELINE)]
-    return [*methods, *floor]
+def floor_names() -> list[str]:
+    """Every method whose role is a floor."""
+    return [method.name for method in method_registry if method.role == FLOOR]
+
+
+def with_floors(methods: Sequence[Method], floors: Sequence[str] = ()) -> list[Method]:
+    """``methods``, with the floors that are missing among them.
+
+    Args:
+        methods: to compare.
+        floors: names; every floor where none is given. The baseline, from which differences are taken, always is one.
+    """
+    there = {method.name for method in methods}
+    wanted = [*(floors or floor_names()), BASELINE]
+    return [*methods, *(method_registry.create(name) for name in dict.fromkeys(wanted) if name not in there)]
 
 
 def at_least_one(name: str, value: int) -> None:

@@ -23,7 +23,7 @@ from bench.diffusion.training import TrainingJob
 from bench.errors import InvalidInput, ResultsFolderError, Unavailable, reason_of
 from bench.experiments.design import Chosen, Controls, Design, Selections
 from bench.experiments.evaluation import Comparison, evaluation_seed
-from bench.experiments.experiment import Experiment, Measured, at_least_one, with_floor
+from bench.experiments.experiment import Experiment, Measured, at_least_one, floor_names, with_floors
 from bench.experiments.pictures import draw_figures
 from bench.experiments.workspace import Workspace
 from bench.foundation.machine import describe, peak_memory_mib
@@ -83,7 +83,7 @@ class RunReport(Report):
     def problems(self) -> list[str]:
         """The methods that failed; a run all of whose methods were skipped."""
         failed = [f"{name} failed: {why}" for name, why in self.failures.items()]
-        asked = self.manifest["methods"].keys() - {rows.BASELINE}
+        asked = self.manifest["methods"].keys() - set(floor_names())
         all_skipped = asked and asked <= self.skipped.keys()
         return failed + (["every method was skipped; see the reasons above."] if all_skipped else [])
 
@@ -137,14 +137,22 @@ class Run(Removals):
     """A run of the benchmark.
 
     Attributes:
-        methods: to compare; ``random``, the floor, is added where it is missing.
+        methods: to compare.
+        floors: names of those to add where they are missing; every floor by default. ``random`` always is one.
         floor_seeds: models with nothing removed, for the unpaired floor; the first ones are the pairs' own originals.
         held_out: run on the held-out queries, to tune; their rows go to the folder ``tuning``, never to the table.
     """
 
     methods: Sequence[Method]
+    floors: Sequence[str] = ()
     floor_seeds: int = 1
     held_out: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.floors:
+            if name not in floor_names():
+                raise InvalidInput(f"--floor {name}: one of {', '.join(floor_names())} is expected.")
 
     @property
     def specs(self) -> list[QuerySpec]:
@@ -152,9 +160,9 @@ class Run(Removals):
         return (self.study.held_out_queries if self.held_out else self.study.queries)(self.query_count)
 
     @property
-    def with_floor(self) -> list[Method]:
-        """The methods, with the random floor."""
-        return with_floor(self.methods)
+    def with_floors(self) -> list[Method]:
+        """The methods, with the floors."""
+        return with_floors(self.methods, self.floors)
 
     def control_specs(self, query: Query | QuerySpec) -> list[QuerySpec]:
         """The control queries of ``query``; those of a held-out query are held out too."""
@@ -195,7 +203,7 @@ class Run(Removals):
             selections=selections,
             unscored=unscored,
             unknown=sum(map(len, unscored.values())) * len(self.ks) * len(pairs),
-            later=self.originals() if len(skipped) + len(failures) < len(self.with_floor) else (),
+            later=self.originals() if len(skipped) + len(failures) < len(self.with_floors) else (),
             skipped=skipped,
             failures=failures,
         )
@@ -225,7 +233,7 @@ class Run(Removals):
         unscored: dict[Method, list[Query]] = {}
         skipped: dict[str, str] = {}
         failures: dict[str, str] = {}
-        for method in self.with_floor:
+        for method in self.with_floors:
             try:
                 if ahead and (why := method.unavailable()):
                     raise Unavailable(why)
@@ -249,7 +257,7 @@ class Run(Removals):
         """Tables and figures of these rows beside those of earlier runs in the folder."""
         chosen = design.chosen
         selections = {self.label(method): tops for method, tops in chosen.selections.items()}
-        return written(self, workspace, design, measured, methods=self.with_floor, selections=selections, ks=self.ks)
+        return written(self, workspace, design, measured, methods=self.with_floors, selections=selections, ks=self.ks)
 
 
 def written(

@@ -203,7 +203,7 @@ def _power(experiment: Experiment[Any], workspace: Workspace, effect: float) -> 
     if not isinstance(experiment, Run):
         return ["how many queries a difference takes is told for leave-K-out runs alone"]
     run, metric = experiment, experiment.metrics[0]
-    methods = [method for method in run.with_floor if not method.unavailable()]
+    methods = [method for method in run.with_floors if not method.unavailable()]
     labels = [run.label(method) for method in methods]
     plain = [named(method, run.study.name).plain for method in methods]
     roles = [method.role if alone else "" for method, alone in zip(methods, plain, strict=True)]

@@ -16,7 +16,7 @@ from bench.experiments.design import Design
 from bench.experiments.experiment import Measured
 from bench.experiments.leave_k_out import Run, RunReport
 from bench.experiments.workspace import Workspace
-from bench.records.rows import labels
+from bench.records.rows import BASELINE, labels
 from bench.records.store import write_json
 from bench.registry import TUNED_FILE, methods
 from bench.report.summary import summarize
@@ -78,6 +78,7 @@ class TuningRun(Run):
     tuned: str
     save: bool = False
     held_out: bool = True
+    floors: Sequence[str] = (BASELINE,)
 
     def report(self, workspace: Workspace, design: Design, measured: Measured) -> Tuning:
         """The rows of all settings, and the best of them."""

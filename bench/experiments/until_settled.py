@@ -115,7 +115,7 @@ class UntilSettled(Run):
         """What ``frame``, rows of this study, tells at each look that it has queries for."""
         metric = self._metric(frame)
         table = self.per_query(frame, metric)
-        roles = {self.label(method): method.role for method in self.with_floor}
+        roles = {self.label(method): method.role for method in self.with_floors}
         methods, floors = (
             [label for label in table if roles[str(label)] == role and table[label].notna().any()]
             for role in (METHOD, FLOOR)
@@ -125,7 +125,7 @@ class UntilSettled(Run):
 
     def per_query(self, frame: pd.DataFrame, metric: Metric) -> pd.DataFrame:
         """Queries × methods, higher is better, in the study's order up to the last query that has a row."""
-        wanted = {method.digest: self.label(method) for method in self.with_floor}
+        wanted = {method.digest: self.label(method) for method in self.with_floors}
         design = "unpaired" if self.pairing == "unpaired" else "paired"
         own = frame[
             (frame["metric"] == metric.name) & (frame["design"] == design) & (frame["k"] == self.judged_k)
