@@ -28,6 +28,7 @@ from bench.registry import methods
 from bench.report.board import charted, leaderboard
 from bench.report.board_figures import ablations, cost, curves, families, order, page_charts, verdict_matrix
 from bench.report.figures import MARKS, colour_of
+from bench.report.floors import in_words, notes
 from bench.report.gallery import Gallery
 from bench.report.merging import merge_folders, open_folder
 from bench.report.page import SCRIPTS, escaped, payload, script
@@ -173,6 +174,10 @@ def board_of(folder: Folder):
     return leaderboard(merged.frame, merged.manifest, "tiny", 200)
 
 
+def board_rows(folder: Folder) -> pd.DataFrame:
+    return merge_folders([open_folder(folder.root, "tiny")]).frame
+
+
 def line_of(board, method, k=20):
     [line] = [line for line in board.lines if (line.method, line.k) == (method, k)]
     return line
@@ -189,7 +194,7 @@ def test_every_file_is_written(published):
     assert drawn == {path.stem for path in (root / "figures").glob("*.pdf")}
     assert drawn == {
         "curves_loss_change", "curves_regeneration_mse", "equivalent_random_20", "equivalent_random_50", "cost_20",
-        "cost_50", "order_20", "order_50", "verdicts_20", "verdicts_50", "top_images", "regenerations",
+        "cost_50", "order_20", "verdicts_20", "verdicts_50", "top_images", "regenerations",
         "regenerations_50",
     }  # fmt: skip
     frame = pd.read_csv(root / "leaderboard.csv")
@@ -200,11 +205,15 @@ def test_every_file_is_written(published):
 def test_ranks_are_sets_where_methods_cannot_be_told_apart(published):
     board = published[1].board
     places = {line.method: (line.group, line.ranks) for line in board.lines if line.k == 20}
-    assert places == {"ours": (1, (1, 1)), "pixel": (2, (2, 3)), "trak": (2, (2, 3)), "random": (3, (4, 4))}
-    assert [set(part) for part in board.groups[20]] == [{"ours"}, {"pixel", "trak"}, {"random"}]
+    assert places == {"ours": (1, (1, 1)), "pixel": (2, (2, 3)), "trak": (2, (2, 3)), "random": (None, None)}
+    assert [set(part) for part in board.groups[20]] == [{"ours"}, {"pixel", "trak"}]
+    assert {line.cells["regeneration_mse"].ranks for line in board.lines if line.group == 1 and line.k == 20} == {
+        (1, 1)
+    }
     text = (published[0] / "leaderboard.md").read_text()
     assert re.search(r"^\| 2 \| 2–3 \| (pixel|trak) \|", text, re.MULTILINE)
-    assert re.search(r"Group 1: ours; Group 2: (pixel, trak|trak, pixel); Group 3: random", text)
+    assert re.search(r"Group 1: ours; Group 2: (pixel, trak|trak, pixel)\.", text)
+    assert re.search(r"^\| – \| floor \| random \|", text, re.MULTILINE)
 
 
 def test_queries_won_against_each_floor_stand_beside_the_mean(tmp_path, tiny_study):
@@ -226,6 +235,42 @@ def test_queries_won_against_each_floor_stand_beside_the_mean(tmp_path, tiny_stu
     [line] = [one for one in page_data((folder.root / "leaderboard.html").read_text())["lines"]
               if (one["method"], one["k"]) == ("pixel", 20)]  # fmt: skip
     assert line["cells"]["loss_change"]["won"]["same_caption"]["of"] == 8
+
+
+def test_the_verdict_against_each_floor_is_told_in_words(tmp_path, tiny_study):
+    values = ordinary() | {("same_caption", 20): noisy(0.0051, 8, 7)}
+    folder = Folder(tmp_path / "run", values)
+    board = board_of(folder)
+    words = {line.method: in_words(line.cells["loss_change"].against) for line in board.lines if line.k == 20}
+    assert words["ours"] == "beats random and a reader of captions"
+    assert words["pixel"] == words["trak"] == "beats random; not settled against a reader of captions"
+    assert (words["same_caption"], words["random"]) == ("beats random", "worse than a reader of captions")
+    told = board.not_beaten["regeneration_mse", 20]
+    head = "every method beats random; 2 of 3 methods do not beat same_caption (a reader of captions): "
+    assert told in (f"{head}pixel, trak", f"{head}trak, pixel")
+    assert "there are no rows" in board.not_beaten["loss_change", 50]
+    published = publish(tiny_study, [], folder.root)
+    assert f"regeneration_mse at K = 20: {told}" in published.notes()
+    assert told in notes(board_rows(folder), {"loss_change": True, "regeneration_mse": True})[0]
+    assert f"regeneration_mse: {told}." in (folder.root / "leaderboard.md").read_text()
+    frame = pd.read_csv(folder.root / "leaderboard.csv").set_index(["method", "k"])
+    assert frame["loss_change_verdict_same_caption"]["pixel", 20] == "not settled"
+    assert (frame["loss_change_rank_first"]["pixel", 20], frame["loss_change_rank_last"]["pixel", 20]) == (2, 3)
+    page = page_data((folder.root / "leaderboard.html").read_text())
+    assert {"metric": "regeneration_mse", "k": 20, "text": told} in page["notBeaten"]
+
+
+def test_floors_make_no_verdict_between_methods_harder(tmp_path):
+    before = board_of(Folder(tmp_path / "one", ordinary()))
+    after = board_of(Folder(tmp_path / "two", ordinary() | {("same_caption", 20): noisy(0.004, 8, 7)}))
+    for pair in (("ours", "pixel"), ("ours", "trak"), ("pixel", "trak")):
+        assert after.pairs[20][pair] == before.pairs[20][pair]
+
+
+def test_too_few_queries_and_alike_notes_share_a_line(tmp_path):
+    [note] = notes(board_rows(Folder(tmp_path / "run", ordinary(3), queries=3)), {"loss_change": True})
+    assert note.startswith("loss_change at K = 20, loss_change at K = 50: too few queries for a verdict against random")
+    assert notes(board_rows(Folder(tmp_path / "floor", {("random", 20): noisy(0.1)})), {"loss_change": True}) == []
 
 
 def test_a_ceiling_takes_no_rank_and_makes_no_verdict_harder(tmp_path):
@@ -254,10 +299,10 @@ def test_bars_join_the_methods_of_which_no_pair_is_settled(published):
     assert list(heights) == [
         "ours",
         *sorted(("pixel", "trak"), key=lambda name: -np.mean(ordinary()[name, 20])),
-        "random",
+        "random",  # below the methods, without a bar
     ]
     dots = [set(line.get_ydata()) for line in side.lines if line.get_linestyle() == "None"]
-    assert dots == [{heights["ours"]}, {heights["pixel"], heights["trak"]}, {heights["random"]}]
+    assert dots == [{heights["ours"]}, {heights["pixel"], heights["trak"]}]
 
 
 def test_the_order_over_k_is_told_in_a_note(tmp_path):
@@ -265,8 +310,8 @@ def test_the_order_over_k_is_told_in_a_note(tmp_path):
     values |= {("pixel", 20): noisy(0.004, 8, 8), ("trak", 20): noisy(0.006, 8, 9)}
     [note] = [note for note in board_of(Folder(tmp_path / "run", values)).notes if note.startswith("Over K")]
     assert note == (
-        "Over K (20, 50): 5 of 6 pairs of methods and floors have the same order of means at every K that both have; "
-        "it turns for pixel and trak, 1 of them settled in both directions; 5 are settled at every K."
+        "Over K (20, 50): 2 of 3 pairs of methods have the same order of means at every K that both have; "
+        "it turns for pixel and trak, 1 of them settled in both directions; 2 are settled at every K."
     )
     assert not [
         note for note in board_of(Folder(tmp_path / "one", {("ours", 20): noisy(0.1)})).notes if "Over K" in note
@@ -283,7 +328,9 @@ def test_equivalents_are_read_from_the_random_reference_and_flagged_beyond_it(pu
     board = published[1].board
     assert 100 < line_of(board, "ours").equivalent.images < 180
     assert line_of(board, "ours", 50).equivalent.outside == "above"
-    assert "above the curve" in (published[0] / "leaderboard.md").read_text()
+    assert line_of(board, "ours", 50).equivalent.left(200).text == "fewer than 20"
+    assert 20 < line_of(board, "ours").equivalent.left(200).images < 100
+    assert "| fewer than 20 |" in (published[0] / "leaderboard.md").read_text()
 
 
 def test_without_a_random_reference_there_is_no_equivalent(tmp_path):
@@ -656,7 +703,7 @@ def test_the_page_shows_the_charts_of_the_files(published):
     charts = page_data(text)["charts"]
     assert set(charts) == {
         "curves_loss_change", "curves_regeneration_mse", "cost_20", "cost_50", "equivalent_random_20",
-        "equivalent_random_50", "order_20", "order_50",
+        "equivalent_random_50", "order_20",
     }  # fmt: skip
     assert charts == page_charts(board)
     for name, chart in charts.items():

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from bench.report.statistics import equivalent_random, interval, p_value, queries_needed, queries_won
-from bench.report.verdicts import Verdict, flips, groups, max_t, rank_sets, unsettled_sets, verdicts
+from bench.report.verdicts import Verdict, families, flips, groups, max_t, rank_sets, unsettled_sets, verdicts
 
 
 def simulated(rng, shifts, queries=20):
@@ -136,12 +136,23 @@ def test_pairs_with_missing_values_keep_their_own_queries():
 def test_variants_are_a_family_of_their_own():
     frame = simulated(np.random.default_rng(6), [0.9, 0.0, 0.1, 0.2], queries=12)
     alone = verdicts(frame[["a", "b"]])["a", "b"]
-    found = verdicts(frame, variants=["c", "d"])
+    found = verdicts(frame, apart=["c", "d"])
     assert found["a", "b"] == alone
     others = [pair for pair in found if pair != ("a", "b")]
     corrected = max_t(np.stack([(frame[one] - frame[other]).to_numpy() for one, other in others], axis=1))
     for pair, value in zip(others, corrected, strict=True):
         assert found[pair].p_value == max(value, p_value((frame[pair[0]] - frame[pair[1]]).to_numpy()))
+
+
+def test_floors_are_a_family_of_their_own():
+    assert families("abfgv", floors="fg", apart="v") == [
+        [("a", "b")],
+        [("a", "f"), ("a", "g"), ("b", "f"), ("b", "g"), ("f", "g")],
+        [("a", "v"), ("b", "v"), ("f", "v"), ("g", "v")],
+    ]
+    frame = simulated(np.random.default_rng(6), [0.9, 0.0, 0.1, 0.2], queries=12)
+    assert verdicts(frame, floors=["c", "d"])["a", "b"] == verdicts(frame[["a", "b"]])["a", "b"]
+    assert verdicts(frame, floors=["d"])["a", "b"] == verdicts(frame[["a", "b", "c"]])["a", "b"]
 
 
 def test_queries_needed_agrees_with_a_simulation():

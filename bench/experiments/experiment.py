@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from bench.contracts import FLOOR, Method, Metric
+from bench.contracts import Method, Metric
 from bench.diffusion.queries import Query, QuerySpec, load_queries
 from bench.diffusion.training import TrainingJob
 from bench.errors import InvalidInput, Unavailable
@@ -26,6 +26,7 @@ from bench.foundation.machine import available_threads, compute_threads
 from bench.foundation.progress import Progress
 from bench.records.rows import BASELINE, Row
 from bench.records.store import Store
+from bench.registry import floors as every_floor
 from bench.registry import methods as method_registry
 from bench.registry import metrics as metric_registry
 from bench.report.shown import Report
@@ -209,11 +210,6 @@ class Experiment(ABC, Generic[R]):
             workspace.train([workspace.original_job(), *self.originals()])
 
 
-def floor_names() -> list[str]:
-    """Every method whose role is a floor."""
-    return [method.name for method in method_registry if method.role == FLOOR]
-
-
 def with_floors(methods: Sequence[Method], floors: Sequence[str] = ()) -> list[Method]:
     """``methods``, with the floors that are missing among them.
 
@@ -222,7 +218,7 @@ def with_floors(methods: Sequence[Method], floors: Sequence[str] = ()) -> list[M
         floors: names; every floor where none is given. The baseline, from which differences are taken, always is one.
     """
     there = {method.name for method in methods}
-    wanted = [*(floors or floor_names()), BASELINE]
+    wanted = [*(floors or every_floor()), BASELINE]
     return [*methods, *(method_registry.create(name) for name in dict.fromkeys(wanted) if name not in there)]
 
 

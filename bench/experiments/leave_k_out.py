@@ -23,15 +23,16 @@ from bench.diffusion.training import TrainingJob
 from bench.errors import InvalidInput, ResultsFolderError, Unavailable, reason_of
 from bench.experiments.design import Chosen, Controls, Design, Selections
 from bench.experiments.evaluation import Comparison, evaluation_seed
-from bench.experiments.experiment import Experiment, Measured, at_least_one, floor_names, with_floors
+from bench.experiments.experiment import Experiment, Measured, at_least_one, with_floors
 from bench.experiments.pictures import draw_figures
 from bench.experiments.workspace import Workspace
 from bench.foundation.machine import describe, peak_memory_mib
 from bench.records import folder, rows
 from bench.records.names import MethodName
 from bench.records.store import Store, write_json, write_whole
+from bench.registry import floors as every_floor
 from bench.registry import named, tuned
-from bench.report import summary, truth
+from bench.report import floors, summary, truth
 from bench.report.shown import Report, Table
 
 DESIGNS = ("paired", "unpaired", "both")
@@ -72,18 +73,20 @@ class RunReport(Report):
         return [(summary.TABLE_HEAD, summary.table_cells(self.table)), *known]
 
     def notes(self) -> list[str]:
-        """What was skipped, what each method's settings come from, where all lies."""
+        """What was skipped, what each method's settings come from, who does not beat the floors, where all lies."""
+        directions = {name: facts["higher_is_better"] for name, facts in self.manifest["metrics"].items()}
         skipped = {**self.skipped, **self.skipped_metrics}
         return [
             *(f"skipped {name}: {why}" for name, why in skipped.items()),
             *(f"{method}: {facts['tuned_on']}" for method, facts in self.manifest["methods"].items()),
+            *floors.notes(self.merged, directions),
             f"table, frame, manifest and pictures: {self.folder}",
         ]
 
     def problems(self) -> list[str]:
         """The methods that failed; a run all of whose methods were skipped."""
         failed = [f"{name} failed: {why}" for name, why in self.failures.items()]
-        asked = self.manifest["methods"].keys() - set(floor_names())
+        asked = self.manifest["methods"].keys() - set(every_floor())
         all_skipped = asked and asked <= self.skipped.keys()
         return failed + (["every method was skipped; see the reasons above."] if all_skipped else [])
 
@@ -151,8 +154,8 @@ class Run(Removals):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in self.floors:
-            if name not in floor_names():
-                raise InvalidInput(f"--floor {name}: one of {', '.join(floor_names())} is expected.")
+            if name not in every_floor():
+                raise InvalidInput(f"--floor {name}: one of {', '.join(every_floor())} is expected.")
 
     @property
     def specs(self) -> list[QuerySpec]:
@@ -281,7 +284,7 @@ def written(
     frame = rows.frame_of(measured.rows)
     store = experiment.store(workspace)
     merged = rows.merge(store, frame)
-    table = summary.summarize(merged.assign(method=rows.labels(merged)))
+    table = summary.summarize(merged.assign(method=rows.labels(merged)), len(experiment.study.dataset))
     chosen = design.chosen
     skipped, failures = dict(chosen.skipped), dict(chosen.failures)
     manifest = _manifest(experiment, workspace, measured, methods) | {

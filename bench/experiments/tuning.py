@@ -84,7 +84,9 @@ class TuningRun(Run):
         """The rows of all settings, and the best of them."""
         report = super().report(workspace, design, measured)
         labelled = report.frame.assign(method=labels(report.frame))
-        table = summarize(labelled)  # this run's rows alone: the folder may hold older ones by the same names
+        table = summarize(
+            labelled, len(self.study.dataset)
+        )  # this run's rows alone: the folder may hold older ones by the same names
         by_label = {self.label(method): method for method in self.methods}
         own = table[(table["metric"] == OBJECTIVE) & table["method"].isin(by_label)]
         if own.empty:

@@ -1,9 +1,9 @@
 """Stage 8, the leaderboard's numbers: rows in, lines with ranks, intervals, verdicts and equivalents out.
 
-A line is one method at one K in the paired design. It has no rank but a set of ranks, which the settled pairs at that K
-leave open on the loss change (``bench.report.verdicts``, corrected for all pairs of methods and floors, and apart from
-these for all pairs with a variant or a ceiling). Methods and floors fall into groups: those that nobody beats, then
-those that nobody of the rest beats, and so on.
+A line is one method, floor or ceiling at one K in the paired design. A method has no rank but a set of ranks, which
+the settled pairs of methods at that K leave open (``bench.report.verdicts``), and a verdict against each floor. The
+methods fall into groups by the loss change: those that nobody beats, then those that nobody of the rest beats, and so
+on. Floors and ceilings have neither rank nor group.
 
 A value that failed is left out of every mean, counted, and listed with its reason; it is never a zero.
 """
@@ -11,20 +11,21 @@ A value that failed is left out of every mean, counted, and listed with its reas
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bench.contracts import CEILING, FLOOR, METHOD, Method
+from bench.contracts import METHOD, Method
 from bench.errors import BenchError, ResultsFolderError
 from bench.records.names import MethodName
 from bench.records.rows import BASELINE, NOT_RANKED, NOTHING_REMOVED, labels
 from bench.registry import methods as method_registry
 from bench.registry import metrics as metric_registry
-from bench.registry import tuned
+from bench.registry import role_of, tuned
+from bench.report.floors import Parts, against, judged, names_of, not_beaten, parts_of
 from bench.report.statistics import (
     MIN_QUERIES,
     Equivalent,
@@ -35,7 +36,7 @@ from bench.report.statistics import (
     queries_won,
 )
 from bench.report.summary import equivalent, reference_curve
-from bench.report.verdicts import OPPOSITE, Verdict, Verdicts, groups, rank_sets, verdicts
+from bench.report.verdicts import OPPOSITE, Verdict, Verdicts, groups, rank_sets
 
 RANKED_BY = "loss_change"
 SHOWN_PAIRS = 4
@@ -65,6 +66,9 @@ class Cell:
         low, high: interval of the mean; NaN where there are too few queries.
         difference, difference_low, difference_high: to the baseline, paired by query, with its interval.
         won: by floor, on how many of the queries that both have the method is ahead of it.
+        against: by floor, the verdict.
+        ranks: the first and the last that it may have among the methods by the settled pairs; None for a floor or a
+            ceiling and where there are too few queries to say. A variant has those that it would have beside them.
         queries: over how many.
         compared: how many of these have a baseline.
         failed: values that were left out.
@@ -78,6 +82,8 @@ class Cell:
     difference_low: float
     difference_high: float
     won: Mapping[str, Won]
+    against: Mapping[str, str]
+    ranks: tuple[int, int] | None
     queries: int
     compared: int
     failed: int
@@ -89,8 +95,8 @@ class Line:
 
     Attributes:
         method: its label, name: the columns behind it.
-        ranks: the first and the last that it may have among methods and floors by the settled pairs; None for a ceiling
-            and where there are too few queries to say. A variant has those that it would have beside them.
+        role: of the method.
+        ranks: of the ranking metric's cell.
         group: from 1, of those whom nobody of the rest beats; None for a variant too.
         cells: by metric.
         equivalent: number of random images whose removal does as much; None without a random reference.
@@ -101,7 +107,7 @@ class Line:
     method: str
     name: MethodName
     k: int
-    ranks: tuple[int, int] | None
+    role: str
     group: int | None
     cells: Mapping[str, Cell]
     equivalent: Equivalent | None
@@ -109,6 +115,12 @@ class Line:
     settings: Mapping[str, Any]
     digest: str
     tuned_on: str
+
+    @property
+    def ranks(self) -> tuple[int, int] | None:
+        """By the ranking metric."""
+        cell = self.cells.get(RANKED_BY)
+        return None if cell is None else cell.ranks
 
 
 def charted(lines: Iterable[Line]) -> list[str]:
@@ -137,8 +149,9 @@ class Board:
         metrics: in the order of their columns, the one that ranks first.
         lines: by K, first rank and mean.
         pairs: the verdict on each pair of methods by K.
-        groups: of methods and floors by K, the first beaten by nobody, each in the order of the means.
+        groups: of methods by K, the first beaten by nobody, each in the order of the means.
         floors_named: the labels of the floors among the lines.
+        not_beaten: which methods do not beat each floor, in words, by (metric, K).
         margin: a difference of the ranking metric that does not matter; None where the study fixes none.
         tables: queries × methods by (metric, K), the values behind the lines.
         reference: K × queries of the random reference by metric.
@@ -152,6 +165,7 @@ class Board:
     pairs: Mapping[int, Mapping[tuple[str, str], Verdict]]
     groups: Mapping[int, Sequence[Sequence[str]]]
     floors_named: tuple[str, ...]
+    not_beaten: Mapping[tuple[str, int], str]
     margin: float | None
     tables: Mapping[tuple[str, int], pd.DataFrame]
     reference: Mapping[str, pd.DataFrame]
@@ -206,31 +220,47 @@ def leaderboard(
     facts = _metric_facts(rows, manifest)
     tables = _tables(ranked)
     reference = _reference(rows)
-    labelled = {str(label): _name_of(own) for label, own in ranked.groupby("label")}
-    roles = {label: _role(name) for label, name in labelled.items()}
-    floors = tuple(label for label, role in roles.items() if role == FLOOR and labelled[label].plain)
-    apart = {label for label, name in labelled.items() if not name.plain or roles[label] == CEILING}
+    labelled = names_of(ranked)
+    parts = parts_of(labelled)
     ks = sorted({int(k) for k in ranked["k"]})
-    pairs = {k: _pairs(tables.get((RANKED_BY, k)), facts, floors, apart, margin) for k in ks}
-    competing = {k: _competing(tables.get((RANKED_BY, k)), facts, apart) for k in ks}
-    parts = {k: groups(pairs[k], competing[k]) for k in ks}
+    found = {
+        (metric, k): judged(
+            tables.get((metric, k)),
+            parts,
+            higher_is_better=facts[metric].higher_is_better,
+            margin=margin if metric == RANKED_BY else None,
+        )
+        for metric in facts
+        for k in ks
+    }
+    competing = {(metric, k): _competing(tables.get((metric, k)), facts[metric], parts) for metric, k in found}
+    pairs = {k: found.get((RANKED_BY, k), {}) for k in ks}
+    grouped = {k: groups(pairs[k], competing.get((RANKED_BY, k), [])) for k in ks}
     notes: list[str] = []
     lines: list[Line] = []
     for k, at_k in ranked.groupby("k"):
-        table = tables.get((RANKED_BY, int(k)))
-        enough = [] if table is None else [str(name) for name in table if table[name].count() >= MIN_QUERIES]
-        ranks = rank_sets(pairs[int(k)], [n for n in enough if roles[n] != CEILING], competing[int(k)])
-        group = {name: place for place, part in enumerate(parts[int(k)], 1) for name in part}
+        group = {name: place for place, part in enumerate(grouped[int(k)], 1) for name in part}
         for label, own in at_k.groupby("label"):
-            line = _line(str(label), int(k), own, tables, floors, facts, reference, manifest, study, notes)
-            lines.append(replace(line, ranks=ranks.get(str(label)), group=group.get(str(label))))
-    notes += _over_k(pairs, competing)
+            cells = {}
+            for metric, values in own.groupby("metric"):
+                key = (str(metric), int(k))
+                failed, higher = int((~values["done"]).sum()), facts[str(metric)].higher_is_better
+                table, role = tables.get(key), role_of(labelled[str(label)].method)
+                cells[key[0]] = _cell(str(label), role, table, found[key], competing[key], parts, failed, higher)
+            lines.append(_line(str(label), int(k), own, cells, tables, reference, manifest, study, notes))
+            lines[-1] = replace(lines[-1], group=group.get(str(label)))
+    notes += _over_k(pairs, {k: competing.get((RANKED_BY, k), []) for k in ks})
     return Board(
         metrics=tuple(facts.values()),
         lines=tuple(sorted(lines, key=_order)),
         pairs=pairs,
-        groups=parts,
-        floors_named=floors,
+        groups=grouped,
+        floors_named=parts.floors,
+        not_beaten={
+            (metric, k): not_beaten({label: against(own, label, parts) for label in parts.methods}, parts)
+            for (metric, k), own in found.items()
+            if own
+        },
         margin=margin,
         tables=tables,
         reference=reference,
@@ -244,7 +274,8 @@ def leaderboard(
 def _order(line: Line) -> tuple[float, ...]:
     cell = line.cells.get(RANKED_BY)
     mean = cell.mean if cell is not None and math.isfinite(cell.mean) else -math.inf
-    return (float(line.k), math.inf if line.ranks is None else float(line.ranks[0]), -mean)
+    first = math.inf if line.ranks is None else float(line.ranks[0])
+    return (float(line.k), float(line.role != METHOD), first, -mean)
 
 
 def _metric_facts(rows: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, MetricFacts]:
@@ -285,37 +316,12 @@ def _floors(rows: pd.DataFrame) -> dict[str, float]:
     return {str(metric): float(size) for metric, size in per_query.groupby(level="metric").mean().items()}
 
 
-def _name_of(rows: pd.DataFrame) -> MethodName:
-    """Of rows of one method."""
-    first = rows.iloc[0]
-    return MethodName(str(first["method"]), str(first["variant"]), str(first["settings"]))
-
-
-def _role(name: MethodName) -> str:
-    """Whether it competes; a method whose plugin is not here does."""
-    kind = method_registry.find(name.method)
-    return METHOD if kind is None else kind.role
-
-
-def _pairs(
-    table: pd.DataFrame | None,
-    facts: Mapping[str, MetricFacts],
-    floors: Collection[str],
-    apart: Collection[str],
-    margin: float | None,
-) -> Verdicts:
-    if table is None or len(table.columns) < 2:
-        return {}
-    higher = facts[RANKED_BY].higher_is_better
-    return verdicts(table, floors=floors, apart=apart, higher_is_better=higher, margin=margin)
-
-
-def _competing(table: pd.DataFrame | None, facts: Mapping[str, MetricFacts], apart: Collection[str]) -> list[str]:
-    """Methods and floors with enough queries, the best mean first."""
+def _competing(table: pd.DataFrame | None, facts: MetricFacts, parts: Parts) -> list[str]:
+    """Methods with enough queries, the best mean first."""
     if table is None:
         return []
-    means = table.mean().sort_values(ascending=not facts[RANKED_BY].higher_is_better, kind="stable")
-    return [str(name) for name in means.index if name not in apart and table[name].count() >= MIN_QUERIES]
+    means = table.mean().sort_values(ascending=not facts.higher_is_better, kind="stable")
+    return [str(name) for name in means.index if name in parts.methods and table[name].count() >= MIN_QUERIES]
 
 
 def _over_k(pairs: Mapping[int, Verdicts], competing: Mapping[int, Sequence[str]]) -> list[str]:
@@ -331,7 +337,7 @@ def _over_k(pairs: Mapping[int, Verdicts], competing: Mapping[int, Sequence[str]
     turning = [pair for pair, found in several.items() if len({one.difference > 0 for one in found.values()}) > 1]
     ks = sorted({k for found in several.values() for k in found})
     held = len(several) - len(turning)
-    texts = [f"Over K ({', '.join(map(str, ks))}): {held} of {len(several)} pairs of methods and floors have the same "
+    texts = [f"Over K ({', '.join(map(str, ks))}): {held} of {len(several)} pairs of methods have the same "
              "order of means at every K that both have"]  # fmt: skip
     if turning:
         listed = ", ".join(" and ".join(pair) for pair in turning[:SHOWN_PAIRS])
@@ -350,32 +356,27 @@ def _line(
     label: str,
     k: int,
     rows: pd.DataFrame,
+    cells: Mapping[str, Cell],
     tables: Mapping[tuple[str, int], pd.DataFrame],
-    floors: Sequence[str],
-    facts: Mapping[str, MetricFacts],
     reference: Mapping[str, pd.DataFrame],
     manifest: Mapping[str, Any],
     study: str,
     notes: list[str],
 ) -> Line:
-    cells = {}
-    for metric, values in rows.groupby("metric"):
-        table, failed = tables.get((str(metric), k)), int((~values["done"]).sum())
-        cells[str(metric)] = _cell(label, table, floors, failed, facts[str(metric)].higher_is_better)
-        if metric == RANKED_BY:
-            notes += _remarks(label, k, tables.get((RANKED_BY, k)))
+    if RANKED_BY in cells:
+        notes += _remarks(label, k, tables.get((RANKED_BY, k)))
     table = tables.get((RANKED_BY, k))
     curve = reference.get(RANKED_BY)
     amount: Equivalent | None = None
     if table is not None and curve is not None and label in table:
         amount = equivalent(table[label].dropna(), curve)
-    name = _name_of(rows)
+    [name] = names_of(rows).values()
     settings, tuned_on = _settings(name, str(rows["method_digest"].iloc[0]), manifest, study)
     return Line(
         method=label,
         name=name,
         k=k,
-        ranks=None,
+        role=role_of(name.method),
         group=None,
         cells=cells,
         equivalent=amount,
@@ -386,11 +387,21 @@ def _line(
     )
 
 
-def _cell(label: str, table: pd.DataFrame | None, floors: Sequence[str], failed: int, higher_is_better: bool) -> Cell:
+def _cell(
+    label: str,
+    role: str,
+    table: pd.DataFrame | None,
+    found: Verdicts,
+    competing: Sequence[str],
+    parts: Parts,
+    failed: int,
+    higher_is_better: bool,
+) -> Cell:
     nan = float("nan")
     if table is None or label not in table:
         return Cell(mean=nan, standard_error=nan, low=nan, high=nan, difference=nan, difference_low=nan,
-                    difference_high=nan, won={}, queries=0, compared=0, failed=failed)  # fmt: skip
+                    difference_high=nan, won={}, against={}, ranks=None, queries=0, compared=0,
+                    failed=failed)  # fmt: skip
     own = table[label].dropna()
     mean, error = mean_and_error(own.to_numpy())
     bounds = interval(own.to_numpy())
@@ -402,9 +413,10 @@ def _cell(label: str, table: pd.DataFrame | None, floors: Sequence[str], failed:
     sign = 1.0 if higher_is_better else -1.0
     won = {
         floor: queries_won(sign * (table[label] - table[floor]).dropna().to_numpy())
-        for floor in floors
+        for floor in parts.floors
         if floor != label and floor in table
     }
+    ranked = role == METHOD and len(own) >= MIN_QUERIES
     return Cell(
         mean=mean,
         standard_error=error,
@@ -414,6 +426,8 @@ def _cell(label: str, table: pd.DataFrame | None, floors: Sequence[str], failed:
         difference_low=difference.low,
         difference_high=difference.high,
         won=won,
+        against=against(found, label, parts),
+        ranks=rank_sets(found, [label], competing)[label] if ranked else None,
         queries=len(own),
         compared=compared,
         failed=failed,

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from torch import Tensor
 
+from bench.contracts import METHOD
 from bench.records.rows import BASELINE, NOTHING_REMOVED
 from bench.report import figures
 from bench.report.board import RANKED_BY, Board, Line, charted
@@ -111,26 +112,32 @@ def curves(board: Board, metric: str, variants: bool = False) -> Figure:
 
 
 def equivalent_random(board: Board, k: int) -> Figure:
-    """Bars: how many random images do as much as the top ``k`` of each method, with bootstrap intervals."""
-    ends = board.reference[RANKED_BY].index
-    bounds = {"below": float(ends[0]), "above": float(ends[-1])}
-    lines = [(line, line.equivalent) for line in board.lines if line.k == k and line.equivalent is not None]
-    lines.sort(key=lambda pair: bounds.get(pair[1].outside, pair[1].images))
+    """How many random images are left where as much is lost as without the top ``k`` of each method, on a log axis.
+
+    Nearly all of a study must go at random for the loss change of a good method, so what is left tells methods apart.
+    """
+    lines = [(line, line.equivalent.left(board.num_images)) for line in board.lines if line.k == k and line.equivalent]
+    lines.sort(key=lambda pair: -(pair[1].end if pair[1].outside else pair[1].images))
     figure = Figure(figsize=(5.4, 0.34 * len(lines) + 0.9))
     axes = figure.add_subplot()
-    for place, (line, found) in enumerate(lines):
-        length = bounds.get(found.outside, found.images)
-        axes.barh(
-            place, length, color=figures.colour_of(line.name.method), alpha=0.35 if found.outside else 0.85, height=0.62
-        )
-        if np.isfinite(found.low):
-            axes.plot([found.low, found.high], [place, place], color="#000000", linewidth=1.2)
-        sign = {"above": "> ", "below": "< "}.get(found.outside, "")
-        right = max(length, found.high if np.isfinite(found.high) else 0.0)
-        axes.annotate(f"{sign}{length:,.0f}", (right, place), xytext=(3, 0), textcoords="offset points", va="center",
-                      fontsize=8)  # fmt: skip
+    for place, (line, left) in enumerate(lines):
+        where = left.end if left.outside else left.images
+        colour, mark = figures.colour_of(line.name.method), figures.mark_of(line.name.method, line.method)
+        if np.isfinite(left.low):
+            axes.plot([left.low, left.high], [place, place], color=colour, linewidth=1.4)
+        arrow = {"fewer": "<", "more": ">"}.get(left.outside, mark)
+        axes.plot(where, place, marker=arrow, markersize=6, color=colour, fillstyle="none" if left.outside else "full")
+        text = f"{left.outside} than {where:,.0f}" if left.outside else f"{where:,.0f}"
+        axes.annotate(text, (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+    for place in range(len(lines)):
+        axes.axhline(place, color="#eeeeee", linewidth=0.8, zorder=-1)
+    axes.set_xscale("log")
+    axes.set_xlim(0.7 * (board.num_images - board.reference[RANKED_BY].index[-1]), 1.2 * board.num_images)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yticks(range(len(lines)), [figures.wrapped(line.method) for line, _ in lines], fontsize=8)
-    axes.set(xlabel=f"random images with the loss change of the top {k}", xlim=(0, bounds["above"] * 1.12))
+    axes.set_xlabel(f"without the top {k}: as bad as trained on this many random images", fontsize=8)
+    axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -191,14 +198,16 @@ def verdict_matrix(board: Board, k: int) -> Figure:
 
 
 def order(board: Board, k: int) -> Figure:
-    """Methods and floors at ``k`` by their mean; bars join those of which no pair is settled.
+    """Methods at ``k`` by their mean; bars join those of which no pair is settled. Floors and ceilings stand below.
 
     Like a critical-difference diagram (Demšar, 2006), but made from the verdict on each pair: a bar joins the methods
     that have a dot on it.
     """
-    names = _competing(board, k)
+    competing = _competing(board, k)
     lines = {line.method: line for line in board.lines if line.k == k}
-    bars = unsettled_sets(board.pairs.get(k, {}), names)
+    beside = [name for name, line in lines.items() if line.role != METHOD and line.name.plain and _finite(line)]
+    names = [*competing, *sorted(beside, key=lambda name: -_mean(lines[name]))]
+    bars = unsettled_sets(board.pairs.get(k, {}), competing)
     heights = {name: len(names) - 1 - place for place, name in enumerate(names)}
     figure = Figure(figsize=(4.4 + 0.24 * len(bars), 0.3 * len(names) + 1.0))
     axes, side = figure.subplots(
@@ -219,6 +228,8 @@ def order(board: Board, k: int) -> Figure:
     for height in heights.values():
         for panel in (axes, side):
             panel.axhline(height, color="#eeeeee", linewidth=0.8, zorder=-1)
+    if beside:
+        axes.axhline(len(beside) - 0.5, color=figures.GREY, linewidth=0.8, linestyle=":")
     axes.set_yticks(list(heights.values()), [figures.wrapped(name) for name in heights], fontsize=8)
     axes.set_xlabel(f"{_label(board, RANKED_BY)}, K = {k}", fontsize=8)
     axes.tick_params(labelsize=8)
@@ -299,7 +310,7 @@ def _name_series(board: Board, method: str, drawn_line: Iterable[object], *other
 
 
 def _competing(board: Board, k: int) -> list[str]:
-    """Methods and floors at ``k``, the best mean first."""
+    """Methods at ``k``, the best mean first."""
     lines = [line for line in board.lines if line.k == k and line.group is not None]
     [facts] = [facts for facts in board.metrics if facts.name == RANKED_BY]
     return [line.method for line in sorted(lines, key=_mean, reverse=facts.higher_is_better)]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bench.contracts import METHOD
 from bench.errors import ResultsFolderError
 from bench.records import folder as names
 from bench.records.rows import BASELINE, labels
@@ -19,6 +20,7 @@ from bench.records.store import Store, write_whole
 from bench.report import figures
 from bench.report.board import RANKED_BY, Board, Cell, Line, leaderboard
 from bench.report.board_figures import drawn, page_charts, pdf
+from bench.report.floors import in_words
 from bench.report.gallery import gallery
 from bench.report.merging import Merged, RunFolder, has_rows, keep, merge_folders, open_folder
 from bench.report.page import page
@@ -44,14 +46,17 @@ class Published(Report):
     remarks: tuple[str, ...]
 
     def tables(self) -> list[Table]:
-        """The order of the methods."""
-        return [(("K", "group", "rank", "method", RANKED_BY), [line_cells(line) for line in self.board.lines])]
+        """The order of the methods, and their verdicts by each metric."""
+        metrics = [metric.name for metric in self.board.metrics]
+        head = ("K", "group", "rank", "method", RANKED_BY, *(f"{name}: verdict" for name in metrics))
+        return [(head, [line_cells(line, metrics) for line in self.board.lines])]
 
     def notes(self) -> list[str]:
-        """The remarks, how many values failed, and the files."""
+        """Who does not beat the floors, the remarks, how many values failed, and the files."""
+        told = [f"{metric} at K = {k}: {text}" for (metric, k), text in self.board.not_beaten.items()]
         failed = sum(len(failure.queries) for failure in self.board.failures)
         left_out = f"{failed} values failed and are left out; the page lists them with their reasons."
-        return [*self.remarks, *([left_out] if failed else []), *(f"written: {path}" for path in self.files)]
+        return [*told, *self.remarks, *([left_out] if failed else []), *(f"written: {path}" for path in self.files)]
 
 
 def publish(study: Study, sources: Sequence[Path], root: Path) -> Published:
@@ -134,7 +139,8 @@ def _facts(study: Study, merged: Merged, root: Path) -> dict[str, Any]:
 def wide(board: Board) -> pd.DataFrame:
     """The lines as a frame: a row for each method and K, columns for each metric."""
     frame = pd.DataFrame([_record(line, board) for line in board.lines])
-    return frame.astype(dict.fromkeys(["group", "rank_first", "rank_last"], "Int64"))
+    whole = [name for name in frame if name == "group" or name.endswith(("rank_first", "rank_last"))]
+    return frame.astype(dict.fromkeys(whole, "Int64"))
 
 
 def csv(board: Board) -> str:
@@ -145,10 +151,7 @@ def csv(board: Board) -> str:
 
 
 def _record(line: Line, board: Board) -> dict[str, Any]:
-    first, last = line.ranks or (None, None)
-    record: dict[str, Any] = {
-        "k": line.k, "group": line.group, "rank_first": first, "rank_last": last, "method": line.method,
-    }  # fmt: skip
+    record: dict[str, Any] = {"k": line.k, "group": line.group, "method": line.method, "role": line.role}
     for metric in board.metrics:
         cell = line.cells.get(metric.name)
         for floor in board.floors_named:
@@ -158,10 +161,17 @@ def _record(line: Line, board: Board) -> dict[str, Any]:
                 f"{metric.name}_won_{floor}{end}": value
                 for end, value in zip(("", "_low", "_high"), shares, strict=True)
             }
-        for name in (name for name in Cell.__dataclass_fields__ if name != "won"):
+            record[f"{metric.name}_verdict_{floor}"] = cell.against.get(floor) if cell else None
+        first, last = (cell.ranks if cell else None) or (None, None)
+        record |= {f"{metric.name}_rank_first": first, f"{metric.name}_rank_last": last}
+        for name in (name for name in Cell.__dataclass_fields__ if name not in ("won", "against", "ranks")):
             record[f"{metric.name}_{name.replace('difference', f'minus_{BASELINE}')}"] = getattr(cell, name, None)
     found = line.equivalent
+    left = found.left(board.num_images) if found else None
     record |= {
+        "random_left": left.images if left else None,
+        "random_left_low": left.low if left else None,
+        "random_left_high": left.high if left else None,
         "equivalent_random": found.images if found else None,
         "equivalent_random_low": found.low if found else None,
         "equivalent_random_high": found.high if found else None,
@@ -177,8 +187,11 @@ def markdown(board: Board, study: str, notes: Sequence[str] = ()) -> str:
         head = ["group", "rank", "method"]
         for metric in board.metrics:
             arrow = "↑" if metric.higher_is_better else "↓"
-            head += [f"{metric.name} {arrow}, mean ± 1 SE [95 % interval]", f"minus {BASELINE}"]
-        head += ["≈ random images", *(f"queries won against {floor}" for floor in board.floors_named)]
+            head += [f"{metric.name} {arrow}, mean ± 1 SE [95 % interval]", f"minus {BASELINE}", "verdict"]
+        head += [
+            "as bad as trained on … random images",
+            *(f"queries won against {floor}" for floor in board.floors_named),
+        ]
         head += ["scoring s/query", "tuned on"]
         lines = ["| " + " | ".join(map(_cell_text, head)) + " |", "|" + "---|" * len(head)]
         for line in board.lines:
@@ -186,14 +199,16 @@ def markdown(board: Board, study: str, notes: Sequence[str] = ()) -> str:
                 lines.append("| " + " | ".join(map(_cell_text, _cells(line, board))) + " |")
         parts.append(f"## K = {k}\n\n" + "\n".join(lines) + "\n")
         parts.append(_groups_text(board.groups.get(k, ())) + "\n")
+        parts += [f"{_cell_text(f'{metric}: {text}')}.\n" for (metric, at), text in board.not_beaten.items() if at == k]
     parts.append(
         f"Group 1: nobody beats them on {RANKED_BY} at that K; group 2: nobody of the rest does; and so on. Rank: all "
-        "that the settled pairs leave open among methods and floors. A pair is settled by sign flips of whole queries "
-        "at 5 %, corrected for all pairs of methods and floors, and apart for all pairs with a variant or a ceiling. "
-        f"{_margin_text(board)}Queries won: on how many the method is ahead of the floor, ties counted half, with the "
-        "95 % interval of the share. Intervals of means and differences: Student's over queries, 95 %, each "
-        "alone: one that holds zero goes with no verdict, while one without zero may. Those of ≈ random images: "
-        "resampled queries.\n"
+        "that the settled pairs of methods leave open; floors and ceilings have none. A pair is settled by sign flips "
+        "of whole queries at 5 %, corrected for all pairs of methods, apart for all pairs with a floor, and apart for "
+        f"all pairs with a variant or a ceiling; each metric alone. {_margin_text(board)}Queries won: on how many the "
+        "method is ahead of the floor, ties counted half, with the 95 % interval of the share. Intervals of means and "
+        "differences: Student's over queries, 95 %, each alone: one that holds zero goes with no verdict, while one "
+        "without zero may. As bad as trained on … random images: without the method's K images a model loses as much "
+        "as one that was trained on so many random images alone; intervals from resampled queries.\n"
     )
     if board.failures:
         listed = [
@@ -206,15 +221,16 @@ def markdown(board: Board, study: str, notes: Sequence[str] = ()) -> str:
     return "\n".join(parts)
 
 
-def line_cells(line: Line) -> list[str]:
-    """K, group, rank, method and the ranking metric as text, for a terminal."""
+def line_cells(line: Line, metrics: Sequence[str]) -> list[str]:
+    """K, group, rank, method, the ranking metric and the verdicts by ``metrics`` as text, for a terminal."""
     cell = line.cells.get(RANKED_BY)
-    return [str(line.k), _group_text(line), _rank_text(line), line.method, "" if cell is None else _mean_text(cell)]
+    texts = [str(line.k), _group_text(line), _rank_text(line), line.method, "" if cell is None else _mean_text(cell)]
+    return texts + [in_words(line.cells[name].against) if name in line.cells else "" for name in metrics]
 
 
 def _rank_text(line: Line) -> str:
     if line.ranks is None:
-        return "–"
+        return "–" if line.role == METHOD else line.role
     first, last = line.ranks
     return str(first) if first == last else f"{first}–{last}"
 
@@ -251,14 +267,9 @@ def _cells(line: Line, board: Board) -> list[str]:
     texts = [_group_text(line), _rank_text(line), line.method]
     for metric in board.metrics:
         cell = line.cells.get(metric.name)
-        texts += ["", ""] if cell is None else [_mean_text(cell), _difference_text(line.method, cell)]
-    found = line.equivalent
-    if found is None:
-        texts.append("")
-    elif found.outside:
-        texts.append(f"{found.outside} the curve")
-    else:
-        texts.append(f"{found.images:.0f}" + ("" if math.isnan(found.low) else f" [{found.low:.0f}, {found.high:.0f}]"))
+        verdict = "" if cell is None else in_words(cell.against)
+        texts += ["", "", ""] if cell is None else [_mean_text(cell), _difference_text(line.method, cell), verdict]
+    texts.append(line.equivalent.left(board.num_images).text if line.equivalent else "")
     won = line.cells[RANKED_BY].won if RANKED_BY in line.cells else {}
     texts += [_won_text(won.get(floor)) for floor in board.floors_named]
     return [*texts, f"{line.score_seconds:.2f}", line.tuned_on]

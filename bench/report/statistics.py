@@ -151,12 +151,45 @@ class Equivalent(NamedTuple):
         images: on the piecewise linear, monotone curve; NaN where the change lies outside it.
         low, high: ``resampled_bounds`` over queries; NaN where it cannot be told.
         outside: "", "below" or "above": the curve is never extrapolated.
+        end: of the curve, beyond which it lies; NaN where it is on the curve.
     """
 
     images: float
     low: float
     high: float
     outside: str
+    end: float = float("nan")
+
+    def left(self, num_images: int) -> Left:
+        """The same, told by what is left of ``num_images``."""
+        outside = {"below": "more", "above": "fewer"}.get(self.outside, "")
+        images, low, high = num_images - self.images, num_images - self.high, num_images - self.low
+        return Left(images, low, high, outside, num_images - self.end)
+
+
+class Left(NamedTuple):
+    """A model is as bad as one that was trained on so many random images: what is left where ``Equivalent`` ones go.
+
+    Attributes:
+        images, low, high: NaN as there.
+        outside: "", "more" or "fewer" than the curve tells of.
+        end: of the curve, beyond which it lies; NaN where it is on the curve.
+    """
+
+    images: float
+    low: float
+    high: float
+    outside: str
+    end: float
+
+    @property
+    def text(self) -> str:
+        """As in: 170 [140, 250]; fewer than 60; "" where nothing is known."""
+        if self.outside:
+            return f"{self.outside} than {self.end:.0f}"
+        if math.isnan(self.images):
+            return ""
+        return f"{self.images:.0f}" + ("" if math.isnan(self.low) else f" [{self.low:.0f}, {self.high:.0f}]")
 
 
 def equivalent_random(changes: Values, curve: pd.DataFrame, *, seed: int = 0) -> Equivalent:
@@ -170,16 +203,17 @@ def equivalent_random(changes: Values, curve: pd.DataFrame, *, seed: int = 0) ->
     values, reference = np.asarray(changes, float), curve.to_numpy(float)
     counts = curve.index.to_numpy(float)
     images, outside = _inverse(counts, reference.mean(1), float(values.mean()))
-    if len(values) < MIN_QUERIES:
-        return Equivalent(images, float("nan"), float("nan"), outside)
     ends = {"below": counts[0], "above": counts[-1]}
+    end = float(ends.get(outside, float("nan")))
+    if len(values) < MIN_QUERIES:
+        return Equivalent(images, float("nan"), float("nan"), outside, end)
 
     def resampled(chosen: np.ndarray) -> float:
         found, where = _inverse(counts, reference[:, chosen].mean(1), float(values[chosen].mean()))
         return float(ends.get(where, found))
 
     low, high = resampled_bounds(resampled, len(values), seed=seed)
-    return Equivalent(images, low, high, outside)
+    return Equivalent(images, low, high, outside, end)
 
 
 def _inverse(counts: np.ndarray, means: np.ndarray, value: float) -> tuple[float, str]:

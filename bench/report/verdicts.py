@@ -141,11 +141,17 @@ def _inside(bounds: Interval, margin: float) -> bool:
     return -margin <= bounds.low and bounds.high <= margin
 
 
+def verdict_of(found: Mapping[tuple[str, str], Verdict], one: str, other: str) -> str | None:
+    """The verdict on ``one`` against ``other``, whichever stands first; None where there is none."""
+    if (one, other) in found:
+        return found[one, other].verdict
+    word = found[other, one].verdict if (other, one) in found else None
+    return None if word is None else OPPOSITE.get(word, word)
+
+
 def beats(found: Mapping[tuple[str, str], Verdict], one: str, other: str) -> bool:
     """Whether ``one`` is settled as better than ``other``."""
-    if (one, other) in found:
-        return found[one, other].verdict == BETTER
-    return (other, one) in found and found[other, one].verdict == WORSE
+    return verdict_of(found, one, other) == BETTER
 
 
 def rank_sets(

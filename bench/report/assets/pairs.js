@@ -25,7 +25,7 @@ function pairs() {
   fill(byId("pairs"), el("thead", {}, head), el("tbody", {}, ...body));
   const settled = found.filter((pair) => pair.verdict in OPPOSITE).length;
   const same = found.filter((pair) => pair.verdict === "equivalent").length;
-  byId("pairs-caption").textContent = `${words(metric.name)} at K = ${count(k)}: \u25b2 the row's method is better than the column's, \u25bc worse, ${known(data.margin) ? `= equivalent (the 95 % interval of the difference lies within \u00b1${scaled(data.margin, metric)}${unitOf(metric)}), ` : ""}\u00b7 not settled, ? too few queries. Tested at 5 % by sign flips of whole queries, corrected for all pairs of methods and floors, and apart for all pairs with a variant or a ceiling: ${settled} of ${found.length} settled${same ? `, ${same} equivalent` : ""}. Choose a cell for its numbers.`;
+  byId("pairs-caption").textContent = `${words(metric.name)} at K = ${count(k)}: \u25b2 the row's method is better than the column's, \u25bc worse, ${known(data.margin) ? `= equivalent (the 95 % interval of the difference lies within \u00b1${scaled(data.margin, metric)}${unitOf(metric)}), ` : ""}\u00b7 not settled, ? too few queries. Tested at 5 % by sign flips of whole queries, corrected for all pairs of methods, apart for all pairs with a floor, and apart for all pairs with a variant or a ceiling: ${settled} of ${found.length} settled${same ? `, ${same} equivalent` : ""}. Choose a cell for its numbers.`;
   const open = found.filter((pair) => pair.verdict === "not settled").sort((a, b) => (a.needed ?? Infinity) - (b.needed ?? Infinity) || 0);
   fill(byId("unsettled"), ...(open.length ? [
     el("summary", {}, `How many queries would it take? ${open.length} unsettled pair${open.length === 1 ? "" : "s"}`),
