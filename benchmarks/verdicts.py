@@ -1,6 +1,7 @@
 """Which test of all pairs of methods settles most and keeps its error, and whether looking again keeps it too.
 
-Usage: python -m benchmarks.verdicts [--rows FILE] [--metric NAME] [--k K] [--runs N] [--null-runs N]
+Usage: python -m benchmarks.verdicts [--rows FILE] [--metric NAME] [--k K] [--runs N] [--null-runs N] [--look-runs N]
+                                     [--world NAME]
 
 The worlds are those of ``benchmarks.intervals``, fitted to published rows, with all methods and ``random`` at once: "as
 seen" with every method's mean, where all pairs differ; "none" with equal means, where none does; "twins" where
@@ -137,9 +138,13 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=500)
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--null-runs", type=int, default=400)
+    parser.add_argument("--look-runs", type=int, default=150, help="at most, of runs until settled")
+    parser.add_argument("--world", action="append", choices=("as seen", "none", "twins"), help="default: all of them")
     given = parser.parse_args()
     seen = fitted(pd.read_parquet(given.rows), given.metric, given.k, effect=True)
     for name, world in worlds(seen).items():
+        if given.world and name not in given.world:
+            continue
         rng = np.random.default_rng(SEED)
         runs = given.runs if name == "as seen" else given.null_runs
         print(f"\n{given.metric}, {name}, {runs} runs: settled right | wrong | runs with a false one, at {COUNTS}")
@@ -149,10 +154,11 @@ def main() -> None:
             print(f"| {test} | {family} | " + " | ".join(" / ".join(some) for some in cells) + " |", flush=True)
         for looks in (LOOKS, EARLY) if name == "as seen" else (LOOKS,):
             spent = ", ".join(f"{look.significance:g} at {look.queries}" for look in looks)
-            head = f"{given.metric}, {name}, {runs} runs, until settled ({spent})"
+            some = min(runs, given.look_runs)
+            head = f"{given.metric}, {name}, {some} runs, until settled ({spent})"
             print(f"\n{head}: queries when it stops | settled by then | pairs settled | at the first look | false | "
                   "false on a board at 5 % after the stop")  # fmt: skip
-            for line in look_by_look(world, looks, runs, rng).itertuples():
+            for line in look_by_look(world, looks, some, rng).itertuples():
                 shares = (line.stopped, line.share, line.first, line.error, line.board_error)
                 cells = " | ".join(f"{share:.3f}" for share in shares)
                 print(f"| {line.order} | {line.queries:.1f} | {cells} |", flush=True)

@@ -130,7 +130,7 @@ def equivalent_random(board: Board, k: int) -> Figure:
         text = f"{left.outside} than {where:,.0f}" if left.outside else f"{where:,.0f}"
         axes.annotate(text, (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
     for place in range(len(lines)):
-        axes.axhline(place, color="#eeeeee", linewidth=0.8, zorder=-1)
+        axes.axhline(place, color=figures.GREY, alpha=0.25, linewidth=0.8, zorder=-1)
     axes.set_xscale("log")
     axes.set_xlim(0.7 * (board.num_images - board.reference[RANKED_BY].index[-1]), 1.2 * board.num_images)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -227,7 +227,7 @@ def order(board: Board, k: int) -> Figure:
         side.plot([place] * len(ends), ends, "o", color="#000000", markersize=4)
     for height in heights.values():
         for panel in (axes, side):
-            panel.axhline(height, color="#eeeeee", linewidth=0.8, zorder=-1)
+            panel.axhline(height, color=figures.GREY, alpha=0.25, linewidth=0.8, zorder=-1)
     if beside:
         axes.axhline(len(beside) - 0.5, color=figures.GREY, linewidth=0.8, linestyle=":")
     axes.set_yticks(list(heights.values()), [figures.wrapped(name) for name in heights], fontsize=8)

@@ -1,5 +1,5 @@
 /* ---- the table ---- */
-const LEFT = "As bad as trained on \u2026 random images";
+const LEFT = "Random images left";
 const columns = [
   { key: "rank", head: "Rank", value: (line) => line.rank },
   { key: "method", head: "Method", value: (line) => line.method.toLowerCase() },
@@ -69,7 +69,7 @@ function row(line, scale) {
   else add("mean", words(metric.name), "num", plain(cell.mean) + (known(cell.se) ? ` \u00b1 ${plain(cell.se)}` : ""),
     el("span", { class: "sub" }, few ? "too few queries for an interval" : span(cell.low, cell.high, plain)), el("span", { class: "sub" }, `${cell.queries} quer${cell.queries === 1 ? "y" : "ies"}`), failed);
   const baseline = line.method === data.baseline;
-  const won = Object.entries(cell?.won ?? {}).filter(([, one]) => one.of).map(([floor, one]) => el("span", { class: "sub" }, `ahead of ${floor} on ${one.won} of ${one.of} queries${known(one.low) ? ` [${fixed(100 * one.low, 0)}, ${fixed(100 * one.high, 0)}] %` : ""}`));
+  const won = Object.entries(cell?.won ?? {}).filter(([, one]) => one.of).map(([floor, one]) => el("span", { class: "sub" }, `ahead of ${floor} on ${one.won} of ${one.of} queries${known(one.low) ? ` [${fixed(100 * one.low, 0)},\u00a0${fixed(100 * one.high, 0)}]\u00a0%` : ""}`));
   if (baseline) add("diff", `Minus ${data.baseline}`, "wide", el("span", { class: "sub" }, "the baseline"));
   else if (!cell || !known(cell.diff)) add("diff", `Minus ${data.baseline}`, "wide", el("span", { class: "sub" }, cell && cell.queries ? "no baseline" : "\u2013"));
   else add("diff", `Minus ${data.baseline}`, "wide", `${signed(cell.diff)} `, el("span", { class: "sub" }, span(cell.diffLow, cell.diffHigh, signed) ?? "too few queries for an interval",
@@ -77,7 +77,7 @@ function row(line, scale) {
   const places = cell && known(cell.rank) && metric.name !== data.rankedBy ? el("span", { class: "sub" }, `rank by ${words(metric.name)}: ${placesText(cell)}`) : null;
   add("verdict", "Verdict", "wide", cell?.verdict || "\u2013", places, ...won);
   const { left } = line;
-  add("left", LEFT, "num", leftText(left), left && span(left.low, left.high, count) ? el("span", { class: "sub" }, span(left.low, left.high, count)) : null);
+  add("left", LEFT, "num", leftText(left), left && !left.outside && span(left.low, left.high, count) ? el("span", { class: "sub" }, span(left.low, left.high, count)) : null);
   add("seconds", "Scoring, s a query", "num", seconds(line.seconds));
   add("tuned", "Tuned on", "wide", el("span", { class: "sub" }, line.tuned || "\u2013"));
   return tr;
