@@ -135,6 +135,9 @@ run_options = _options(
     methods_option,
     click.option("--scores", "score_files", multiple=True, type=FOLDER, help="Scores made elsewhere."),
     click.option("--name", "score_names", multiple=True, metavar="NAME", help="What to call the method of --scores."),
+    click.option(
+        "--floor", "floors", type=METHOD, multiple=True, help="Beside random; may be given repeatedly. [default: all]"
+    ),
     click.option("--k", "budgets", multiple=True, type=int, help="Images to remove. [default: the study's]"),
     metrics_option,
     seed_option,
@@ -144,6 +147,14 @@ run_options = _options(
     ),
     retraining_options,
 )
+until_options = _options(
+    click.option(
+        "--until-settled", "order", type=click.Choice(("all", "leader", "floors")),
+        help="Add queries, at looks that the study fixes, until it is settled: every pair; the leading method against "
+        "the rest; each method against each floor.",
+    ),
+    click.option("--max-queries", type=int, help="The limit of --until-settled. [default: all queries of the study]"),
+)  # fmt: skip
 
 
 @click.group(
@@ -172,6 +183,7 @@ def list_(kind: str | None) -> None:
 @main.command()
 @common
 @run_options
+@until_options
 @dry_run_option
 def run(dry_run: bool, **given: Any) -> None:
     """Run the gold-standard test: score, remove the top K, retrain, measure.
@@ -184,6 +196,7 @@ def run(dry_run: bool, **given: Any) -> None:
 @main.command("plan")
 @common
 @run_options
+@until_options
 @click.option("--effect", type=float, help="A difference of the first metric: how many queries does it take to see it?")
 def plan_(effect: float | None, **given: Any) -> None:
     """Say what `bench run` with the same options would cost, and what it could show. Nothing is trained or scored."""
@@ -379,11 +392,19 @@ def _shared(given: dict[str, Any]) -> dict[str, Any]:
 def _run(given: dict[str, Any]) -> Run:
     from bench.authoring.external import ImportedScores
     from bench.experiments.leave_k_out import Run
+    from bench.experiments.until_settled import UntilSettled
 
     _import_scores(given["score_files"], given["score_names"])
     chosen = _methods([*given["method_names"], *given["score_names"]], given["study_name"], given["settings"])
-    own = {name: given[name] for name in ("budgets", "seeds", "pairing")}
-    made = Run(methods=chosen, **own, **_shared(given))
+    own = {name: given[name] for name in ("floors", "budgets", "seeds", "pairing")} | _shared(given)
+    if given["order"] is None:
+        if given["max_queries"] is not None:
+            raise InvalidInput("--max-queries is the limit of --until-settled; give --queries for a fixed number.")
+        made = Run(methods=chosen, **own)
+    elif given["queries"] is not None:
+        raise InvalidInput("--until-settled finds the number of queries: give --max-queries instead of --queries.")
+    else:
+        made = UntilSettled(methods=chosen, order=given["order"], max_queries=given["max_queries"], **own)
     for method in chosen:
         if isinstance(method, ImportedScores):
             method.expect(made.study.dataset.ids, [spec.id for spec in made.specs])

@@ -80,6 +80,7 @@ class Method(ABC):
         version: raise it when the same settings give other scores; scores of other versions are not reused.
         needs: what it needs beyond the study, in words.
         role: METHOD, FLOOR or CEILING. Only a ceiling may read the data set's parts.
+        phrase: how sentences call a floor, such as "a reader of captions"; its name where this is "".
         self_rank: why a training image given as the query need not rank itself within the top 1 %; "" where it does.
         variants: named settings, such as an ablation: ``name:variant`` is a method of its own on the command line.
     """
@@ -89,6 +90,7 @@ class Method(ABC):
     version: ClassVar[int] = 1
     needs: ClassVar[str] = ""
     role: ClassVar[str] = METHOD
+    phrase: ClassVar[str] = ""
     self_rank: ClassVar[str] = ""
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
 

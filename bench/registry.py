@@ -17,7 +17,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from bench.contracts import Method, Metric
+from bench.contracts import FLOOR, METHOD, Method, Metric
 from bench.diffusion.observations import Observation
 from bench.errors import BenchError, InvalidInput, UnknownName, reason_of
 from bench.foundation.settings import fitted
@@ -270,3 +270,20 @@ methods: Registry[Method] = Registry("method", "bench.methods")
 metrics: Registry[Metric] = Registry("metric", "bench.metrics")
 register_method = methods.register
 register_metric = metrics.register
+
+
+def role_of(name: str) -> str:
+    """Of a method by name; one whose plugin is not here competes."""
+    kind = methods.find(name)
+    return METHOD if kind is None else kind.role
+
+
+def phrase_of(name: str) -> str:
+    """How sentences call the method ``name``."""
+    kind = methods.find(name)
+    return name if kind is None else kind.phrase or name
+
+
+def floors() -> list[str]:
+    """Every method whose role is a floor."""
+    return [method.name for method in methods if method.role == FLOOR]

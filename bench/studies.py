@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.data.dataset import Dataset, load_embedded
 from bench.data.face_queries import FaceQuery, face_queries, fixed_query
@@ -31,6 +31,25 @@ HELD_OUT = "held-out"
 HELD_OUT_SEED = 1000
 
 
+class Look(NamedTuple):
+    """When ``bench run --until-settled`` looks, and what probability of a false verdict it spends on that look.
+
+    Attributes:
+        queries: the first so many of the study.
+        significance: family-wise, of this look; those of all looks sum to at most 5 %.
+    """
+
+    queries: int
+    significance: float
+
+
+LOOKS = (Look(16, 0.01), Look(32, 0.015), Look(64, 0.025))
+"""Of a study with 64 queries or more. None at 8: the smallest p-value of 8 sign flips is 1/128, so a look there could
+settle something only by spending a sixth of the error, and hardly ever does (docs/log/2026-11-25-verdicts.md)."""
+LOOKS_16 = (Look(12, 0.015), Look(16, 0.035))
+"""Of a study with 16 queries."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """What is held fixed while methods are compared.
@@ -46,6 +65,9 @@ class Study:
         num_queries: how many queries a run has by default.
         metrics: names of those that a run computes by default.
         seed: of the original model θ0, of its training draws and of everything else that is keyed.
+        margins: (metric, difference between two methods that does not matter): inside it they are equivalent.
+        looks: of a run that adds queries until an order is settled, fixed before the first one; the last at all
+            queries or fewer.
     """
 
     name: str
@@ -63,6 +85,8 @@ class Study:
     prompt_seeds: tuple[int, ...] = ()
     held_out_seeds: tuple[int, ...] = ()
     metrics: tuple[str, ...] = ("loss_change", "regeneration_mse")
+    margins: tuple[tuple[str, float], ...] = ()
+    looks: tuple[Look, ...] = LOOKS
     description: str = field(default="", compare=False)
 
     @cached_property
@@ -95,6 +119,10 @@ class Study:
     def middle_budget(self) -> int:
         """The K at which methods are compared first."""
         return self.budgets[len(self.budgets) // 2]
+
+    def margin(self, metric: str) -> float | None:
+        """A difference of ``metric`` that does not matter; None where the study fixes none."""
+        return dict(self.margins).get(metric)
 
     def queries(self, count: int) -> list[QuerySpec]:
         """The first ``count`` reported queries."""
@@ -162,9 +190,12 @@ class Study:
 def fashion() -> Study:
     """Fashion-MNIST at 14×14 pixels: 6,000 photos of ten kinds of clothes. Dense and aligned, so it resolves well.
 
-    ``bench run --method ours --method random --queries 2 --k 500 --workers 2`` took 8:55 min and 0.9 GiB from an empty
+    ``bench run --method ours --floor random --queries 2 --k 500 --workers 2`` took 8:55 min and 0.9 GiB from an empty
     folder (two cores of an Intel Xeon at 2.0 GHz, 2026-11-22): loss change 0.0048 ± 0.0026 of ``ours``, −0.0002 ±
     0.0004 of ``random``.
+
+    The margin of equivalence of ``loss_change`` is a tenth of the best effect published: +0.00835 of ``d_trak`` over
+    ``random`` at K = 500, 8 queries (results/fashion, 2026-11-22), rounded.
     """
     kinds = (
         "an ankle boot",
@@ -186,6 +217,8 @@ def fashion() -> Study:
         prompts=tuple(f"a photo of {kind}" for kind in kinds) * 2,
         held_out_prompts=tuple(f"a photo of {kind}" for kind in ("a coat", "a shirt", "a bag", "an ankle boot")),
         budgets=(180, 500, 1500),
+        margins=(("loss_change", 0.0008),),
+        looks=LOOKS_16,
     )
 
 
@@ -205,6 +238,7 @@ def tiny() -> Study:
         sampler=Sampler(num_steps=5),
         budgets=(5, 20, 50),
         num_queries=2,
+        margins=(),
     )
 
 
@@ -229,7 +263,7 @@ def emoji() -> Study:
     The reported queries are held-out (concept, style) pairs: the model knows the concept in the other styles and the
     style from the other concepts.
 
-    ``bench run --study emoji --method ours --method random --queries 2 --k 8 --workers 2`` took 18:57 min from an empty
+    ``bench run --study emoji --method ours --floor random --queries 2 --k 8 --workers 2`` took 18:57 min from an empty
     folder (two cores of an Intel Xeon at 2.0 GHz, 2026-11-22; 310 s for two models): loss change 0.0104 ± 0.0010 of
     ``ours``, 0.0003 ± 0.0054 of ``random``.
     """
@@ -248,6 +282,7 @@ def emoji() -> Study:
         held_out_prompts=held_out.captions[1::2],
         budgets=(2, 8, 32),
         num_queries=2,
+        looks=(Look(12, 0.05),),
     )  # fmt: skip
 
 

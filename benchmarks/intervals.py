@@ -45,6 +45,12 @@ class World:
         own = rng.choice(self.residuals, (runs, count)) * self.deviations[method, None] + self.means[method, None]
         return scale * own, np.exp(self.log_spread**2 / 2) * self.means[method]
 
+    def board(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Queries × methods, ``random`` the last, from which the differences are taken: zero."""
+        scale = np.exp(self.log_spread * rng.normal(size=(count, 1)))
+        own = rng.choice(self.residuals, (count, len(self.means))) * self.deviations + self.means
+        return np.hstack([scale * own, np.zeros((count, 1))])
+
 
 def fitted(rows: pd.DataFrame, metric: str, k: int, *, effect: bool) -> World:
     """The world of one metric at one K."""

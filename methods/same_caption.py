@@ -38,6 +38,7 @@ class SameCaption(Method):
     name: ClassVar[str] = "same_caption"
     summary: ClassVar[str] = "what prompt and caption share, weighted by its rarity; equals at random"
     role: ClassVar[str] = FLOOR
+    phrase: ClassVar[str] = "a reader of captions"
     self_rank: ClassVar[str] = "images of one caption differ by chance alone"
 
     def scores(self, context: AttributionContext, queries: Sequence[Query]) -> Float[Tensor, "queries images"]:

@@ -104,7 +104,7 @@ def test_a_results_folder_of_another_study_is_refused(tmp_path):
 def test_a_dry_run_tells_trainings_time_and_disk(tmp_path):
     result = bench(*RUN, "--dry-run", "--results", str(tmp_path))
     assert result.exit_code == 0
-    assert re.search(r"retrainings: 14 asked, 14 models .*\n.*0 cached, 0 to observe only, 14 to train", result.output)
+    assert re.search(r"retrainings: 20 asked, 20 models .*\n.*0 cached, 0 to observe only, 20 to train", result.output)
     assert re.search(r"time here .*: about \d+", result.output)
     assert "MiB of models" in result.output
 

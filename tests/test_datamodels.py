@@ -67,10 +67,10 @@ def test_the_score_of_trained_subsets(tiny, tmp_path, monkeypatch):
         num_queries=2, results=tmp_path,
     )  # fmt: skip
     found = test.execute()
-    assert set(found.table["method"]) == {"pixel", "random"}
+    assert set(found.table["method"]) == {"pixel", "random", "same_caption"}
     assert found.table["lds"].between(-1, 1).all()
     assert found.table["low"].isna().all()
-    assert len(found.frame) == 4
+    assert len(found.frame) == 6
     [record] = [json.loads(path.read_text()) for path in (tmp_path / "subsets").iterdir()]
     assert len(set(record["subsets"])) == 4
     assert len(list((tmp_path / "models").iterdir())) == 1 + 2 + 4 * 2  # θ0 for the queries, an original for each seed

@@ -44,7 +44,7 @@ def test_the_readme_snippet_runs(tmp_path, monkeypatch):
     names: dict = {}
     exec(snippet("README.md").replace("fashion", "tiny").replace("[500]", "[20]").replace("=2", "=1"), names)
     report = names["report"]
-    assert set(report.frame["method"]) == {"ours", "random", "nothing removed"}
+    assert set(report.frame["method"]) == {"ours", "random", "same_caption", "nothing removed"}
     for path in report.figures:
         assert matplotlib.image.imread(path).std() > 0.01
 
@@ -76,7 +76,7 @@ def test_adding_a_method_as_the_readme_says_puts_it_into_the_table(tmp_path, mon
         assert outcome.exit_code == 0, outcome.output
     assert len(Path("brightness.py").read_text().splitlines()) == 35  # as the README says
     table = pd.read_parquet("results/runs/tiny/results.parquet")
-    assert set(table["method"]) == {"brightness", "random", "nothing removed"}
+    assert set(table["method"]) == {"brightness", "random", "same_caption", "nothing removed"}
     assert (table["status"] == "done").all()
 
 

@@ -311,7 +311,7 @@ def test_a_run_with_random_weights_says_so_and_skips_what_is_missing(tiny, linea
     monkeypatch.delenv("BENCH_WEIGHTS_DINO")
     run = Run(
         study=tiny, methods=[methods.create(name) for name in ("clip", "dino", "abc_clip")], budgets=[20],
-        num_queries=1, results=tmp_path,
+        floors=("random",), num_queries=1, results=tmp_path,
     )  # fmt: skip
     assert set(plan(run).skipped) == {"dino", "abc_clip[random weights of clip]"}
     report = run.execute()

@@ -16,8 +16,10 @@ import pytest
 import torch
 
 from bench import Run, methods
+from bench.contracts import FLOOR
 from bench.diffusion.sampling import Sampler
 from bench.diffusion.training import TrainingRun
+from bench.errors import InvalidInput
 from bench.experiments.planning import plan
 from bench.foundation.progress import Progress
 from bench.records import rows as results
@@ -30,7 +32,8 @@ QUICK = {"num_fisher_draws": 128, "num_gradient_draws": 128, "timestep_stride": 
 
 def quick_run(tiny: Study, folder: Path, names=("ours", "pixel"), **changes) -> Run:
     chosen = [methods.create(name, "tiny", **(QUICK if name == "ours" else {})) for name in names]
-    return Run(**({"study": tiny, "methods": chosen, "budgets": [8], "num_queries": 2, "results": folder} | changes))
+    usual = {"study": tiny, "methods": chosen, "floors": ("random",), "budgets": [8], "num_queries": 2}
+    return Run(**(usual | {"results": folder} | changes))
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +209,20 @@ def test_a_diverging_training_is_reported_with_its_reason(tiny, tmp_path, monkey
     assert failed["reason"].str.contains("nan at step 3").all()
 
 
+def test_every_floor_is_added_unless_some_are_named(tiny, tmp_path):
+    def names(**changes):
+        return [method.name for method in quick_run(tiny, tmp_path, names=("pixel",), **changes).with_floors]
+
+    every = sorted(method.name for method in methods if method.role == FLOOR)
+    assert sorted(names(floors=())) == sorted(["pixel", *every])
+    assert len(every) > 1
+    assert names() == ["pixel", "random"]
+    assert names(floors=("same_caption",)) == ["pixel", "same_caption", "random"]  # differences are taken from random
+    assert [method.name for method in quick_run(tiny, tmp_path, names=every, floors=()).with_floors] == every
+    with pytest.raises(InvalidInput, match="--floor pixel: one of random, same_caption"):
+        quick_run(tiny, tmp_path, floors=("pixel",))
+
+
 def test_a_plan_trains_nothing_and_counts_what_is_cached(finished, tiny, tmp_path):
     run, _ = finished
     assert plan(run).cached == plan(run).trainings == 8
@@ -223,6 +240,8 @@ COMMAND = [
     "tiny",
     "--method",
     "pixel",
+    "--floor",
+    "random",
     "--queries",
     "1",
     "--k",

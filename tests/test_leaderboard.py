@@ -26,8 +26,9 @@ from bench.records.rows import NOTHING_REMOVED, REFERENCE, Row, frame_of
 from bench.records.store import Store, read_tensors, write_json, write_tensors
 from bench.registry import methods
 from bench.report.board import charted, leaderboard
-from bench.report.board_figures import ablations, cost, curves, families, page_charts
+from bench.report.board_figures import ablations, cost, curves, families, order, page_charts, verdict_matrix
 from bench.report.figures import MARKS, colour_of
+from bench.report.floors import in_words, notes
 from bench.report.gallery import Gallery
 from bench.report.merging import merge_folders, open_folder
 from bench.report.page import SCRIPTS, escaped, payload, script
@@ -173,6 +174,10 @@ def board_of(folder: Folder):
     return leaderboard(merged.frame, merged.manifest, "tiny", 200)
 
 
+def board_rows(folder: Folder) -> pd.DataFrame:
+    return merge_folders([open_folder(folder.root, "tiny")]).frame
+
+
 def line_of(board, method, k=20):
     [line] = [line for line in board.lines if (line.method, line.k) == (method, k)]
     return line
@@ -189,16 +194,128 @@ def test_every_file_is_written(published):
     assert drawn == {path.stem for path in (root / "figures").glob("*.pdf")}
     assert drawn == {
         "curves_loss_change", "curves_regeneration_mse", "equivalent_random_20", "equivalent_random_50", "cost_20",
-        "cost_50", "verdicts_20", "verdicts_50", "top_images", "regenerations", "regenerations_50",
+        "cost_50", "order_20", "verdicts_20", "verdicts_50", "top_images", "regenerations",
+        "regenerations_50",
     }  # fmt: skip
     frame = pd.read_csv(root / "leaderboard.csv")
     assert list(frame["method"])[:1] == ["ours"]
     assert frame["loss_change_mean"][0] == pytest.approx(np.mean(ordinary()["ours", 20]))
 
 
-def test_ranks_have_ties_where_methods_cannot_be_told_apart(published):
-    ranks = {line.method: (line.rank, line.tied) for line in published[1].board.lines if line.k == 20}
-    assert ranks == {"ours": (1, False), "pixel": (2, True), "trak": (2, True), "random": (4, False)}
+def test_ranks_are_sets_where_methods_cannot_be_told_apart(published):
+    board = published[1].board
+    places = {line.method: (line.group, line.ranks) for line in board.lines if line.k == 20}
+    assert places == {"ours": (1, (1, 1)), "pixel": (2, (2, 3)), "trak": (2, (2, 3)), "random": (None, None)}
+    assert [set(part) for part in board.groups[20]] == [{"ours"}, {"pixel", "trak"}]
+    assert {line.cells["regeneration_mse"].ranks for line in board.lines if line.group == 1 and line.k == 20} == {
+        (1, 1)
+    }
+    text = (published[0] / "leaderboard.md").read_text()
+    assert re.search(r"^\| 2 \| 2–3 \| (pixel|trak) \|", text, re.MULTILINE)
+    assert re.search(r"Group 1: ours; Group 2: (pixel, trak|trak, pixel)\.", text)
+    assert re.search(r"^\| – \| floor \| random \|", text, re.MULTILINE)
+
+
+def test_queries_won_against_each_floor_stand_beside_the_mean(tmp_path, tiny_study):
+    values = ordinary() | {("same_caption", 20): noisy(0.004, 8, 7)}
+    folder = Folder(tmp_path / "run", values)
+    board = board_of(folder)
+    ahead = line_of(board, "pixel").cells["loss_change"].won
+    apart = np.array(values["pixel", 20]) - np.array(values["same_caption", 20])
+    assert set(ahead) == {"random", "same_caption"}
+    assert (ahead["same_caption"].won, ahead["same_caption"].queries) == ((apart > 0).sum(), 8)
+    assert set(line_of(board, "same_caption").cells["loss_change"].won) == {"random"}
+    publish(tiny_study, [], folder.root)
+    frame = pd.read_csv(folder.root / "leaderboard.csv").set_index(["method", "k"])
+    assert frame["loss_change_won_same_caption"]["pixel", 20] == (apart > 0).mean()
+    assert (
+        "| queries won against random | queries won against same_caption |"
+        in (folder.root / "leaderboard.md").read_text()
+    )
+    [line] = [one for one in page_data((folder.root / "leaderboard.html").read_text())["lines"]
+              if (one["method"], one["k"]) == ("pixel", 20)]  # fmt: skip
+    assert line["cells"]["loss_change"]["won"]["same_caption"]["of"] == 8
+
+
+def test_the_verdict_against_each_floor_is_told_in_words(tmp_path, tiny_study):
+    values = ordinary() | {("same_caption", 20): noisy(0.0051, 8, 7)}
+    folder = Folder(tmp_path / "run", values)
+    board = board_of(folder)
+    words = {line.method: in_words(line.cells["loss_change"].against) for line in board.lines if line.k == 20}
+    assert words["ours"] == "beats random and a reader of captions"
+    assert words["pixel"] == words["trak"] == "beats random; not settled against a reader of captions"
+    assert (words["same_caption"], words["random"]) == ("beats random", "worse than a reader of captions")
+    told = board.not_beaten["regeneration_mse", 20]
+    head = "every method beats random; 2 of 3 methods do not beat same_caption (a reader of captions): "
+    assert told in (f"{head}pixel, trak", f"{head}trak, pixel")
+    assert "there are no rows" in board.not_beaten["loss_change", 50]
+    published = publish(tiny_study, [], folder.root)
+    assert f"regeneration_mse at K = 20: {told}" in published.notes()
+    assert told in notes(board_rows(folder), {"loss_change": True, "regeneration_mse": True})[0]
+    assert f"regeneration_mse: {told}." in (folder.root / "leaderboard.md").read_text()
+    frame = pd.read_csv(folder.root / "leaderboard.csv").set_index(["method", "k"])
+    assert frame["loss_change_verdict_same_caption"]["pixel", 20] == "not settled"
+    assert (frame["loss_change_rank_first"]["pixel", 20], frame["loss_change_rank_last"]["pixel", 20]) == (2, 3)
+    page = page_data((folder.root / "leaderboard.html").read_text())
+    assert {"metric": "regeneration_mse", "k": 20, "text": told} in page["notBeaten"]
+
+
+def test_floors_make_no_verdict_between_methods_harder(tmp_path):
+    before = board_of(Folder(tmp_path / "one", ordinary()))
+    after = board_of(Folder(tmp_path / "two", ordinary() | {("same_caption", 20): noisy(0.004, 8, 7)}))
+    for pair in (("ours", "pixel"), ("ours", "trak"), ("pixel", "trak")):
+        assert after.pairs[20][pair] == before.pairs[20][pair]
+
+
+def test_too_few_queries_and_alike_notes_share_a_line(tmp_path):
+    [note] = notes(board_rows(Folder(tmp_path / "run", ordinary(3), queries=3)), {"loss_change": True})
+    assert note.startswith("loss_change at K = 20, loss_change at K = 50: too few queries for a verdict against random")
+    assert notes(board_rows(Folder(tmp_path / "floor", {("random", 20): noisy(0.1)})), {"loss_change": True}) == []
+
+
+def test_a_ceiling_takes_no_rank_and_makes_no_verdict_harder(tmp_path):
+    values = ordinary()
+    before = board_of(Folder(tmp_path / "methods", values))
+    after = board_of(Folder(tmp_path / "ceiling", values | {("carriers", 20): noisy(0.05)}))
+    assert (line_of(after, "carriers").ranks, line_of(after, "carriers").group) == (None, None)
+    assert after.groups[20] == before.groups[20]
+    assert {pair: after.pairs[20][pair] for pair in before.pairs[20]} == before.pairs[20]
+    assert after.pairs[20]["carriers", "ours"].verdict == "better"
+
+
+def test_methods_within_the_margin_are_equivalent_and_others_not_settled(tmp_path):
+    values = ordinary() | {("nda", 20): [value + 1e-6 * (-1) ** i for i, value in enumerate(noisy(0.005, 8, 3, 0.002))]}
+    merged = merge_folders([open_folder(Folder(tmp_path / "run", values).root, "tiny")])
+    board = leaderboard(merged.frame, merged.manifest, "tiny", 200, margin=1e-4)
+    assert board.pairs[20]["nda", "trak"].verdict == "equivalent"
+    assert board.pairs[20]["pixel", "trak"].verdict == "not settled"
+    assert board.pairs[20]["ours", "random"].verdict == "better"
+    assert verdict_matrix(board, 20).axes[0].texts
+
+
+def test_bars_join_the_methods_of_which_no_pair_is_settled(published):
+    axes, side = order(published[1].board, 20).axes
+    heights = {label.get_text(): place for place, label in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)}
+    assert list(heights) == [
+        "ours",
+        *sorted(("pixel", "trak"), key=lambda name: -np.mean(ordinary()[name, 20])),
+        "random",  # below the methods, without a bar
+    ]
+    dots = [set(line.get_ydata()) for line in side.lines if line.get_linestyle() == "None"]
+    assert dots == [{heights["ours"]}, {heights["pixel"], heights["trak"]}]
+
+
+def test_the_order_over_k_is_told_in_a_note(tmp_path):
+    values = ordinary() | {("pixel", 50): noisy(0.006, 8, 8), ("trak", 50): noisy(0.004, 8, 9)}
+    values |= {("pixel", 20): noisy(0.004, 8, 8), ("trak", 20): noisy(0.006, 8, 9)}
+    [note] = [note for note in board_of(Folder(tmp_path / "run", values)).notes if note.startswith("Over K")]
+    assert note == (
+        "Over K (20, 50): 2 of 3 pairs of methods have the same order of means at every K that both have; "
+        "it turns for pixel and trak, 1 of them settled in both directions; 2 are settled at every K."
+    )
+    assert not [
+        note for note in board_of(Folder(tmp_path / "one", {("ours", 20): noisy(0.1)})).notes if "Over K" in note
+    ]
 
 
 def test_differences_are_paired_with_random_at_the_same_k(published):
@@ -211,7 +328,9 @@ def test_equivalents_are_read_from_the_random_reference_and_flagged_beyond_it(pu
     board = published[1].board
     assert 100 < line_of(board, "ours").equivalent.images < 180
     assert line_of(board, "ours", 50).equivalent.outside == "above"
-    assert "above the curve" in (published[0] / "leaderboard.md").read_text()
+    assert line_of(board, "ours", 50).equivalent.left(200).text == "fewer than 20"
+    assert 20 < line_of(board, "ours").equivalent.left(200).images < 100
+    assert "| fewer than 20 |" in (published[0] / "leaderboard.md").read_text()
 
 
 def test_without_a_random_reference_there_is_no_equivalent(tmp_path):
@@ -244,7 +363,7 @@ def test_a_method_whose_every_figure_failed_keeps_its_line(tmp_path):
     lost = {("pixel", 20, f"q{i:02d}") for i in range(8)}
     board = board_of(Folder(tmp_path / "run", ordinary(), failed=lost))
     line = line_of(board, "pixel")
-    assert line.rank is None
+    assert line.ranks is None
     assert (line.cells["loss_change"].queries, line.cells["loss_change"].failed) == (0, 8)
     assert any("every value failed" in note for note in board.notes)
 
@@ -253,7 +372,7 @@ def test_too_few_queries_are_said_instead_of_an_interval(tmp_path, tiny_study):
     folder = Folder(tmp_path / "run", ordinary(3), queries=3)
     board = board_of(folder)
     line = line_of(board, "ours")
-    assert line.rank is None
+    assert line.ranks is None
     assert np.isnan(line.cells["loss_change"].low)
     assert {found.verdict for found in board.pairs[20].values()} == {"too few queries"}
     publish(tiny_study, [], folder.root)
@@ -584,7 +703,7 @@ def test_the_page_shows_the_charts_of_the_files(published):
     charts = page_data(text)["charts"]
     assert set(charts) == {
         "curves_loss_change", "curves_regeneration_mse", "cost_20", "cost_50", "equivalent_random_20",
-        "equivalent_random_50",
+        "equivalent_random_50", "order_20",
     }  # fmt: skip
     assert charts == page_charts(board)
     for name, chart in charts.items():
@@ -638,7 +757,7 @@ def test_the_page_works_in_a_browser(published, tmp_path, width):
     assert seen["legend"] == seen["extended"]  # no variants, no button
     assert "a photo of a bag 2" in seen["query"]
     assert seen["pictures"] > 8
-    assert (seen["silent"], seen["charts"], seen["injected"]) == (0, 3, 0)
+    assert (seen["silent"], seen["charts"], seen["injected"]) == (0, 4, 0)
     assert seen["width"] == width
     assert seen["overflow"] <= 0
 

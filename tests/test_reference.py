@@ -76,18 +76,18 @@ def test_equivalents_against_a_known_curve():
     frame = frame_of(known | {("good", 10, 0): [3.0] * 6, ("best", 10, 0): [9.0] * 6, ("bad", 10, 0): [0.1] * 6})
     curve = reference_curve(frame, "loss_change")
     np.testing.assert_allclose(curve.to_numpy(), np.repeat([[1.0], [2.0], [4.0]], 6, 1))
-    table = summarize(frame).set_index("method")
+    table = summarize(frame, 500).set_index("method")
     assert table.loc["good", ["images", "images_low", "images_high"]].tolist() == pytest.approx([300, 300, 300])
     assert table.loc["best", "outside"] == "above"
     assert table.loc["bad", "outside"] == "below"
-    cells = {cell[2]: cell[-2] for cell in table_cells(summarize(frame))}
-    assert cells == {"good": "300 [300, 300]", "best": "above the curve", "bad": "below the curve", REFERENCE: ""}
+    cells = {cell[2]: cell[-2] for cell in table_cells(summarize(frame, 500))}
+    assert cells == {"good": "200 [200, 200]", "best": "fewer than 100", "bad": "more than 400", REFERENCE: ""}
 
 
 def test_figures_of_one_name_with_other_settings_are_told_apart_not_averaged():
     frame = frame_of({("ours", 10, 0): [1.0] * 4, ("ours", 10, 1): [3.0] * 4, ("pixel", 10, 0): [2.0] * 4})
     frame = frame.assign(variant="", settings="")
-    table = summarize(frame.assign(method=labels(frame))).set_index("method")
+    table = summarize(frame.assign(method=labels(frame)), 500).set_index("method")
     assert table["mean"].to_dict() == {"ours #ours-0": 1.0, "pixel": 2.0, "ours #ours-1": 3.0}
 
 

@@ -29,7 +29,7 @@ from bench.diffusion.training import TrainingJob
 from bench.errors import InvalidInput
 from bench.experiments.design import Chosen, Controls, Design
 from bench.experiments.evaluation import Comparison, evaluation_seed
-from bench.experiments.experiment import Experiment, Measured, check_count, with_floor
+from bench.experiments.experiment import Experiment, Measured, check_count, with_floors
 from bench.experiments.left_out import LeftOut
 from bench.experiments.selection import drawn
 from bench.experiments.workspace import Workspace
@@ -90,7 +90,7 @@ class DatamodelTest(Experiment["Datamodels"]):
 
     def vet(self, workspace: Workspace) -> None:
         """Try every method, so that one that is broken costs no training."""
-        workspace.vet(self.with_floor)
+        workspace.vet(self.with_floors)
 
     def originals(self) -> list[TrainingJob]:
         """On all of D, one for each seed."""
@@ -124,16 +124,16 @@ class DatamodelTest(Experiment["Datamodels"]):
             return Chosen(comparisons=found)
         lost = LeftOut(workspace, ahead)
         unscored: dict[Method, list[Query]] = {}
-        for method in self.with_floor:
+        for method in self.with_floors:
             with lost.alone(self.label(method), f"method-{method.name}"):
                 workspace.require(method, ahead=ahead)
                 unscored[method] = [query for query in queries if not workspace.is_scored(method, query)]
         return Chosen(comparisons=found, unscored=unscored, skipped=lost.skipped, failures=lost.failed)
 
     @property
-    def with_floor(self) -> list[Method]:
-        """The methods, with the random floor."""
-        return with_floor(self.methods)
+    def with_floors(self) -> list[Method]:
+        """The methods, with the floors."""
+        return with_floors(self.methods)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -164,7 +164,7 @@ class DatamodelTest(Experiment["Datamodels"]):
         """τ of each method, queries × images, and the methods that have none."""
         scores: dict[Method, np.ndarray] = {}
         left_out = LeftOut(workspace)
-        for method in self.with_floor:
+        for method in self.with_floors:
             with left_out.alone(self.label(method), f"method-{method.name}"):
                 workspace.require(method)
                 scores[method] = workspace.scores(method, queries).matrix.double().numpy()

@@ -28,6 +28,7 @@ from bench.foundation.machine import available_threads, compute_threads
 from bench.foundation.progress import Progress
 from bench.records.rows import BASELINE, Row
 from bench.records.store import Store
+from bench.registry import floors as every_floor
 from bench.registry import methods as method_registry
 from bench.registry import metrics as metric_registry
 from bench.report.shown import Report
@@ -228,10 +229,16 @@ class Experiment(ABC, Generic[R]):
             workspace.train([workspace.original_job(), *self.originals()])
 
 
-def with_floor(methods: Sequence[Method]) -> list[Method]:
-    """``methods``, with the random floor where it is missing."""
-    floor = [] if any(method.name == BASELINE for method in methods) else [method_registry.create(BASELINE)]
-    return [*methods, *floor]
+def with_floors(methods: Sequence[Method], floors: Sequence[str] = ()) -> list[Method]:
+    """``methods``, with the floors that are missing among them.
+
+    Args:
+        methods: to compare.
+        floors: names; every floor where none is given. The baseline, from which differences are taken, always is one.
+    """
+    there = {method.name for method in methods}
+    wanted = [*(floors or every_floor()), BASELINE]
+    return [*methods, *(method_registry.create(name) for name in dict.fromkeys(wanted) if name not in there)]
 
 
 def check_count(name: str, value: int, most: int = MOST_MODELS) -> None:

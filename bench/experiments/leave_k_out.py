@@ -23,7 +23,7 @@ from bench.diffusion.training import TrainingJob
 from bench.errors import InvalidInput
 from bench.experiments.design import Chosen, Controls, Design, Selections
 from bench.experiments.evaluation import Comparison, evaluation_seed
-from bench.experiments.experiment import Experiment, Measured, check_count, with_floor
+from bench.experiments.experiment import Experiment, Measured, check_count, with_floors
 from bench.experiments.left_out import LeftOut
 from bench.experiments.pictures import draw_figures
 from bench.experiments.workspace import Workspace
@@ -31,8 +31,9 @@ from bench.foundation.machine import describe, peak_memory_mib
 from bench.records import folder, rows
 from bench.records.names import MethodName
 from bench.records.store import Store, write_whole
+from bench.registry import floors as every_floor
 from bench.registry import label_of, named, tuned
-from bench.report import summary
+from bench.report import floors, summary
 from bench.report.shown import Report, Table, as_markdown
 from bench.report.truth import Truth
 
@@ -79,13 +80,15 @@ class RunReport(Report):
         return [(summary.TABLE_HEAD, summary.table_cells(self.table)), *groups, *self.truth.tables()]
 
     def notes(self) -> list[str]:
-        """What was skipped, what each method's settings come from, where all lies."""
+        """What was skipped, what each method's settings come from, who does not beat the floors, where all lies."""
+        directions = {name: facts["higher_is_better"] for name, facts in self.manifest["metrics"].items()}
         skipped = {**self.skipped, **self.skipped_metrics}
         return [
             *self.truth.notes(),
             *(f"skipped {name}: {why}" for name, why in skipped.items()),
             *self.damage,
             *(f"{method}: {facts['tuned_on']}" for method, facts in self.manifest["methods"].items()),
+            *floors.notes(self.merged, directions),
             f"table, frame, manifest and pictures: {self.folder}",
         ]
 
@@ -103,7 +106,7 @@ class RunReport(Report):
             reasons = sorted(set(lost["reason"]) - set(self.failed_trainings.values()))
             why = f": {'; '.join(reasons[:3])}" if reasons else ""
             failed.append(f"{len(lost)} of {len(self.frame)} values are missing, the others are written{why}")
-        asked = self.manifest["methods"].keys() - {rows.BASELINE}
+        asked = self.manifest["methods"].keys() - set(every_floor())
         all_skipped = asked and asked <= self.skipped.keys()
         return failed + (["every method was skipped; see the reasons above."] if all_skipped else [])
 
@@ -157,14 +160,22 @@ class Run(Removals):
     """A run of the benchmark.
 
     Attributes:
-        methods: to compare; ``random``, the floor, is added where it is missing.
+        methods: to compare.
+        floors: names of those to add where they are missing; every floor by default. ``random`` always is one.
         floor_seeds: models with nothing removed, for the unpaired floor; the first ones are the pairs' own originals.
         held_out: run on the held-out queries, to tune; their rows go to the folder ``tuning``, never to the table.
     """
 
     methods: Sequence[Method]
+    floors: Sequence[str] = ()
     floor_seeds: int = 1
     held_out: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.floors:
+            if name not in every_floor():
+                raise InvalidInput(f"--floor {name}: one of {', '.join(every_floor())} is expected.")
 
     @property
     def specs(self) -> list[QuerySpec]:
@@ -172,9 +183,9 @@ class Run(Removals):
         return (self.study.held_out_queries if self.held_out else self.study.queries)(self.query_count)
 
     @property
-    def with_floor(self) -> list[Method]:
-        """The methods, with the random floor."""
-        return with_floor(self.methods)
+    def with_floors(self) -> list[Method]:
+        """The methods, with the floors."""
+        return with_floors(self.methods, self.floors)
 
     def control_specs(self, query: Query | QuerySpec) -> list[QuerySpec]:
         """The control queries of ``query``; those of a held-out query are held out too."""
@@ -187,7 +198,7 @@ class Run(Removals):
 
     def vet(self, workspace: Workspace) -> None:
         """Try every method, so that one that is broken costs no training."""
-        workspace.vet(self.with_floor)
+        workspace.vet(self.with_floors)
 
     def store(self, workspace: Workspace) -> Store:
         """Where the rows go: those of held-out queries stay apart."""
@@ -223,7 +234,7 @@ class Run(Removals):
             selections=selections,
             unscored=unscored,
             unknown=sum(map(len, unscored.values())) * len(self.ks) * len(pairs),
-            later=self.originals() if len(left_out.skipped) + len(left_out.failed) < len(self.with_floor) else (),
+            later=self.originals() if len(left_out.skipped) + len(left_out.failed) < len(self.with_floors) else (),
             skipped=left_out.skipped,
             failures=left_out.failed,
         )
@@ -252,7 +263,7 @@ class Run(Removals):
         selections: dict[Method, Mapping[tuple[str, int], tuple[int, ...]]] = {}
         unscored: dict[Method, list[Query]] = {}
         left_out = LeftOut(workspace, ahead)
-        for method in self.with_floor:
+        for method in self.with_floors:
             with left_out.alone(self.label(method), f"method-{method.name}"):
                 workspace.require(method, ahead=ahead)
                 known = [q for q in queries if workspace.is_selected(method, q, max(self.ks))] if ahead else queries
@@ -265,7 +276,7 @@ class Run(Removals):
         """Tables and figures of these rows beside those of earlier runs in the folder."""
         chosen = design.chosen
         selections = {self.label(method): tops for method, tops in chosen.selections.items()}
-        return written(self, workspace, design, measured, methods=self.with_floor, selections=selections, ks=self.ks)
+        return written(self, workspace, design, measured, methods=self.with_floors, selections=selections, ks=self.ks)
 
 
 def written(
@@ -305,7 +316,7 @@ def written(
         report = RunReport(
             frame=frame,
             merged=merged,
-            table=summary.summarize(labelled),
+            table=summary.summarize(labelled, len(study.dataset)),
             groups=summary.by_group(labelled, groups),
             truth=Truth.of(study, design.queries, tops, _values(workspace.metrics[0], labelled, ks)),
             manifest=manifest,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.contracts import Method
+from bench.contracts import CEILING, FLOOR, Method
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.queries import Query
 from bench.diffusion.training import TrainingJob
@@ -20,12 +20,15 @@ from bench.experiments.experiment import Experiment
 from bench.experiments.leave_k_out import Run
 from bench.experiments.left_out import LeftOut
 from bench.experiments.throughput import Throughput, here, recorded
+from bench.experiments.until_settled import SEEN_SO_FAR, UntilSettled
 from bench.experiments.workspace import Workspace
 from bench.records import folder
 from bench.records import rows as results
 from bench.registry import named
+from bench.report.looks import forecast, predicted
 from bench.report.shown import Report, Table
-from bench.report.statistics import CONFIDENCE, MIN_QUERIES, families, queries_needed
+from bench.report.statistics import CONFIDENCE, MIN_QUERIES, queries_needed
+from bench.report.verdicts import families
 from bench.retraining.ledger import Request
 
 SAMPLED_RECORDS = 20
@@ -143,7 +146,8 @@ def plan(experiment: Experiment[Any], *, effect: float | None = None) -> Plan:
         model_mib=model_mib,
         models_mib=min(trained_count * model_mib, experiment.size_limit_mib),
         records_mib=sum(sum(each.values()) for each in pairs) * _bytes_of_an_observation(workspace) / 2**20,
-        power=[] if effect is None else _power(experiment, workspace, effect, list(chosen.unscored)),
+        power=([] if effect is None else _power(experiment, workspace, effect, list(chosen.unscored)))
+        + _settling(experiment, workspace),
         skipped={**chosen.skipped, **metrics.skipped},
         failed={**chosen.failures, **metrics.failed},
     )
@@ -220,7 +224,11 @@ def _power(experiment: Experiment[Any], workspace: Workspace, effect: float, met
     run, metric = experiment, experiment.metrics[0]
     labels = [run.label(method) for method in methods]
     plain = [named(method, run.study.name).plain for method in methods]
-    asked = families(labels, [label for label, alone in zip(labels, plain, strict=True) if not alone])
+    roles = [method.role if alone else "" for method, alone in zip(methods, plain, strict=True)]
+    floors, apart = (
+        [label for label, role in zip(labels, roles, strict=True) if role in some] for some in ((FLOOR,), ("", CEILING))
+    )
+    asked = families(labels, floors=floors, apart=apart)
     share = {frozenset(pair): (1 - CONFIDENCE) / len(pairs) for pairs in asked for pair in pairs}
     frame = results.load(workspace.store)
     frame = frame.assign(method=results.labels(frame))
@@ -243,6 +251,25 @@ def _power(experiment: Experiment[Any], workspace: Workspace, effect: float, met
             f"{worst[2][0]} and {worst[2][1]}, whose differences deviate by {worst[1]:.2g}"
         )
     return lines
+
+
+def _settling(experiment: Experiment[Any], workspace: Workspace) -> list[str]:
+    """When the order that a run adds queries for is settled, if the differences are as the rows so far have them."""
+    if not isinstance(experiment, UntilSettled):
+        return []
+    limit = experiment.looks[-1].queries
+    head = f"until settled ({experiment.order}) at K = {experiment.judged_k}, at most {limit} queries"
+    found = experiment.standings(results.load(workspace.store))
+    if not found:
+        first = experiment.looks[0].queries
+        return [f"{head}: cannot be told, the rows do not hold the first look ({first} queries) yet"]
+    now = next((standing for standing in found if not standing.open), found[-1])
+    if not now.open:
+        return [f"{head}: settled at {now.look.queries} queries"]
+    steps = [(now.look, len(now.asked) - len(now.open)), *predicted(now, experiment.study.looks)]
+    listed = ", ".join(f"{done} at {look.queries}" for look, done in steps)
+    takes = forecast(now, experiment.study.looks)
+    return [f"{head}: {SEEN_SO_FAR} {takes}; of {len(now.asked)} pairs {listed} queries"]
 
 
 def _deviations(per_query: pd.DataFrame) -> dict[tuple[str, str], float]:

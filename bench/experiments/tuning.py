@@ -16,7 +16,7 @@ from bench.experiments.design import Design
 from bench.experiments.experiment import Measured
 from bench.experiments.leave_k_out import Run, RunReport
 from bench.experiments.workspace import Workspace
-from bench.records.rows import labels
+from bench.records.rows import BASELINE, labels
 from bench.records.store import write_whole
 from bench.registry import TUNED_FILE, methods
 from bench.report.summary import summarize
@@ -78,12 +78,15 @@ class TuningRun(Run):
     tuned: str
     save: bool = False
     held_out: bool = True
+    floors: Sequence[str] = (BASELINE,)
 
     def report(self, workspace: Workspace, design: Design, measured: Measured) -> Tuning:
         """The rows of all settings, and the best of them."""
         report = super().report(workspace, design, measured)
         labelled = report.frame.assign(method=labels(report.frame))
-        table = summarize(labelled)  # this run's rows alone: the folder may hold older ones by the same names
+        table = summarize(
+            labelled, len(self.study.dataset)
+        )  # this run's rows alone: the folder may hold older ones by the same names
         by_label = {self.label(method): method for method in self.methods}
         own = table[(table["metric"] == OBJECTIVE) & table["method"].isin(by_label)]
         if own.empty:

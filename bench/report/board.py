@@ -1,9 +1,9 @@
 """Stage 8, the leaderboard's numbers: rows in, lines with ranks, intervals, verdicts and equivalents out.
 
-A line is one method at one K in the paired design. Its rank is 1 + the number of methods that are significantly
-better at that K on the loss change (``bench.report.statistics.verdicts``: Student's paired test over queries, Holm's
-correction for all pairs of methods at that K, and apart from these for all pairs with a variant), so methods that
-cannot be told apart from the best share rank 1.
+A line is one method, floor or ceiling at one K in the paired design. A method has no rank but a set of ranks, which
+the settled pairs of methods at that K leave open (``bench.report.verdicts``), and a verdict against each floor. The
+methods fall into groups by the loss change: those that nobody beats, then those that nobody of the rest beats, and so
+on. Floors and ceilings have neither rank nor group.
 
 A value that failed is left out of every mean, counted, and listed with its reason; it is never a zero.
 """
@@ -11,32 +11,35 @@ A value that failed is left out of every mean, counted, and listed with its reas
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bench.contracts import Method
+from bench.contracts import METHOD, Method
 from bench.errors import BenchError, ResultsFolderError
 from bench.records.names import MethodName
 from bench.records.rows import BASELINE, NOT_RANKED, NOTHING_REMOVED, labels
 from bench.registry import methods as method_registry
 from bench.registry import metrics as metric_registry
-from bench.registry import tuned
+from bench.registry import role_of, tuned
+from bench.report.floors import Parts, against, judged, names_of, not_beaten, parts_of
 from bench.report.statistics import (
     MIN_QUERIES,
     Equivalent,
     Interval,
-    Verdict,
+    Won,
     interval,
     mean_and_error,
-    verdicts,
+    queries_won,
 )
 from bench.report.summary import equivalent, reference_curve
+from bench.report.verdicts import OPPOSITE, Verdict, Verdicts, groups, rank_sets
 
 RANKED_BY = "loss_change"
+SHOWN_PAIRS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,10 @@ class Cell:
         mean, standard_error: over queries, as the paper reports them.
         low, high: interval of the mean; NaN where there are too few queries.
         difference, difference_low, difference_high: to the baseline, paired by query, with its interval.
+        won: by floor, on how many of the queries that both have the method is ahead of it.
+        against: by floor, the verdict.
+        ranks: the first and the last that it may have among the methods by the settled pairs; None for a floor or a
+            ceiling and where there are too few queries to say. A variant has those that it would have beside them.
         queries: over how many.
         compared: how many of these have a baseline.
         failed: values that were left out.
@@ -74,6 +81,9 @@ class Cell:
     difference: float
     difference_low: float
     difference_high: float
+    won: Mapping[str, Won]
+    against: Mapping[str, str]
+    ranks: tuple[int, int] | None
     queries: int
     compared: int
     failed: int
@@ -85,8 +95,9 @@ class Line:
 
     Attributes:
         method: its label, name: the columns behind it.
-        rank: 1 + the number of methods significantly better; None where there are too few queries to say.
-        tied: whether others share the rank.
+        role: of the method.
+        ranks: of the ranking metric's cell.
+        group: from 1, of those whom nobody of the rest beats; None for a variant too.
         cells: by metric.
         equivalent: number of random images whose removal does as much; None without a random reference.
         score_seconds: wall time of scoring one query, a mean.
@@ -96,14 +107,20 @@ class Line:
     method: str
     name: MethodName
     k: int
-    rank: int | None
-    tied: bool
+    role: str
+    group: int | None
     cells: Mapping[str, Cell]
     equivalent: Equivalent | None
     score_seconds: float
     settings: Mapping[str, Any]
     digest: str
     tuned_on: str
+
+    @property
+    def ranks(self) -> tuple[int, int] | None:
+        """By the ranking metric."""
+        cell = self.cells.get(RANKED_BY)
+        return None if cell is None else cell.ranks
 
 
 def charted(lines: Iterable[Line]) -> list[str]:
@@ -130,8 +147,12 @@ class Board:
 
     Attributes:
         metrics: in the order of their columns, the one that ranks first.
-        lines: by K, rank and mean.
+        lines: by K, first rank and mean.
         pairs: the verdict on each pair of methods by K.
+        groups: of methods by K, the first beaten by nobody, each in the order of the means.
+        floors_named: the labels of the floors among the lines.
+        not_beaten: which methods do not beat each floor, in words, by (metric, K).
+        margin: a difference of the ranking metric that does not matter; None where the study fixes none.
         tables: queries × methods by (metric, K), the values behind the lines.
         reference: K × queries of the random reference by metric.
         floors: mean size of a metric with nothing removed but another seed (unpaired), by metric.
@@ -142,6 +163,10 @@ class Board:
     metrics: tuple[MetricFacts, ...]
     lines: tuple[Line, ...]
     pairs: Mapping[int, Mapping[tuple[str, str], Verdict]]
+    groups: Mapping[int, Sequence[Sequence[str]]]
+    floors_named: tuple[str, ...]
+    not_beaten: Mapping[tuple[str, int], str]
+    margin: float | None
     tables: Mapping[tuple[str, int], pd.DataFrame]
     reference: Mapping[str, pd.DataFrame]
     floors: Mapping[str, float]
@@ -173,7 +198,9 @@ class Board:
         return sorted(self.lines, key=lambda line: line.k != main_k)
 
 
-def leaderboard(frame: pd.DataFrame, manifest: Mapping[str, Any], study: str, num_images: int) -> Board:
+def leaderboard(
+    frame: pd.DataFrame, manifest: Mapping[str, Any], study: str, num_images: int, margin: float | None = None
+) -> Board:
     """The numbers of the leaderboard.
 
     Args:
@@ -181,6 +208,7 @@ def leaderboard(frame: pd.DataFrame, manifest: Mapping[str, Any], study: str, nu
         manifest: with the definitions of metrics and the settings of methods.
         study: its name, to look up what untold settings were tuned on.
         num_images: N, the size of the training set.
+        margin: of the ranking metric, within which two methods are equivalent.
     """
     rows = frame.assign(label=labels(frame), done=(frame["status"] == "done") & np.isfinite(frame["value"]))
     ranked = rows[(rows["design"] == "paired") & (rows["k"] > 0) & ~rows["method"].isin(NOT_RANKED)]
@@ -192,18 +220,48 @@ def leaderboard(frame: pd.DataFrame, manifest: Mapping[str, Any], study: str, nu
     facts = _metric_facts(rows, manifest)
     tables = _tables(ranked)
     reference = _reference(rows)
-    variants = {str(label) for label, own in ranked.groupby("label") if not _name_of(own).plain}
-    pairs = {k: _pairs(tables.get((RANKED_BY, k)), facts, variants) for k in sorted(set(ranked["k"].tolist()))}
+    labelled = names_of(ranked)
+    parts = parts_of(labelled)
+    ks = sorted({int(k) for k in ranked["k"]})
+    found = {
+        (metric, k): judged(
+            tables.get((metric, k)),
+            parts,
+            higher_is_better=facts[metric].higher_is_better,
+            margin=margin if metric == RANKED_BY else None,
+        )
+        for metric in facts
+        for k in ks
+    }
+    competing = {(metric, k): _competing(tables.get((metric, k)), facts[metric], parts) for metric, k in found}
+    pairs = {k: found.get((RANKED_BY, k), {}) for k in ks}
+    grouped = {k: groups(pairs[k], competing.get((RANKED_BY, k), [])) for k in ks}
     notes: list[str] = []
     lines: list[Line] = []
     for k, at_k in ranked.groupby("k"):
-        ranks = _ranks(pairs[int(k)], tables.get((RANKED_BY, int(k))))
+        group = {name: place for place, part in enumerate(grouped[int(k)], 1) for name in part}
         for label, own in at_k.groupby("label"):
-            lines.append(_line(str(label), int(k), own, ranks, tables, reference, manifest, study, notes))
+            cells = {}
+            for metric, values in own.groupby("metric"):
+                key = (str(metric), int(k))
+                failed, higher = int((~values["done"]).sum()), facts[str(metric)].higher_is_better
+                table, role = tables.get(key), role_of(labelled[str(label)].method)
+                cells[key[0]] = _cell(str(label), role, table, found[key], competing[key], parts, failed, higher)
+            lines.append(_line(str(label), int(k), own, cells, tables, reference, manifest, study, notes))
+            lines[-1] = replace(lines[-1], group=group.get(str(label)))
+    notes += _over_k(pairs, {k: competing.get((RANKED_BY, k), []) for k in ks})
     return Board(
         metrics=tuple(facts.values()),
         lines=tuple(sorted(lines, key=_order)),
         pairs=pairs,
+        groups=grouped,
+        floors_named=parts.floors,
+        not_beaten={
+            (metric, k): not_beaten({label: against(own, label, parts) for label in parts.methods}, parts)
+            for (metric, k), own in found.items()
+            if own
+        },
+        margin=margin,
         tables=tables,
         reference=reference,
         floors=_floors(rows),
@@ -216,7 +274,8 @@ def leaderboard(frame: pd.DataFrame, manifest: Mapping[str, Any], study: str, nu
 def _order(line: Line) -> tuple[float, ...]:
     cell = line.cells.get(RANKED_BY)
     mean = cell.mean if cell is not None and math.isfinite(cell.mean) else -math.inf
-    return (float(line.k), math.inf if line.rank is None else float(line.rank), -mean)
+    first = math.inf if line.ranks is None else float(line.ranks[0])
+    return (float(line.k), float(line.role != METHOD), first, -mean)
 
 
 def _metric_facts(rows: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, MetricFacts]:
@@ -257,63 +316,68 @@ def _floors(rows: pd.DataFrame) -> dict[str, float]:
     return {str(metric): float(size) for metric, size in per_query.groupby(level="metric").mean().items()}
 
 
-def _name_of(rows: pd.DataFrame) -> MethodName:
-    """Of rows of one method."""
-    first = rows.iloc[0]
-    return MethodName(str(first["method"]), str(first["variant"]), str(first["settings"]))
-
-
-def _pairs(
-    table: pd.DataFrame | None, facts: Mapping[str, MetricFacts], variants: Collection[str]
-) -> dict[tuple[str, str], Verdict]:
-    if table is None or len(table.columns) < 2:
-        return {}
-    return verdicts(table, variants=variants, higher_is_better=facts[RANKED_BY].higher_is_better)
-
-
-def _ranks(pairs: Mapping[tuple[str, str], Verdict], table: pd.DataFrame | None) -> dict[str, int | None]:
-    """1 + the number of methods that are significantly better; None for a method with too few queries."""
+def _competing(table: pd.DataFrame | None, facts: MetricFacts, parts: Parts) -> list[str]:
+    """Methods with enough queries, the best mean first."""
     if table is None:
-        return {}
-    ranks: dict[str, int | None] = {}
-    for label in table.columns:
-        better = sum(
-            (found.verdict == "worse" and one == label) or (found.verdict == "better" and other == label)
-            for (one, other), found in pairs.items()
-        )
-        ranks[str(label)] = 1 + better if int(table[label].count()) >= MIN_QUERIES else None
-    return ranks
+        return []
+    means = table.mean().sort_values(ascending=not facts.higher_is_better, kind="stable")
+    return [str(name) for name in means.index if name in parts.methods and table[name].count() >= MIN_QUERIES]
+
+
+def _over_k(pairs: Mapping[int, Verdicts], competing: Mapping[int, Sequence[str]]) -> list[str]:
+    """Whether two methods stand in the same order at every K that both have, in words."""
+    seen: dict[tuple[str, str], dict[int, Verdict]] = {}
+    for k, names in competing.items():
+        for (one, other), found in pairs[k].items():
+            if {one, other} <= set(names) and found.queries >= MIN_QUERIES:
+                seen.setdefault((one, other), {})[k] = found
+    several = {pair: found for pair, found in seen.items() if len(found) > 1}
+    if not several:
+        return []
+    turning = [pair for pair, found in several.items() if len({one.difference > 0 for one in found.values()}) > 1]
+    ks = sorted({k for found in several.values() for k in found})
+    held = len(several) - len(turning)
+    texts = [f"Over K ({', '.join(map(str, ks))}): {held} of {len(several)} pairs of methods have the same "
+             "order of means at every K that both have"]  # fmt: skip
+    if turning:
+        listed = ", ".join(" and ".join(pair) for pair in turning[:SHOWN_PAIRS])
+        more = f" and {len(turning) - SHOWN_PAIRS} more" if len(turning) > SHOWN_PAIRS else ""
+        both = sum({one.verdict for one in several[pair].values()} >= set(OPPOSITE) for pair in turning)
+        against = f"{both} of them settled in both directions" if both else "none of them settled in both directions"
+        texts.append(f"it turns for {listed}{more}, {against}")
+    always = [pair for pair, found in several.items() if all(one.settled for one in found.values())
+              and pair not in turning]  # fmt: skip
+    settled = {0: "no pair is", 1: "one is"}.get(len(always), f"{len(always)} are")
+    texts.append(f"{settled} settled at every K")
+    return ["; ".join(texts) + "."]
 
 
 def _line(
     label: str,
     k: int,
     rows: pd.DataFrame,
-    ranks: Mapping[str, int | None],
+    cells: Mapping[str, Cell],
     tables: Mapping[tuple[str, int], pd.DataFrame],
     reference: Mapping[str, pd.DataFrame],
     manifest: Mapping[str, Any],
     study: str,
     notes: list[str],
 ) -> Line:
-    cells = {}
-    for metric, values in rows.groupby("metric"):
-        cells[str(metric)] = _cell(label, tables.get((str(metric), k)), int((~values["done"]).sum()))
-        if metric == RANKED_BY:
-            notes += _remarks(label, k, tables.get((RANKED_BY, k)))
+    if RANKED_BY in cells:
+        notes += _remarks(label, k, tables.get((RANKED_BY, k)))
     table = tables.get((RANKED_BY, k))
-    curve, rank = reference.get(RANKED_BY), ranks.get(label)
+    curve = reference.get(RANKED_BY)
     amount: Equivalent | None = None
     if table is not None and curve is not None and label in table:
         amount = equivalent(table[label].dropna(), curve)
-    name = _name_of(rows)
+    [name] = names_of(rows).values()
     settings, tuned_on = _settings(name, str(rows["method_digest"].iloc[0]), manifest, study)
     return Line(
         method=label,
         name=name,
         k=k,
-        rank=rank,
-        tied=rank is not None and list(ranks.values()).count(rank) > 1,
+        role=role_of(name.method),
+        group=None,
         cells=cells,
         equivalent=amount,
         score_seconds=float(rows.drop_duplicates("query")["score_seconds"].mean()),
@@ -323,11 +387,21 @@ def _line(
     )
 
 
-def _cell(label: str, table: pd.DataFrame | None, failed: int) -> Cell:
+def _cell(
+    label: str,
+    role: str,
+    table: pd.DataFrame | None,
+    found: Verdicts,
+    competing: Sequence[str],
+    parts: Parts,
+    failed: int,
+    higher_is_better: bool,
+) -> Cell:
     nan = float("nan")
     if table is None or label not in table:
         return Cell(mean=nan, standard_error=nan, low=nan, high=nan, difference=nan, difference_low=nan,
-                    difference_high=nan, queries=0, compared=0, failed=failed)  # fmt: skip
+                    difference_high=nan, won={}, against={}, ranks=None, queries=0, compared=0,
+                    failed=failed)  # fmt: skip
     own = table[label].dropna()
     mean, error = mean_and_error(own.to_numpy())
     bounds = interval(own.to_numpy())
@@ -336,6 +410,13 @@ def _cell(label: str, table: pd.DataFrame | None, failed: int) -> Cell:
         apart = (table[label] - table[BASELINE]).dropna().to_numpy()
         compared = len(apart)
         difference = interval(apart)
+    sign = 1.0 if higher_is_better else -1.0
+    won = {
+        floor: queries_won(sign * (table[label] - table[floor]).dropna().to_numpy())
+        for floor in parts.floors
+        if floor != label and floor in table
+    }
+    ranked = role == METHOD and len(own) >= MIN_QUERIES
     return Cell(
         mean=mean,
         standard_error=error,
@@ -344,6 +425,9 @@ def _cell(label: str, table: pd.DataFrame | None, failed: int) -> Cell:
         difference=difference.mean,
         difference_low=difference.low,
         difference_high=difference.high,
+        won=won,
+        against=against(found, label, parts),
+        ranks=rank_sets(found, [label], competing)[label] if ranked else None,
         queries=len(own),
         compared=compared,
         failed=failed,

@@ -12,15 +12,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from torch import Tensor
 
+from bench.contracts import METHOD
 from bench.records.rows import BASELINE, NOTHING_REMOVED
 from bench.report import figures
 from bench.report.board import RANKED_BY, Board, Line, charted
 from bench.report.gallery import Gallery
 from bench.report.statistics import mean_and_error
+from bench.report.verdicts import OPPOSITE, unsettled_sets
 
 SHOWN_QUERIES = 8
 SHOWN_METHODS = 12
-MARKS = {"better": "▲", "worse": "▼", "indistinguishable": "=", "too few queries": "?"}
+MARKS = {"better": "▲", "worse": "▼", "equivalent": "=", "not settled": "·", "too few queries": "?"}
 
 
 def drawn(board: Board, pictures: Gallery) -> dict[str, Figure]:
@@ -34,6 +36,8 @@ def drawn(board: Board, pictures: Gallery) -> dict[str, Figure]:
             found[f"cost_{k}"] = cost(board, k)
         if board.pairs.get(k):
             found[f"verdicts_{k}"] = verdict_matrix(board, k)
+        if len(_competing(board, k)) > 1:
+            found[f"order_{k}"] = order(board, k)
         for base in families(lines):
             found[f"ablations_{base}_{k}"] = ablations(board, base, k)
     queries = [query for query in pictures.queries if query.image is not None][:SHOWN_QUERIES]
@@ -61,6 +65,8 @@ def page_charts(board: Board) -> dict[str, str]:
     for k in board.ks:
         if any(line.k == k and line.equivalent for line in board.lines):
             found[f"equivalent_random_{k}"] = equivalent_random(board, k)
+        if len(_competing(board, k)) > 1:
+            found[f"order_{k}"] = order(board, k)
     return {name: figures.svg(figure) for name, figure in found.items()}
 
 
@@ -106,26 +112,32 @@ def curves(board: Board, metric: str, variants: bool = False) -> Figure:
 
 
 def equivalent_random(board: Board, k: int) -> Figure:
-    """Bars: how many random images do as much as the top ``k`` of each method, with bootstrap intervals."""
-    ends = board.reference[RANKED_BY].index
-    bounds = {"below": float(ends[0]), "above": float(ends[-1])}
-    lines = [(line, line.equivalent) for line in board.lines if line.k == k and line.equivalent is not None]
-    lines.sort(key=lambda pair: bounds.get(pair[1].outside, pair[1].images))
+    """How many random images are left where as much is lost as without the top ``k`` of each method, on a log axis.
+
+    Nearly all of a study must go at random for the loss change of a good method, so what is left tells methods apart.
+    """
+    lines = [(line, line.equivalent.left(board.num_images)) for line in board.lines if line.k == k and line.equivalent]
+    lines.sort(key=lambda pair: -(pair[1].end if pair[1].outside else pair[1].images))
     figure = Figure(figsize=(5.4, 0.34 * len(lines) + 0.9))
     axes = figure.add_subplot()
-    for place, (line, found) in enumerate(lines):
-        length = bounds.get(found.outside, found.images)
-        axes.barh(
-            place, length, color=figures.colour_of(line.name.method), alpha=0.35 if found.outside else 0.85, height=0.62
-        )
-        if np.isfinite(found.low):
-            axes.plot([found.low, found.high], [place, place], color="#000000", linewidth=1.2)
-        sign = {"above": "> ", "below": "< "}.get(found.outside, "")
-        right = max(length, found.high if np.isfinite(found.high) else 0.0)
-        axes.annotate(f"{sign}{length:,.0f}", (right, place), xytext=(3, 0), textcoords="offset points", va="center",
-                      fontsize=8)  # fmt: skip
+    for place, (line, left) in enumerate(lines):
+        where = left.end if left.outside else left.images
+        colour, mark = figures.colour_of(line.name.method), figures.mark_of(line.name.method, line.method)
+        if np.isfinite(left.low):
+            axes.plot([left.low, left.high], [place, place], color=colour, linewidth=1.4)
+        arrow = {"fewer": "<", "more": ">"}.get(left.outside, mark)
+        axes.plot(where, place, marker=arrow, markersize=6, color=colour, fillstyle="none" if left.outside else "full")
+        text = f"{left.outside} than {where:,.0f}" if left.outside else f"{where:,.0f}"
+        axes.annotate(text, (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+    for place in range(len(lines)):
+        axes.axhline(place, color=figures.GREY, alpha=0.25, linewidth=0.8, zorder=-1)
+    axes.set_xscale("log")
+    axes.set_xlim(0.7 * (board.num_images - board.reference[RANKED_BY].index[-1]), 1.2 * board.num_images)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yticks(range(len(lines)), [figures.wrapped(line.method) for line, _ in lines], fontsize=8)
-    axes.set(xlabel=f"random images with the loss change of the top {k}", xlim=(0, bounds["above"] * 1.12))
+    axes.set_xlabel(f"without the top {k}: as bad as trained on this many random images", fontsize=8)
+    axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -166,15 +178,14 @@ def cost(board: Board, k: int, variants: bool = False) -> Figure:
 
 
 def verdict_matrix(board: Board, k: int) -> Figure:
-    """Who is better than whom at ``k``: rows against columns, Holm-corrected."""
+    """Who is better than whom at ``k``: rows against columns."""
     names = [line.method for line in board.lines if line.k == k]
     side = 0.36 * len(names) + 1.6
     figure = Figure(figsize=(side + 0.8, side))
     axes = figure.add_subplot()
-    opposite = {"better": "worse", "worse": "better"}
     shade = np.zeros((len(names), len(names)))
     for (one, other), found in board.pairs[k].items():
-        for a, b, word in ((one, other, found.verdict), (other, one, opposite.get(found.verdict, found.verdict))):
+        for a, b, word in ((one, other, found.verdict), (other, one, OPPOSITE.get(found.verdict, found.verdict))):
             row, column = names.index(a), names.index(b)
             shade[row, column] = {"better": 1.0, "worse": -1.0}.get(word, 0.0)
             axes.text(column, row, MARKS[word], ha="center", va="center", fontsize=8)
@@ -183,6 +194,52 @@ def verdict_matrix(board: Board, k: int) -> Figure:
     axes.set_xticks(range(len(names)), labels, rotation=60, ha="right", fontsize=7)
     axes.set_yticks(range(len(names)), labels, fontsize=7)
     axes.set_title(f"Row better (▲) or worse (▼) than column, K = {k}", fontsize=8)
+    return figure
+
+
+def order(board: Board, k: int) -> Figure:
+    """Methods at ``k`` by their mean; bars join those of which no pair is settled. Floors and ceilings stand below.
+
+    Like a critical-difference diagram (Demšar, 2006), but made from the verdict on each pair: a bar joins the methods
+    that have a dot on it.
+    """
+    competing = _competing(board, k)
+    lines = {line.method: line for line in board.lines if line.k == k}
+    beside = [name for name, line in lines.items() if line.role != METHOD and line.name.plain and _finite(line)]
+    names = [*competing, *sorted(beside, key=lambda name: -_mean(lines[name]))]
+    bars = unsettled_sets(board.pairs.get(k, {}), competing)
+    heights = {name: len(names) - 1 - place for place, name in enumerate(names)}
+    figure = Figure(figsize=(4.4 + 0.24 * len(bars), 0.3 * len(names) + 1.0))
+    axes, side = figure.subplots(
+        1, 2, sharey=True, width_ratios=[3.2, 0.24 * len(bars) + 0.1], gridspec_kw={"wspace": 0.03}
+    )
+    axes.axvline(0, color=figures.GREY, linewidth=0.8, zorder=0)
+    for name, height in heights.items():
+        line, cell = lines[name], lines[name].cells[RANKED_BY]
+        colour, mark = figures.colour_of(line.name.method), figures.mark_of(line.name.method, name)
+        reach = [[cell.mean - cell.low], [cell.high - cell.mean]]
+        drawn_line = axes.errorbar(cell.mean, height, xerr=np.nan_to_num(reach), marker=mark, markersize=5, capsize=2,
+                                   linewidth=1.2, color=colour)  # fmt: skip
+        _name_series(board, name, drawn_line)
+    for place, bar in enumerate(bars):
+        ends = [heights[name] for name in bar]
+        side.plot([place, place], [min(ends), max(ends)], color="#000000", linewidth=1.6, solid_capstyle="round")
+        side.plot([place] * len(ends), ends, "o", color="#000000", markersize=4)
+    for height in heights.values():
+        for panel in (axes, side):
+            panel.axhline(height, color=figures.GREY, alpha=0.25, linewidth=0.8, zorder=-1)
+    if beside:
+        axes.axhline(len(beside) - 0.5, color=figures.GREY, linewidth=0.8, linestyle=":")
+    axes.set_yticks(list(heights.values()), [figures.wrapped(name) for name in heights], fontsize=8)
+    axes.set_xlabel(f"{_label(board, RANKED_BY)}, K = {k}", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.spines[["top", "right"]].set_visible(False)
+    side.set_xlim(-0.7, len(bars) - 0.3)
+    side.set_title("not settled", fontsize=8, pad=3)
+    side.set_xticks([])
+    side.tick_params(left=False, labelleft=False)
+    side.spines[:].set_visible(False)
     return figure
 
 
@@ -250,6 +307,13 @@ def _name_series(board: Board, method: str, drawn_line: Iterable[object], *other
         artists += [one for one in (part if isinstance(part, tuple) else (part,)) if isinstance(one, Artist)]
     for place, artist in enumerate(artists):
         artist.set_gid(f"series-{board.methods.index(method)}-{place}")
+
+
+def _competing(board: Board, k: int) -> list[str]:
+    """Methods at ``k``, the best mean first."""
+    lines = [line for line in board.lines if line.k == k and line.group is not None]
+    [facts] = [facts for facts in board.metrics if facts.name == RANKED_BY]
+    return [line.method for line in sorted(lines, key=_mean, reverse=facts.higher_is_better)]
 
 
 def _mean(line: Line) -> float:

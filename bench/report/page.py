@@ -24,8 +24,10 @@ from torch import Tensor
 from bench.records.rows import BASELINE
 from bench.report.board import RANKED_BY, Board, Cell, Line, charted
 from bench.report.figures import MARKS, colour_of, mark_of, style_of_colours
+from bench.report.floors import in_words
 from bench.report.gallery import Gallery
-from bench.report.statistics import MIN_QUERIES, Verdict, mean_and_error
+from bench.report.statistics import MIN_QUERIES, mean_and_error
+from bench.report.verdicts import BETTER, Verdict
 
 SCRIPTS = ("base.js", "table.js", "charts.js", "pairs.js", "gallery.js", "words.js", "controls.js")
 """Put together in this order: what a file uses as it is read stands in an earlier one."""
@@ -102,8 +104,11 @@ def payload(board: Board, pictures: Gallery, facts: Mapping[str, Any]) -> dict[s
             }
             for metric in board.metrics
         ],
-        "lines": [_line(line) for line in board.lines],
+        "lines": [_line(line, board.num_images) for line in board.lines],
+        "notBeaten": [{"metric": metric, "k": k, "text": text} for (metric, k), text in board.not_beaten.items()],
         "pairs": {str(k): [_pair(*names, found) for names, found in pairs.items()] for k, pairs in board.pairs.items()},
+        "groups": {str(k): [list(part) for part in parts] for k, parts in board.groups.items()},
+        "margin": number(board.margin),
         "reference": {metric: _curve(curve) for metric, curve in board.reference.items()},
         "floors": {metric: number(size) for metric, size in board.floors.items()},
         "failures": [
@@ -135,13 +140,16 @@ def _power(board: Board, metric: str) -> int:
     return 3 * math.floor(math.log10(max(known)) / 3)
 
 
-def _line(line: Line) -> dict[str, Any]:
+def _line(line: Line, num_images: int) -> dict[str, Any]:
     equivalent = line.equivalent
+    left = equivalent.left(num_images) if equivalent else None
     return {
         "method": line.method,
         "k": line.k,
-        "rank": line.rank,
-        "tied": line.tied,
+        "role": line.role,
+        "rank": line.ranks[0] if line.ranks else None,
+        "rankLast": line.ranks[1] if line.ranks else None,
+        "group": line.group,
         "cells": {metric: _cell(cell) for metric, cell in line.cells.items()},
         "equivalent": None
         if equivalent is None
@@ -150,6 +158,15 @@ def _line(line: Line) -> dict[str, Any]:
             "low": number(equivalent.low),
             "high": number(equivalent.high),
             "outside": equivalent.outside,
+        },
+        "left": None
+        if left is None
+        else {
+            "images": number(left.images),
+            "low": number(left.low),
+            "high": number(left.high),
+            "outside": left.outside,
+            "end": number(left.end),
         },
         "seconds": number(line.score_seconds),
         "settings": dict(line.settings),
@@ -167,6 +184,14 @@ def _cell(cell: Cell) -> dict[str, Any]:
         "diff": number(cell.difference),
         "diffLow": number(cell.difference_low),
         "diffHigh": number(cell.difference_high),
+        "won": {
+            floor: {"won": won.won, "of": won.queries, "low": number(won.low), "high": number(won.high)}
+            for floor, won in cell.won.items()
+        },
+        "verdict": in_words(cell.against),
+        "beaten": sum(word == BETTER for word in cell.against.values()),
+        "rank": cell.ranks[0] if cell.ranks else None,
+        "rankLast": cell.ranks[1] if cell.ranks else None,
         "queries": cell.queries,
         "compared": cell.compared,
         "failed": cell.failed,

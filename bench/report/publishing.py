@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bench.contracts import METHOD
 from bench.errors import ResultsFolderError
 from bench.records import folder as names
 from bench.records.rows import BASELINE, labels
@@ -19,10 +20,12 @@ from bench.records.store import Store, write_whole
 from bench.report import figures
 from bench.report.board import RANKED_BY, Board, Cell, Line, leaderboard
 from bench.report.board_figures import drawn, page_charts, pdf
+from bench.report.floors import in_words
 from bench.report.gallery import gallery
 from bench.report.merging import Merged, RunFolder, has_rows, keep, merge_folders, open_folder
 from bench.report.page import page
 from bench.report.shown import Report, Table, markdown_cell
+from bench.report.statistics import Won
 from bench.studies import Study
 
 NAME = "leaderboard"
@@ -43,14 +46,17 @@ class Published(Report):
     remarks: tuple[str, ...]
 
     def tables(self) -> list[Table]:
-        """The order of the methods."""
-        return [(("K", "rank", "method", RANKED_BY), [line_cells(line) for line in self.board.lines])]
+        """The order of the methods, and their verdicts by each metric."""
+        metrics = [metric.name for metric in self.board.metrics]
+        head = ("K", "group", "rank", "method", RANKED_BY, *(f"{name}: verdict" for name in metrics))
+        return [(head, [line_cells(line, metrics) for line in self.board.lines])]
 
     def notes(self) -> list[str]:
-        """The remarks, how many values failed, and the files."""
+        """Who does not beat the floors, the remarks, how many values failed, and the files."""
+        told = [f"{metric} at K = {k}: {text}" for (metric, k), text in self.board.not_beaten.items()]
         failed = sum(len(failure.queries) for failure in self.board.failures)
         left_out = f"{failed} values failed and are left out; the page lists them with their reasons."
-        return [*self.remarks, *([left_out] if failed else []), *(f"written: {path}" for path in self.files)]
+        return [*told, *self.remarks, *([left_out] if failed else []), *(f"written: {path}" for path in self.files)]
 
 
 def publish(study: Study, sources: Sequence[Path], root: Path) -> Published:
@@ -70,7 +76,7 @@ def publish(study: Study, sources: Sequence[Path], root: Path) -> Published:
     with store.lock("results"):  # what is read here must still be there when it is written
         folders = [open_folder(path, study.name) for path in _places(study, sources, root)]
         merged = merge_folders(folders)
-        board = leaderboard(merged.frame, merged.manifest, study.name, len(study.dataset))
+        board = leaderboard(merged.frame, merged.manifest, study.name, len(study.dataset), study.margin(RANKED_BY))
         keep(merged, folders, store)
         return _write(store, study, merged, folders, board)
 
@@ -139,7 +145,9 @@ def _facts(study: Study, merged: Merged, root: Path) -> dict[str, Any]:
 
 def wide(board: Board) -> pd.DataFrame:
     """The lines as a frame: a row for each method and K, columns for each metric."""
-    return pd.DataFrame([_record(line, board) for line in board.lines])
+    frame = pd.DataFrame([_record(line, board) for line in board.lines])
+    whole = [name for name in frame if name == "group" or name.endswith(("rank_first", "rank_last"))]
+    return frame.astype(dict.fromkeys(whole, "Int64"))
 
 
 def csv(board: Board) -> str:
@@ -150,13 +158,27 @@ def csv(board: Board) -> str:
 
 
 def _record(line: Line, board: Board) -> dict[str, Any]:
-    record: dict[str, Any] = {"k": line.k, "rank": line.rank, "tied": line.tied, "method": line.method}
+    record: dict[str, Any] = {"k": line.k, "group": line.group, "method": line.method, "role": line.role}
     for metric in board.metrics:
         cell = line.cells.get(metric.name)
-        for name in Cell.__dataclass_fields__:
+        for floor in board.floors_named:
+            won = cell.won.get(floor) if cell else None
+            shares = (won.share, won.low, won.high) if won else (None, None, None)
+            record |= {
+                f"{metric.name}_won_{floor}{end}": value
+                for end, value in zip(("", "_low", "_high"), shares, strict=True)
+            }
+            record[f"{metric.name}_verdict_{floor}"] = cell.against.get(floor) if cell else None
+        first, last = (cell.ranks if cell else None) or (None, None)
+        record |= {f"{metric.name}_rank_first": first, f"{metric.name}_rank_last": last}
+        for name in (name for name in Cell.__dataclass_fields__ if name not in ("won", "against", "ranks")):
             record[f"{metric.name}_{name.replace('difference', f'minus_{BASELINE}')}"] = getattr(cell, name, None)
     found = line.equivalent
+    left = found.left(board.num_images) if found else None
     record |= {
+        "random_left": left.images if left else None,
+        "random_left_low": left.low if left else None,
+        "random_left_high": left.high if left else None,
         "equivalent_random": found.images if found else None,
         "equivalent_random_low": found.low if found else None,
         "equivalent_random_high": found.high if found else None,
@@ -169,22 +191,33 @@ def markdown(board: Board, study: str, notes: Sequence[str] = ()) -> str:
     """The lines as Markdown, a table for each K, with what was left out."""
     parts = [f"# Leaderboard of `{study}`\n"]
     for k in board.ks:
-        head = ["rank", "method"]
+        head = ["group", "rank", "method"]
         for metric in board.metrics:
             arrow = "↑" if metric.higher_is_better else "↓"
-            head += [f"{metric.name} {arrow}, mean ± 1 SE [95 % interval]", f"minus {BASELINE}"]
-        head += ["≈ random images", "scoring s/query", "tuned on"]
+            head += [f"{metric.name} {arrow}, mean ± 1 SE [95 % interval]", f"minus {BASELINE}", "verdict"]
+        head += [
+            "as bad as trained on … random images",
+            *(f"queries won against {floor}" for floor in board.floors_named),
+        ]
+        head += ["scoring s/query", "tuned on"]
         lines = ["| " + " | ".join(map(markdown_cell, head)) + " |", "|" + "---|" * len(head)]
         for line in board.lines:
             if line.k == k:
                 lines.append("| " + " | ".join(map(markdown_cell, _cells(line, board))) + " |")
         parts.append(f"## K = {k}\n\n" + "\n".join(lines) + "\n")
+        parts.append(_groups_text(board.groups.get(k, ())) + "\n")
+        parts += [
+            f"{markdown_cell(f'{metric}: {text}')}.\n" for (metric, at), text in board.not_beaten.items() if at == k
+        ]
     parts.append(
-        f"Rank: 1 + the number of methods that are significantly better on {RANKED_BY} at that K (Student's paired "
-        "test over queries, Holm's correction for all pairs of methods, and apart for all pairs with a variant); = "
-        "marks methods that share a rank. Intervals of means and differences: Student's over queries, 95 %, each "
-        "alone: they leave zero out where the same test, uncorrected, does. Those of ≈ random images: "
-        "resampled queries.\n"
+        f"Group 1: nobody beats them on {RANKED_BY} at that K; group 2: nobody of the rest does; and so on. Rank: all "
+        "that the settled pairs of methods leave open; floors and ceilings have none. A pair is settled by sign flips "
+        "of whole queries at 5 %, corrected for all pairs of methods, apart for all pairs with a floor, and apart for "
+        f"all pairs with a variant or a ceiling; each metric alone. {_margin_text(board)}Queries won: on how many the "
+        "method is ahead of the floor, ties counted half, with the 95 % interval of the share. Intervals of means and "
+        "differences: Student's over queries, 95 %, each alone: one that holds zero goes with no verdict, while one "
+        "without zero may. As bad as trained on … random images: without the method's K images a model loses as much "
+        "as one that was trained on so many random images alone; intervals from resampled queries.\n"
     )
     if board.failures:
         listed = [
@@ -197,28 +230,57 @@ def markdown(board: Board, study: str, notes: Sequence[str] = ()) -> str:
     return "\n".join(parts)
 
 
-def line_cells(line: Line) -> list[str]:
-    """K, rank, method and the ranking metric as text, for a terminal."""
+def line_cells(line: Line, metrics: Sequence[str]) -> list[str]:
+    """K, group, rank, method, the ranking metric and the verdicts by ``metrics`` as text, for a terminal."""
     cell = line.cells.get(RANKED_BY)
-    return [str(line.k), _rank_text(line), line.method, "" if cell is None else _mean_text(cell)]
+    texts = [str(line.k), _group_text(line), _rank_text(line), line.method, "" if cell is None else _mean_text(cell)]
+    return texts + [in_words(line.cells[name].against) if name in line.cells else "" for name in metrics]
 
 
 def _rank_text(line: Line) -> str:
-    return "–" if line.rank is None else f"{line.rank}{'=' if line.tied else ''}"
+    if line.ranks is None:
+        return "–" if line.role == METHOD else line.role
+    first, last = line.ranks
+    return str(first) if first == last else f"{first}–{last}"
+
+
+def _group_text(line: Line) -> str:
+    return "–" if line.group is None else str(line.group)
+
+
+def _groups_text(groups: Sequence[Sequence[str]]) -> str:
+    """Who stands with whom."""
+    if not groups:
+        return "Too few queries for groups."
+    return markdown_cell("; ".join(f"Group {place}: {', '.join(part)}" for place, part in enumerate(groups, 1))) + "."
+
+
+def _margin_text(board: Board) -> str:
+    if board.margin is None:
+        return ""
+    return (
+        f"Two methods are equivalent where the 95 % interval of their difference lies within ±{board.margin:g}, the "
+        "study's margin; else a pair that is not settled is just that. "
+    )
+
+
+def _won_text(won: Won | None) -> str:
+    """As in: 7.5 of 8 [60, 99] %."""
+    if won is None or not won.queries:
+        return ""
+    bounds = "" if math.isnan(won.low) else f" [{100 * won.low:.0f}, {100 * won.high:.0f}] %"
+    return f"{won.won:g} of {won.queries}{bounds}"
 
 
 def _cells(line: Line, board: Board) -> list[str]:
-    texts = [_rank_text(line), line.method]
+    texts = [_group_text(line), _rank_text(line), line.method]
     for metric in board.metrics:
         cell = line.cells.get(metric.name)
-        texts += ["", ""] if cell is None else [_mean_text(cell), _difference_text(line.method, cell)]
-    found = line.equivalent
-    if found is None:
-        texts.append("")
-    elif found.outside:
-        texts.append(f"{found.outside} the curve")
-    else:
-        texts.append(f"{found.images:.0f}" + ("" if math.isnan(found.low) else f" [{found.low:.0f}, {found.high:.0f}]"))
+        verdict = "" if cell is None else in_words(cell.against)
+        texts += ["", "", ""] if cell is None else [_mean_text(cell), _difference_text(line.method, cell), verdict]
+    texts.append(line.equivalent.left(board.num_images).text if line.equivalent else "")
+    won = line.cells[RANKED_BY].won if RANKED_BY in line.cells else {}
+    texts += [_won_text(won.get(floor)) for floor in board.floors_named]
     return [*texts, f"{line.score_seconds:.2f}", line.tuned_on]
 
 

@@ -1,20 +1,20 @@
-"""Statistics over queries: means with standard errors, paired differences with intervals, verdicts, equivalents.
+"""Statistics over queries: means with standard errors, paired differences with intervals, equivalents.
 
-One test says everything about a mean: Student's over queries. ``interval`` holds the means that ``p_value`` does not
-reject, for one question asked alone. A verdict asks about many pairs: it is the same p-value corrected by Holm, so a
-verdict implies an interval without zero, while an interval without zero may be no verdict yet.
+One test says everything about one mean: Student's over queries. ``interval`` holds the means that ``p_value`` does not
+reject, for one question asked alone. A verdict asks about many pairs (``bench.report.verdicts``): it needs this p-value
+and one that is corrected for all of them, so it implies an interval without zero, while the reverse need not hold.
 """
 
 from __future__ import annotations
 
 import bisect
-import itertools
-from collections.abc import Callable, Collection, Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import optimize, stats
+from scipy import optimize, special
 
 CONFIDENCE = 0.95
 MIN_QUERIES = 4
@@ -42,7 +42,7 @@ class Interval(NamedTuple):
 def mean_and_error(values: Values) -> MeanAndError:
     """Mean ± 1 standard error, as the paper reports them."""
     array = np.asarray(values, float)
-    error = float(stats.sem(array)) if len(array) > 1 else float("nan")
+    error = float(array.std(ddof=1)) / math.sqrt(len(array)) if len(array) > 1 else float("nan")
     return MeanAndError(float(array.mean()), error)
 
 
@@ -57,7 +57,7 @@ def interval(values: Values) -> Interval:
         mean = float(array.mean()) if len(array) else float("nan")
         return Interval(mean, float("nan"), float("nan"))
     mean, error = mean_and_error(array)
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(array) - 1)) * error
+    reach = float(special.stdtrit(len(array) - 1, (1 + CONFIDENCE) / 2)) * error
     return Interval(mean, mean - reach, mean + reach)
 
 
@@ -72,7 +72,39 @@ def p_value(values: Values, mean: float = 0.0) -> float:
     found, error = mean_and_error(array)
     if error == 0:
         return 1.0 if found == mean else 0.0
-    return float(2 * stats.t.sf(abs(found - mean) / error, len(array) - 1))
+    return float(2 * special.stdtr(len(array) - 1, -abs(found - mean) / error))
+
+
+class Won(NamedTuple):
+    """How many of how many queries, ties counted half, and the 95 % interval of the share."""
+
+    won: float
+    queries: int
+    low: float
+    high: float
+
+    @property
+    def share(self) -> float:
+        """NaN where there is no query."""
+        return self.won / self.queries if self.queries else float("nan")
+
+
+def queries_won(differences: Values) -> Won:
+    """On how many queries a method is ahead, whatever by how much: one query can carry a mean, but not this.
+
+    The interval is Clopper and Pearson's; NaN bounds for fewer than MIN_QUERIES queries.
+
+    Args:
+        differences: one for each query, positive where it is won.
+    """
+    array = np.asarray(differences, float)
+    count, won = len(array), float((array > 0).sum() + (array == 0).sum() / 2)
+    if count < MIN_QUERIES:
+        return Won(won, count, float("nan"), float("nan"))
+    tail = (1 - CONFIDENCE) / 2
+    low = float(special.betaincinv(won, count - won + 1, tail)) if won > 0 else 0.0
+    high = float(special.betaincinv(won + 1, count - won, 1 - tail)) if won < count else 1.0
+    return Won(won, count, low, high)
 
 
 def resampled_bounds(statistic: Callable[[np.ndarray], float], count: int, *, seed: int = 0) -> tuple[float, float]:
@@ -84,81 +116,6 @@ def resampled_bounds(statistic: Callable[[np.ndarray], float], count: int, *, se
     chosen = np.random.default_rng(seed).integers(0, count, (RESAMPLES, count))
     low, high = np.nanquantile([statistic(sample) for sample in chosen], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
-
-
-class Verdict(NamedTuple):
-    """How two methods compare.
-
-    Attributes:
-        difference: mean over common queries of the first minus the second, positive where the first is better.
-        p_value: ``p_value`` of the differences, corrected by Holm for all pairs of its family.
-        verdict: "better", "worse", "indistinguishable", or "too few queries".
-        queries: how many both have.
-        deviation: standard deviation of the differences over queries.
-        significance: of the test of this pair alone, its family's shared out evenly.
-    """
-
-    difference: float
-    p_value: float
-    verdict: str
-    queries: int
-    deviation: float
-    significance: float
-
-    @property
-    def queries_needed(self) -> int | None:
-        """How many queries would settle a difference as large as this one; None where it is settled or hopeless."""
-        settled = self.verdict != "indistinguishable"
-        return None if settled else queries_needed(self.difference, self.deviation, significance=self.significance)
-
-
-def families(names: Collection[str], variants: Collection[str] = ()) -> list[list[tuple[str, str]]]:
-    """All pairs of ``names`` in at most two families: those of methods alone, and those that a variant is in.
-
-    Each family is corrected on its own, so that asking about variants makes no verdict between methods harder.
-    """
-    pairs = list(itertools.combinations(names, 2))
-    asked = [[pair for pair in pairs if set(pair).isdisjoint(variants) is alone] for alone in (True, False)]
-    return [family for family in asked if family]
-
-
-def verdicts(
-    per_query: pd.DataFrame,
-    *,
-    variants: Collection[str] = (),
-    higher_is_better: bool = True,
-    significance: float = 1 - CONFIDENCE,
-) -> dict[tuple[str, str], Verdict]:
-    """A verdict for every pair of methods.
-
-    Args:
-        per_query: queries × methods, NaN where a value is missing.
-        variants: methods whose pairs are a family of their own (``families``).
-        higher_is_better: direction of the metric.
-        significance: probability of calling any pair of equal methods of a family different (family-wise).
-    """
-    sign = 1.0 if higher_is_better else -1.0
-    asked = families(list(per_query.columns), variants)
-    return {name: found for pairs in asked for name, found in _family(per_query, pairs, sign, significance).items()}
-
-
-def _family(
-    per_query: pd.DataFrame, pairs: Sequence[tuple[str, str]], sign: float, significance: float
-) -> dict[tuple[str, str], Verdict]:
-    """The verdicts on ``pairs``, corrected for these alone; ``sign`` is −1 where lower is better."""
-    differences = [(per_query[one] - per_query[other]).dropna().to_numpy(float) for one, other in pairs]
-    raw = [p_value(values) for values in differences]
-    found = {}
-    for (one, other), values, corrected in zip(pairs, differences, _holm(raw), strict=True):
-        mean = sign * float(values.mean()) if len(values) else float("nan")
-        word = "better" if mean > 0 else "worse"
-        if len(values) < MIN_QUERIES:
-            word = "too few queries"
-        elif not corrected < significance:
-            word = "indistinguishable"
-        deviation = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
-        found[one, other] = Verdict(mean, corrected, word, len(values), deviation, significance / len(pairs))
-    return found
 
 
 def queries_needed(
@@ -179,23 +136,12 @@ def queries_needed(
         return MIN_QUERIES if effect else None
 
     def suffices(count: int) -> bool:
-        quantiles = stats.t.ppf([1 - significance / 2, power], count - 1)
+        quantiles = special.stdtrit(count - 1, [1 - significance / 2, power])
         return bool(np.sqrt(count) * abs(effect) >= quantiles.sum() * deviation)
 
     if not suffices(MAX_QUERIES):
         return None
     return bisect.bisect_left(range(MAX_QUERIES), True, lo=MIN_QUERIES, key=suffices)
-
-
-def _holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (1979); NaN stays NaN and does not count."""
-    array = np.asarray(p_values, float)
-    order = [index for index in np.argsort(array) if not np.isnan(array[index])]
-    corrected, running = np.full(len(array), np.nan), 0.0
-    for rank, index in enumerate(order):
-        running = max(running, min(1.0, (len(order) - rank) * array[index]))
-        corrected[index] = running
-    return [float(value) for value in corrected]
 
 
 class Equivalent(NamedTuple):
@@ -205,12 +151,45 @@ class Equivalent(NamedTuple):
         images: on the piecewise linear, monotone curve; NaN where the change lies outside it.
         low, high: ``resampled_bounds`` over queries; NaN where it cannot be told.
         outside: "", "below" or "above": the curve is never extrapolated.
+        end: of the curve, beyond which it lies; NaN where it is on the curve.
     """
 
     images: float
     low: float
     high: float
     outside: str
+    end: float = float("nan")
+
+    def left(self, num_images: int) -> Left:
+        """The same, told by what is left of ``num_images``."""
+        outside = {"below": "more", "above": "fewer"}.get(self.outside, "")
+        images, low, high = num_images - self.images, num_images - self.high, num_images - self.low
+        return Left(images, low, high, outside, num_images - self.end)
+
+
+class Left(NamedTuple):
+    """A model is as bad as one that was trained on so many random images: what is left where ``Equivalent`` ones go.
+
+    Attributes:
+        images, low, high: NaN as there.
+        outside: "", "more" or "fewer" than the curve tells of.
+        end: of the curve, beyond which it lies; NaN where it is on the curve.
+    """
+
+    images: float
+    low: float
+    high: float
+    outside: str
+    end: float
+
+    @property
+    def text(self) -> str:
+        """As in: 170 [140, 250]; fewer than 60; "" where nothing is known."""
+        if self.outside:
+            return f"{self.outside} than {self.end:.0f}"
+        if math.isnan(self.images):
+            return ""
+        return f"{self.images:.0f}" + ("" if math.isnan(self.low) else f" [{self.low:.0f}, {self.high:.0f}]")
 
 
 def equivalent_random(changes: Values, curve: pd.DataFrame, *, seed: int = 0) -> Equivalent:
@@ -224,16 +203,17 @@ def equivalent_random(changes: Values, curve: pd.DataFrame, *, seed: int = 0) ->
     values, reference = np.asarray(changes, float), curve.to_numpy(float)
     counts = curve.index.to_numpy(float)
     images, outside = _inverse(counts, reference.mean(1), float(values.mean()))
-    if len(values) < MIN_QUERIES:
-        return Equivalent(images, float("nan"), float("nan"), outside)
     ends = {"below": counts[0], "above": counts[-1]}
+    end = float(ends.get(outside, float("nan")))
+    if len(values) < MIN_QUERIES:
+        return Equivalent(images, float("nan"), float("nan"), outside, end)
 
     def resampled(chosen: np.ndarray) -> float:
         found, where = _inverse(counts, reference[:, chosen].mean(1), float(values[chosen].mean()))
         return float(ends.get(where, found))
 
     low, high = resampled_bounds(resampled, len(values), seed=seed)
-    return Equivalent(images, low, high, outside)
+    return Equivalent(images, low, high, outside, end)
 
 
 def _inverse(counts: np.ndarray, means: np.ndarray, value: float) -> tuple[float, str]:

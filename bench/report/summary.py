@@ -22,7 +22,7 @@ TABLE_HEAD = (
     "queries",
     "mean ± 1 SE",
     "minus random [95 % interval]",
-    "equals random images [95 % interval]",
+    "as bad as trained on … random images [95 % interval]",
     "scoring s/query",
 )
 
@@ -60,14 +60,15 @@ def equivalent(own: pd.Series[float], curve: pd.DataFrame, *, higher_is_better: 
     return equivalent_random((sign * own[common]).to_numpy(), sign * complete)
 
 
-def summarize(frame: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
+def summarize(frame: pd.DataFrame, num_images: int, baseline: str = BASELINE) -> pd.DataFrame:
     """Mean ± 1 standard error over queries of each method, K, metric and design, with its difference to ``baseline``.
 
     Values of one query under several seeds are averaged first. The difference is paired by query at the same K,
     metric and design; ``low`` and ``high`` bound its 95 %
     interval (``statistics.interval``, as on the leaderboard). Failed values are left out and counted. Where the
-    random reference has been run, ``images`` random ones give the same value (between ``images_low`` and
-    ``images_high``; ``outside`` says where the value lies beyond the curve).
+    random reference has been run, removing ``images`` random ones of ``num_images`` gives the same value (between
+    ``images_low`` and ``images_high``; ``outside`` says where the value lies beyond the curve), and ``left`` says in
+    words how many are left then.
     """
     keys = ["method", "k", "metric", "design"]
     seconds = frame.groupby(keys)["score_seconds"].mean()
@@ -93,10 +94,10 @@ def summarize(frame: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
             line |= {"difference": difference.mean, "low": difference.low, "high": difference.high}
         if (metric, design) not in curves:
             curves[metric, design] = reference_curve(frame, str(metric), str(design))
-        line |= _equivalent_columns(curves[metric, design], str(method), str(metric), own)
+        line |= _equivalent_columns(curves[metric, design], str(method), str(metric), own, num_images)
         lines.append(line)
     columns = [*keys, "queries", "failed", "mean", "standard_error", "difference", "low", "high"]
-    columns += ["images", "images_low", "images_high", "outside", "score_seconds"]
+    columns += ["images", "images_low", "images_high", "outside", "left", "score_seconds"]
     order = {metric.name: index for index, metric in enumerate(metrics)}
     table = pd.DataFrame(lines, columns=columns)
     return table.sort_values(
@@ -127,15 +128,18 @@ def by_group(frame: pd.DataFrame, groups: Mapping[str, str]) -> pd.DataFrame:
     return wide.reset_index()
 
 
-def _equivalent_columns(curve: pd.DataFrame, method: str, metric: str, own: pd.Series[float]) -> dict[str, float | str]:
+def _equivalent_columns(
+    curve: pd.DataFrame, method: str, metric: str, own: pd.Series[float], num_images: int
+) -> dict[str, float | str]:
     """Of one line of the summary. A metric relative to controls has none: random removals do not raise it steadily."""
     kind = metrics.find(metric)
     if method in (REFERENCE, NOTHING_REMOVED) or kind is None or kind.relative_to_controls:
-        return {"outside": ""}
+        return {"outside": "", "left": ""}
     found = equivalent(own, curve, higher_is_better=kind.higher_is_better)
     if found is None:
-        return {"outside": ""}
-    return {"images": found.images, "images_low": found.low, "images_high": found.high, "outside": found.outside}
+        return {"outside": "", "left": ""}
+    bounds = {"images": found.images, "images_low": found.low, "images_high": found.high}
+    return bounds | {"outside": found.outside, "left": found.left(num_images).text}
 
 
 def table_cells(table: pd.DataFrame) -> list[list[str]]:
@@ -149,7 +153,7 @@ def table_cells(table: pd.DataFrame) -> list[list[str]]:
             f"{line.queries}" + (f" ({line.failed} failed)" if line.failed else ""),
             f"{line.mean:.5f} ± {line.standard_error:.5f}" if line.queries > 1 else f"{line.mean:.5f}",
             _difference_cell(line),
-            _equivalent_cell(line),
+            str(line.left),
             f"{line.score_seconds:.2f}" if line.k and line.method != REFERENCE else "",
         ]
         for line in table.itertuples()
@@ -161,12 +165,3 @@ def _difference_cell(line: Any) -> str:
         return ""
     bounds = f"[{line.low:+.5f}, {line.high:+.5f}]"
     return f"{line.difference:+.5f} " + (f"(needs {MIN_QUERIES} queries)" if pd.isna(line.low) else bounds)
-
-
-def _equivalent_cell(line: Any) -> str:
-    if line.outside:
-        return f"{line.outside} the curve"
-    if pd.isna(line.images):
-        return ""
-    interval = "" if pd.isna(line.images_low) else f" [{line.images_low:.0f}, {line.images_high:.0f}]"
-    return f"{line.images:.0f}{interval}"

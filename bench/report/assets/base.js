@@ -40,12 +40,11 @@ function seconds(value) {
   return value < 10 ? fixed(value, 2) : value < 1000 ? fixed(value, 0) : count(value);
 }
 function span(low, high, text) { return known(low) && known(high) ? `[${text(low)}, ${text(high)}]` : null; }
-const rankText = (line) => (known(line.rank) ? `${line.rank}${line.tied ? "=" : ""}` : "\u2013");
-function equivalentText(amount) {
-  if (!amount) return "\u2013";
-  if (amount.outside === "above") return "beyond the curve";
-  if (amount.outside === "below") return "below the curve";
-  return count(amount.images);
+const placesText = (of) => (of.rank === of.rankLast ? String(of.rank) : `${of.rank}\u2013${of.rankLast}`);
+const rankText = (line) => (known(line.rank) ? placesText(line) : line.role === "method" ? "\u2013" : line.role);
+function leftText(left) {
+  if (!left) return "\u2013";
+  return left.outside ? `${left.outside} than ${count(left.end)}` : count(left.images);
 }
 
 /* ---- what is chosen ---- */

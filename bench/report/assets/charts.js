@@ -44,11 +44,19 @@ function legend() {
   fill(byId("curve-legend"), ...buttons);
 }
 function equivalent() {
-  const k = chartK(), lines = at(k).filter((line) => line.equivalent), ends = (data.reference[data.rankedBy] ?? []).map((point) => point.k);
-  const drawn = chart("equivalent", `equivalent_random_${k}`, `Equivalent number of random images at K = ${k}: ${lines.map((line) => `${line.method} ${equivalentText(line.equivalent)}`).join(", ")}.`);
+  const k = chartK(), lines = at(k).filter((line) => line.left), ends = (data.reference[data.rankedBy] ?? []).map((point) => data.images - point.k);
+  const drawn = chart("equivalent", `equivalent_random_${k}`, `Without the top ${k} a model is as bad as one trained on so many random images: ${lines.map((line) => `${line.method} ${leftText(line.left)}`).join(", ")}.`);
   byId("equivalent-caption").textContent = drawn
-    ? `How many random images must be removed for the same mean loss change as the top ${count(k)} of each method. Lines are bootstrap intervals over queries; a pale bar lies outside the measured curve (${count(ends[0])} to ${count(ends.at(-1))} images), which is never extrapolated.`
-    : "How many random images must go for the same loss change? These rows hold no random reference at all, or none for these queries, so the question cannot be answered yet.";
+    ? `Without the top ${count(k)} of a method, a model loses as much at the query as one that was trained on this many random images, of ${count(data.images)}. Fewer: what was removed mattered more. Log scale; lines are bootstrap intervals over queries. An arrow lies outside the measured curve (${count(ends.at(-1))} to ${count(ends[0])} images left), which is never extrapolated.`
+    : "How many random images make as bad a model? These rows hold no random reference at all, or none for these queries, so the question cannot be answered yet.";
+}
+function order() {
+  const k = chartK(), parts = data.groups[String(k)] ?? [];
+  fill(byId("groups"), ...parts.map((part, index) => el("li", {}, part.join(", "), el("span", { class: "sub" }, index ? "nobody of the rest beats them" : "nobody beats them"))));
+  const drawn = chart("order", `order_${k}`, `Methods by mean at K = ${k}, in groups: ${parts.map((part, index) => `${index + 1}: ${part.join(", ")}`).join("; ")}.`);
+  byId("order-caption").textContent = drawn
+    ? `Methods at K = ${count(k)} by their mean, with Student\u2019s 95 % intervals. A bar joins the methods that have a dot on it: no pair of them is settled. Below the dotted line: floors and ceilings, which do not compete.`
+    : `There are too few methods with enough queries at K = ${count(k)} to be put in an order.`;
 }
 function cost() {
   const metric = metricOf(data.rankedBy) ?? data.metrics[0], k = chartK(), mean = (line) => line.cells[metric.name]?.mean;

@@ -1,5 +1,5 @@
 /* ---- controls ---- */
-function charts() { curve(); equivalent(); cost(); }
+function charts() { order(); curve(); equivalent(); cost(); }
 function show() { table(); charts(); pairs(); }
 function controls() {
   for (const k of [...data.ks, ...(data.ks.length > 1 ? [null] : [])]) {

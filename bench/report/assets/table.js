@@ -1,11 +1,13 @@
 /* ---- the table ---- */
+const LEFT = "Random images left";
 const columns = [
   { key: "rank", head: "Rank", value: (line) => line.rank },
   { key: "method", head: "Method", value: (line) => line.method.toLowerCase() },
   { key: "k", head: "K", num: true, value: (line) => line.k },
   { key: "mean", num: true, down: true, value: (line) => cellOf(line)?.mean },
   { key: "diff", head: `Minus ${data.baseline}`, down: true, value: (line) => cellOf(line)?.diff },
-  { key: "equivalent", head: "\u2248 random images", num: true, down: true, value: (line) => (!line.equivalent ? null : line.equivalent.outside === "above" ? Infinity : line.equivalent.outside === "below" ? -Infinity : line.equivalent.images) },
+  { key: "verdict", head: "Verdict", down: true, value: (line) => cellOf(line)?.beaten },
+  { key: "left", head: LEFT, num: true, value: (line) => (!line.left ? null : line.left.outside === "fewer" ? -Infinity : line.left.outside === "more" ? Infinity : line.left.images) },
   { key: "seconds", head: "Scoring, s a query", num: true, value: (line) => line.seconds },
   { key: "tuned", head: "Tuned on", value: (line) => line.tuned.toLowerCase() },
 ];
@@ -54,9 +56,9 @@ function whisker(cell, scale) {
 function row(line, scale) {
   const metric = metricOf(state.metric), cell = cellOf(line);
   const plain = (value) => scaled(value, metric), signed = (value) => scaled(value, metric, true);
-  const tr = el("tr", { role: "row", class: line.method === data.baseline ? "baseline" : null, "data-method": line.method, "data-k": line.k });
+  const tr = el("tr", { role: "row", class: line.role === "method" ? null : "baseline", "data-method": line.method, "data-k": line.k });
   const add = (key, label, classes, ...content) => tr.append(el("td", { role: "cell", "data-key": key, "data-label": label, class: classes }, ...content));
-  add("rank", "Rank", "rank-cell", el("span", { class: "rank" }, rankText(line)));
+  add("rank", "Rank", "rank-cell", el("span", { class: known(line.rank) ? "rank" : "sub" }, rankText(line)), known(line.group) ? el("span", { class: "sub" }, `group\u00a0${line.group}`) : null);
   const settings = Object.entries(line.settings).map(([name, value]) => `${name} = ${value}`).join(", ");
   add("method", "Method", "name-cell", el("span", { class: "name", title: settings || null }, line.method));
   add("k", "K", "num", count(line.k));
@@ -67,12 +69,15 @@ function row(line, scale) {
   else add("mean", words(metric.name), "num", plain(cell.mean) + (known(cell.se) ? ` \u00b1 ${plain(cell.se)}` : ""),
     el("span", { class: "sub" }, few ? "too few queries for an interval" : span(cell.low, cell.high, plain)), el("span", { class: "sub" }, `${cell.queries} quer${cell.queries === 1 ? "y" : "ies"}`), failed);
   const baseline = line.method === data.baseline;
+  const won = Object.entries(cell?.won ?? {}).filter(([, one]) => one.of).map(([floor, one]) => el("span", { class: "sub" }, `ahead of ${floor} on ${one.won} of ${one.of} queries${known(one.low) ? ` [${fixed(100 * one.low, 0)},\u00a0${fixed(100 * one.high, 0)}]\u00a0%` : ""}`));
   if (baseline) add("diff", `Minus ${data.baseline}`, "wide", el("span", { class: "sub" }, "the baseline"));
   else if (!cell || !known(cell.diff)) add("diff", `Minus ${data.baseline}`, "wide", el("span", { class: "sub" }, cell && cell.queries ? "no baseline" : "\u2013"));
   else add("diff", `Minus ${data.baseline}`, "wide", `${signed(cell.diff)} `, el("span", { class: "sub" }, span(cell.diffLow, cell.diffHigh, signed) ?? "too few queries for an interval",
     cell.compared < cell.queries ? ` \u00b7 ${cell.compared} of ${cell.queries} queries have a baseline` : ""), whisker(cell, scale));
-  const amount = line.equivalent;
-  add("equivalent", "\u2248 random images", "num", equivalentText(amount), amount && span(amount.low, amount.high, count) ? el("span", { class: "sub" }, span(amount.low, amount.high, count)) : null);
+  const places = cell && known(cell.rank) && metric.name !== data.rankedBy ? el("span", { class: "sub" }, `rank by ${words(metric.name)}: ${placesText(cell)}`) : null;
+  add("verdict", "Verdict", "wide", cell?.verdict || "\u2013", places, ...won);
+  const { left } = line;
+  add("left", LEFT, "num", leftText(left), left && !left.outside && span(left.low, left.high, count) ? el("span", { class: "sub" }, span(left.low, left.high, count)) : null);
   add("seconds", "Scoring, s a query", "num", seconds(line.seconds));
   add("tuned", "Tuned on", "wide", el("span", { class: "sub" }, line.tuned || "\u2013"));
   return tr;
@@ -84,6 +89,7 @@ function table() {
   tableHead();
   byId("table").tBodies[0].replaceChildren(...lines.map((line) => row(line, (value) => 6 + (138 * (value - low)) / width)));
   byId("count").textContent = `${lines.length} of ${data.lines.length} lines`;
+  byId("not-beaten").textContent = data.notBeaten.filter((one) => one.metric === metric.name && (state.k === null || one.k === state.k)).map((one) => `K = ${count(one.k)}: ${one.text}.`).join(" ");
   const power = metric.power ? `, shown in units of 10${superscript(metric.power)}` : "";
   byId("about-metric").textContent = `${words(metric.name)}: ${metric.summary || "a metric of its own"}; ${metric.higher ? "higher" : "lower"} is better (${metric.unit}${power}).`;
 }

@@ -1,17 +1,18 @@
 /* ---- words ---- */
 function intro() {
-  const { facts } = data, k = data.mainK, lines = at(k), first = lines.filter((line) => line.rank === 1);
+  const { facts } = data, k = data.mainK, parts = data.groups[String(k)] ?? [];
   byId("title").textContent = `Who made this image possible? ${facts.study}`;
   const queries = Math.max(0, ...data.lines.map((line) => line.cells[data.rankedBy]?.queries ?? 0));
-  const leaders = first.map((line) => line.method);
-  const story = !leaders.length ? "There are too few queries for a verdict." : leaders.length === lines.length && lines.length > 1 ? `At K = ${count(k)} no method can be told from the others yet.` : `At K = ${count(k)}, ${leaders.length === 1 ? `${leaders[0]} leads` : leaders.length <= 3 ? `nothing beats ${leaders.slice(0, -1).join(", ")} and ${leaders.at(-1)}` : `${leaders.length} methods share the first rank; ${leaders[0]} has the highest figure`}.`;
-  byId("lede").textContent = `Each method names the K training images that mattered most for a generated image; the model is retrained without them, and what it lost tells who was right. ${facts.description ? facts.description + ". " : ""}${queries} queries, ${data.methods.length} methods, K = ${data.ks.map(count).join(", ")}. ${story}`;
+  const leaders = parts[0] ?? [], competing = new Set(data.lines.filter((line) => line.role === "method").map((line) => line.method)).size;
+  const floors = data.notBeaten.find((one) => one.metric === data.rankedBy && one.k === k)?.text ?? "";
+  const story = !leaders.length ? "There are too few queries for a verdict." : parts.length === 1 && leaders.length > 1 ? `At K = ${count(k)} no method can be told from the others yet.` : `At K = ${count(k)}, ${leaders.length === 1 ? `${leaders[0]} leads` : leaders.length <= 3 ? `nothing beats ${leaders.slice(0, -1).join(", ")} and ${leaders.at(-1)}` : `nobody beats any of ${leaders.length} methods, of which ${leaders[0]} has the best mean`}.`;
+  byId("lede").textContent = `Each method names the K training images that mattered most for a generated image; the model is retrained without them, and what it lost tells who was right. ${facts.description ? facts.description + ". " : ""}${queries} queries, ${competing} methods, K = ${data.ks.map(count).join(", ")}. ${story}${floors ? ` ${floors[0].toUpperCase()}${floors.slice(1)}.` : ""}`;
   document.title = `${facts.study} \u00b7 attribution leaderboard`;
-  byId("table-note").textContent = "Mean over queries \u00b1 1 standard error; in brackets Student\u2019s 95 % intervals over queries. Rank: 1 + the number of methods that are significantly better on the loss change at that K, so \u201c=\u201d marks methods that share a rank because the data cannot tell them apart.";
+  byId("table-note").textContent = "Mean over queries \u00b1 1 standard error; in brackets Student\u2019s 95 % intervals over queries. Group 1: those that nobody beats on the loss change at that K, then those that nobody of the rest beats. Rank: all places that the settled pairs of methods leave open; floors and ceilings have none. Verdict: against each floor, by the metric that is shown. Random images left: without the method\u2019s K images a model is as bad as one that was trained on so many random images. Ahead of a floor: on how many queries, ties counted half, with the 95 % interval of the share.";
   const failures = data.failures.map((one) => el("tr", {}, el("td", {}, one.method), el("td", { class: "num" }, one.k ? count(one.k) : "\u2013"), el("td", {}, words(one.metric)), el("td", {}, one.queries.join(", ")), el("td", { class: "failed" }, one.reason)));
   const notes = data.notes.length ? el("details", {}, el("summary", {}, `${data.notes.length} remark${data.notes.length === 1 ? "" : "s"} on these rows`), el("ul", { class: "note" }, ...data.notes.map((note) => el("li", {}, note)))) : null;
-  fill(byId("failures"), failures.length ? el("details", { open: "" }, el("summary", {}, `Failed figures, left out of every mean (${data.failures.reduce((sum, one) => sum + one.queries.length, 0)})`),
-    el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Failed figures" }, el("table", { class: "plain" }, el("thead", {}, el("tr", {}, ...["method", "K", "metric", "queries", "reason"].map((text) => el("th", { scope: "col" }, text)))), el("tbody", {}, ...failures)))) : null, notes);
+  fill(byId("failures"), failures.length ? el("details", { open: "" }, el("summary", {}, `Failed values, left out of every mean (${data.failures.reduce((sum, one) => sum + one.queries.length, 0)})`),
+    el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Failed values" }, el("table", { class: "plain" }, el("thead", {}, el("tr", {}, ...["method", "K", "metric", "queries", "reason"].map((text) => el("th", { scope: "col" }, text)))), el("tbody", {}, ...failures)))) : null, notes);
 }
 function provenance() {
   const { facts } = data, { manifest, record } = facts, runs = manifest.runs ?? [];
