@@ -47,8 +47,10 @@ def draw_figures(
     frame: pd.DataFrame,
 ) -> list[Path]:
     """Write the figures of a run as PNG files into the folder ``figures`` of ``store``; returns their paths."""
-    shown, leading = list(queries)[:SHOWN_QUERIES], _leading(workspace, frame, roles, ks)
-    drawn = _pictures(workspace, shown, selections, ks, leading) if selections else {}
+    drawn: dict[str, Figure] = {}
+    if selections:
+        leading = _leading(workspace, frame, roles, ks)
+        drawn = _pictures(workspace, list(queries)[:SHOWN_QUERIES], selections, ks, leading)
     if len(selections) > 1:
         for k in ks:
             drawn[f"overlap_{k}"] = figures.overlap(overlaps(selections, queries, k), k)
