@@ -26,6 +26,7 @@ from bench.contracts import CEILING, AttributionContext, Build, Method
 from bench.diffusion.queries import Query
 from bench.diffusion.training import TrainingData
 from bench.errors import BenchError
+from bench.experiments.scoring import checked_scores
 from bench.experiments.workspace import Workspace
 from bench.foundation import seeds
 from bench.foundation.machine import available_threads, compute_threads
@@ -79,7 +80,7 @@ class Trial:
     def scores(self, queries: Sequence[Query], context: AttributionContext | None = None) -> Tensor:
         """Scores from an empty cache, so that nothing is merely remembered."""
         where = context or self.context
-        return self.method.scores(replace(where, cached=_fresh_cache()), queries)
+        return checked_scores(self.method, replace(where, cached=_fresh_cache()), queries)
 
     @cached_property
     def once(self) -> Tensor:

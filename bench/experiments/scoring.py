@@ -15,6 +15,8 @@ from torch import Tensor
 
 from bench.contracts import AttributionContext, Method
 from bench.diffusion.queries import Query
+from bench.errors import MethodFailed
+from bench.foundation import border
 from bench.records import folder
 from bench.records.store import Artifacts, Store
 
@@ -80,10 +82,28 @@ def _compute(
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         part = queries[start : start + QUERIES_AT_ONCE]
         started, spared = time.perf_counter(), artifacts.spared
-        matrix = method.scores(context, part)
+        matrix = checked_scores(method, context, part)
         seconds = (time.perf_counter() - started + artifacts.spared - spared) / len(part)
         for query, row in zip(part, matrix, strict=True):
             store.write_tensors(_parts(method, query), {"scores": row}, seconds=repr(seconds))
+
+
+def checked_scores(
+    method: Method, context: AttributionContext, queries: Sequence[Query]
+) -> Float[Tensor, "queries images"]:
+    """What ``method`` returns; MethodFailed where it raises, or returns no finite tensor of this shape.
+
+    A BenchError is raised as it is: the user can mend it. The border is here too, for functions that were put into a
+    class after it was defined.
+    """
+    found: Tensor = border.called(
+        lambda: method.scores(context, queries),
+        f"Method '{method.name}'",
+        MethodFailed,
+        lambda value: border.score_matrix(value, (context, queries)),
+        file=border.module_file(type(method)),
+    )
+    return found
 
 
 def _parts(method: Method, query: Query) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from bench.diffusion.model import DiffusionModel
 from bench.diffusion.queries import Query
 from bench.diffusion.training import TrainingData
 from bench.errors import MethodFailed
+from bench.experiments.scoring import checked_scores
 from bench.foundation import border, seeds
 from bench.registry import methods, named
 from bench.studies import Study
@@ -33,7 +34,7 @@ def vet(method: Method, study: Study) -> None:
     _ = method.digest, method.sources()
     if not methods.is_installed(method.name) and border.module_file(type(method)):  # else: scores made elsewhere
         try:
-            method.scores(*_small(study))
+            checked_scores(method, *_small(study))
         except MethodFailed as error:
             if not isinstance(error.__cause__, border.NotFinite):
                 raise MethodFailed(

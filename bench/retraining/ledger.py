@@ -27,7 +27,8 @@ from bench.diffusion.model import DiffusionModel
 from bench.diffusion.observations import Observation
 from bench.diffusion.queries import Query
 from bench.diffusion.training import Trainer, TrainingData, TrainingJob, TrainingRun, train_together
-from bench.errors import BenchError, DamagedArtifact, PluginFailed, cause_of, reason_of
+from bench.errors import BenchError, DamagedArtifact, MetricFailed, PluginFailed, cause_of, reason_of
+from bench.foundation import border
 from bench.foundation.digests import digest_of
 from bench.foundation.machine import active_threads, machine_kind
 from bench.records import folder
@@ -201,7 +202,14 @@ class Ledger:
         if not queries:
             return {}
         started = time.monotonic()
-        values = observation.observe(model, queries, self.study.seed)
+        seed = self.study.seed
+        values = border.called(
+            lambda: observation.observe(model, queries, seed),
+            f"Observation '{observation.name}'",
+            MetricFailed,
+            lambda value: border.observed(value, (model, queries, seed)),
+            file=border.module_file(type(observation)),
+        )
         rounds = -(-len(queries) // active_threads())
         facts[f"{OBSERVED}{observation.name}"] = f"{(time.monotonic() - started) / rounds:.4f}"
         return dict(zip([query.observed_as(observation.name) for query in queries], values, strict=True))
