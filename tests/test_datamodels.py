@@ -77,7 +77,7 @@ def test_the_score_of_trained_subsets(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("bench.retraining.ledger.Ledger._train", lambda *args: pytest.fail("trained again"))
     pd.testing.assert_frame_equal(test.execute().frame, found.frame)
     fewer = replace(test, subsets=3).execute()
-    assert len(fewer.frame) == 8
+    assert len(fewer.frame) == 12
     assert "no interval" in (tmp_path / "lds.md").read_text()
 
 
