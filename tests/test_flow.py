@@ -56,7 +56,8 @@ def test_a_run_gives_every_figure_with_both_floors(finished):
     for name in ("results.parquet", "manifest.json", "table.md", "study.json", "queries.safetensors"):
         assert (run.folder / name).exists()
     assert {path.name for path in report.figures} == {
-        "top_images.png", "overlap_8.png", "regenerations.png", "removals.png", "loss_change.png", "regeneration_mse.png",
+        "top_images.png", "overlap_8.png", "regenerations.png", "removals.png", "loss_change.png",
+        "regeneration_mse.png",
     }  # fmt: skip
     manifest = json.loads((run.folder / "manifest.json").read_text())
     assert manifest["study_digest"] == run.study.digest

@@ -53,7 +53,8 @@ from bench.records.selections import FIRST, packed, selected
 from bench.records.store import Store, write_json
 from bench.registry import Registry, check_name, load_plugin, metrics
 from bench.report import doctor
-from bench.report.summary import markdown, summarize
+from bench.report.shown import as_markdown
+from bench.report.summary import TABLE_HEAD, summarize, table_cells
 from bench.retraining.ledger import Ledger
 from cli import main
 
@@ -171,7 +172,7 @@ def test_tables_hold_whatever_a_row_is_called():
     texts = dict.fromkeys(rows.COLUMNS, "") | {"status": "done", "method": "a|b\n<c>"}
     numbers = {"k": 1, "seed": 0, "value": 1.0, "score_seconds": 1.0, "train_seconds": 1.0}
     frame = pd.DataFrame([texts | numbers])
-    text = markdown(summarize(frame))
+    text = as_markdown((TABLE_HEAD, table_cells(summarize(frame, 100))))
     assert len(text.splitlines()) == 3
     assert "a\\|b &lt;c&gt;" in text
 
