@@ -190,9 +190,9 @@ class Study:
 def fashion() -> Study:
     """Fashion-MNIST at 14×14 pixels: 6,000 photos of ten kinds of clothes. Dense and aligned, so it resolves well.
 
-    ``bench run --method ours --floor random --queries 2 --k 500 --workers 2`` took 8:55 min and 0.9 GiB from an empty
-    folder (two cores of an Intel Xeon at 2.0 GHz, 2026-11-22): loss change 0.0048 ± 0.0026 of ``ours``, −0.0002 ±
-    0.0004 of ``random``.
+    ``bench run --study fashion --method ours --floor random --queries 2 --k 500 --workers 2`` took 8:55 min and 0.9 GiB
+    from an empty folder (two cores of an Intel Xeon at 2.0 GHz, 2026-11-22): loss change 0.0048 ± 0.0026 of ``ours``,
+    −0.0002 ± 0.0004 of ``random``.
 
     The margin of equivalence of ``loss_change`` is a tenth of the best effect published: +0.00835 of ``d_trak`` over
     ``random`` at K = 500, 8 queries (results/fashion, 2026-11-22), rounded.

@@ -42,7 +42,7 @@ def snippet(name: str) -> str:
 def test_the_readme_snippet_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    exec(snippet("README.md").replace("fashion", "tiny").replace("[500]", "[20]").replace("=2", "=1"), names)
+    exec(snippet("README.md").replace("faces", "tiny").replace("[500]", "[20]").replace("=2", "=1"), names)
     report = names["report"]
     assert set(report.frame["method"]) == {"ours", "random", "same_caption", "nothing removed"}
     for path in report.figures:

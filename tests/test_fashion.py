@@ -1,4 +1,4 @@
-"""The default study, trained for real: minutes of work, run with ``-m slow``."""
+"""The study of real photos, trained for real: minutes of work, run with ``-m slow``."""
 
 import pytest
 import torch
