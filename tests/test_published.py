@@ -140,3 +140,28 @@ def test_every_interval_is_the_one_of_the_rows_and_of_the_csv(printed):
             tolerance = {from_csv: 1e-9, from_page: 1e-6}.get(printed, 0)
             close = 0.5001 * 10.0 ** -PLACES[name] if not tolerance else tolerance * max(map(abs, expected[name]))
             assert values == pytest.approx(expected[name], rel=0, abs=close), (key, name)
+
+
+def test_the_readme_says_of_faces_what_the_rows_say():
+    folder = ROOT / "results" / "faces"
+    rows = pd.read_parquet(folder / "results.parquet")
+    rows = rows[(rows["design"] == "paired") & (rows["status"] == "done")]
+    values = {
+        name: own.pivot_table(index="query", columns="method", values="value") for name, own in rows.groupby("metric")
+    }
+    text = (ROOT / "README.md").read_text()
+    table = next(part for part in text.split("\n\n") if part.startswith("| method | loss change, mean"))
+    lines = cells_of(table)[2:]
+    assert {line[0].split()[0] for line in lines} == set(values["loss_change"])
+    for name, mean, apart, lost, found, named, unnamed, _ in lines:
+        own = values["loss_change"][name.split()[0]]
+        assert numbers(mean) == pytest.approx((own.mean(), own.sem()), abs=5e-5)
+        if apart:
+            difference = interval((own - values["loss_change"]["random"]).to_numpy())
+            assert numbers(apart) == pytest.approx(tuple(difference), abs=5e-5)
+        assert lost == f"{values['part_change'][name.split()[0]].sum():.0f} of {len(own)}"
+        told = next(
+            cells for cells in cells_of((folder / "table.md").read_text()) if cells[:2] == ["500", name.split()[0]]
+        )
+        assert numbers(found)[0] == numbers(told[3])[0]
+        assert [named, unnamed] == told[4:6]
