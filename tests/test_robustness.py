@@ -763,10 +763,10 @@ def test_what_fails_costs_a_plan_a_line(tmp_path, command, monkeypatch):
     assert result.exit_code == 1, result.output
     shown = " ".join(result.output.split())
     assert "odd failed: Method 'odd' raised ZeroDivisionError: division by zero. (method.py, line" in shown
-    assert "missing for 2 (method, query) pairs" in shown  # pixel and random
+    assert "missing for 3 (method, query) pairs" in shown  # pixel and both floors
     if own:
         assert "worse failed: Metric 'worse' raised SystemExit" in shown
-        assert "retrainings: 3 asked" in shown
+        assert "retrainings: 4 asked" in shown
     assert not (tmp_path / "run" / "failures").exists()
 
 
@@ -900,7 +900,7 @@ def test_a_method_that_raises_a_training_that_fails_twice_and_a_killed_worker_co
     assert (tmp_path / "failed").read_text() == "xx"
     assert len(set(failed["model_key"])) == 1
     assert len(failed) == 2
-    assert len(frame) == 2 * 2 * 3  # two metrics, two queries; pixel, random, nothing removed
+    assert len(frame) == 2 * 2 * 4  # two metrics, two queries; pixel, both floors, nothing removed
     for words in (
         "broken failed: Method 'broken' raised RuntimeError: not today",
         "1 trainings failed",
