@@ -301,7 +301,6 @@ def written(
     store = experiment.store(workspace)
     groups = {query.id: study.group(query) for query in design.queries if study.group(query)}
     tops = selections or {}
-    roles = {label_of(method, study.name): method.role for method in methods if method not in workspace.rejected}
     manifest = _manifest(experiment, workspace, measured, methods) | {
         "run": _run_facts(experiment, workspace, design, measured)
     }
@@ -312,7 +311,7 @@ def written(
         known = {part: kept.get(part, {}) | manifest[part] for part in ("methods", "metrics")}
         runs = {"runs": [*kept.get("runs", []), manifest["run"]]}
         store.write_record((folder.MANIFEST,), manifest | known | runs)
-        figures = draw_figures(workspace, store, design.queries, tops, ks, roles, merged)
+        figures = draw_figures(workspace, store, design.queries, tops, ks, merged)
         report = RunReport(
             frame=frame,
             merged=merged,

@@ -22,6 +22,7 @@ from bench.pretrained.probe import embedded_probe
 from bench.records import folder
 from bench.records.rows import NOTHING_REMOVED, labels
 from bench.records.store import Store, write_whole
+from bench.registry import role_of
 from bench.report import figures
 from bench.report.figures import Note
 
@@ -43,13 +44,12 @@ def draw_figures(
     queries: Sequence[Query],
     selections: Chosen,
     ks: Sequence[int],
-    roles: Mapping[str, str],
     frame: pd.DataFrame,
 ) -> list[Path]:
     """Write the figures of a run as PNG files into the folder ``figures`` of ``store``; returns their paths."""
     drawn: dict[str, Figure] = {}
     if selections:
-        leading = _leading(workspace, frame, roles, ks)
+        leading = _leading(workspace, frame, selections, ks)
         drawn = _pictures(workspace, list(queries)[:SHOWN_QUERIES], selections, ks, leading)
     if len(selections) > 1:
         for k in ks:
@@ -91,15 +91,18 @@ def _pictures(
     }
 
 
-def _leading(
-    workspace: Workspace, frame: pd.DataFrame, roles: Mapping[str, str], ks: Sequence[int]
-) -> list[tuple[str, int]]:
+def _leading(workspace: Workspace, frame: pd.DataFrame, selections: Chosen, ks: Sequence[int]) -> list[tuple[str, int]]:
     """(method, K) of the columns of the figure of removals: nothing removed, floors, the leading methods, ceilings."""
     k, metric = workspace.study.middle_budget, workspace.metrics[0]
     k = k if k in ks else max(ks)
     rows = frame[(frame["k"] == k) & (frame["metric"] == metric.name) & (frame["status"] == "done")]
-    means = rows.groupby(labels(rows))["value"].mean().sort_values(ascending=not metric.higher_is_better)
-    ranked = {role: [label for label in means.index if roles.get(label) == role] for role in (FLOOR, METHOD, CEILING)}
+    rows = rows.assign(label=labels(rows))
+    rows = rows[rows["label"].isin(list(selections))]
+    means = rows.groupby(["label", "method"])["value"].mean().sort_values(ascending=not metric.higher_is_better)
+    ranked = {
+        role: [str(label) for label, method in means.index if role_of(method) == role]
+        for role in (FLOOR, METHOD, CEILING)
+    }
     shown = [*ranked[FLOOR], *ranked[METHOD][:SHOWN_LEADERS], *ranked[CEILING]]
     return [(NOTHING_REMOVED, 0), *((label, k) for label in shown)]
 

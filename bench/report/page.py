@@ -141,8 +141,7 @@ def _power(board: Board, metric: str) -> int:
 
 
 def _line(line: Line, num_images: int) -> dict[str, Any]:
-    equivalent = line.equivalent
-    left = equivalent.left(num_images) if equivalent else None
+    left = line.equivalent.left(num_images) if line.equivalent else None
     return {
         "method": line.method,
         "k": line.k,
@@ -151,14 +150,6 @@ def _line(line: Line, num_images: int) -> dict[str, Any]:
         "rankLast": line.ranks[1] if line.ranks else None,
         "group": line.group,
         "cells": {metric: _cell(cell) for metric, cell in line.cells.items()},
-        "equivalent": None
-        if equivalent is None
-        else {
-            "images": number(equivalent.images),
-            "low": number(equivalent.low),
-            "high": number(equivalent.high),
-            "outside": equivalent.outside,
-        },
         "left": None
         if left is None
         else {

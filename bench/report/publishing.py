@@ -24,7 +24,7 @@ from bench.report.floors import in_words
 from bench.report.gallery import gallery
 from bench.report.merging import Merged, RunFolder, has_rows, keep, merge_folders, open_folder
 from bench.report.page import page
-from bench.report.shown import Report, Table, markdown_cell
+from bench.report.shown import Report, Table, as_markdown, markdown_cell
 from bench.report.statistics import Won
 from bench.studies import Study
 
@@ -200,11 +200,8 @@ def markdown(board: Board, study: str, notes: Sequence[str] = ()) -> str:
             *(f"queries won against {floor}" for floor in board.floors_named),
         ]
         head += ["scoring s/query", "tuned on"]
-        lines = ["| " + " | ".join(map(markdown_cell, head)) + " |", "|" + "---|" * len(head)]
-        for line in board.lines:
-            if line.k == k:
-                lines.append("| " + " | ".join(map(markdown_cell, _cells(line, board))) + " |")
-        parts.append(f"## K = {k}\n\n" + "\n".join(lines) + "\n")
+        lines = [_cells(line, board) for line in board.lines if line.k == k]
+        parts.append(f"## K = {k}\n\n{as_markdown((head, lines))}")
         parts.append(_groups_text(board.groups.get(k, ())) + "\n")
         parts += [
             f"{markdown_cell(f'{metric}: {text}')}.\n" for (metric, at), text in board.not_beaten.items() if at == k
