@@ -294,11 +294,18 @@ def attribute_(method_name: str, prompt: str, seed: int, top: int, **given: Any)
 @click.option("--queries", type=int, default=2, show_default=True, help="How many held-out queries.")
 @click.option("--k", "budgets", multiple=True, type=int, help="Images to remove. [default: the study's middle K]")
 @click.option("--workers", type=int, default=1, show_default=True, help="Processes that train side by side.")
+@click.option(
+    "--by", type=click.Choice(["loss-change", "carriers"]), default="loss-change", show_default=True,
+    help="What is to be high: the loss change after retraining, or the share of the query's carriers that are "
+    "found, without any retraining, where parts of images are known.",
+)  # fmt: skip
 @click.option("--save", is_flag=True, help="Keep the best settings for this study in the method's tuned.json.")
 @dry_run_option
-def tune_(method_name: str, grids: Sequence[Assigned], budgets: Sequence[int], dry_run: bool, **given: Any) -> None:
-    """Choose a method's settings on held-out queries, by leave-K-out retraining."""
-    from bench.experiments.tuning import TuningRun, variants
+def tune_(
+    method_name: str, grids: Sequence[Assigned], budgets: Sequence[int], by: str, dry_run: bool, **given: Any
+) -> None:
+    """Choose a method's settings on held-out queries."""
+    from bench.experiments.tuning import TruthTuningRun, TuningRun, variants
 
     [method] = _methods([method_name], given["study_name"], given["settings"])
     names = [grid.name for grid in grids]
@@ -307,7 +314,8 @@ def tune_(method_name: str, grids: Sequence[Assigned], budgets: Sequence[int], d
     tried = variants(method, {grid.name: grid.values for grid in grids})
     shared = _shared(given | {"metric_names": (), "seed": 0})
     own = {"tuned": method_name, "save": given["save"], "budgets": budgets or [shared["study"].middle_budget]}
-    _execute(TuningRun(methods=tried, **own, **shared), dry_run)
+    kind = TruthTuningRun if by == "carriers" else TuningRun
+    _execute(kind(methods=tried, **own, **shared), dry_run)
 
 
 @main.command("leaderboard")

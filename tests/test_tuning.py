@@ -1,12 +1,16 @@
 """Tuning: it chooses by its own figures on held-out queries, and saves what it chose beside the method."""
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
 from bench import methods
-from bench.experiments.tuning import TuningRun, variants
+from bench.data.face_queries import rare_parts
+from bench.errors import InvalidInput
+from bench.experiments.tuning import TruthTuningRun, TuningRun, variants
+from bench.studies import study
 
 
 @pytest.fixture
@@ -39,10 +43,39 @@ def test_saved_settings_are_what_later_runs_find(run, tmp_path, monkeypatch):
     monkeypatch.setattr("methods.random_images.__file__", str(tmp_path / "method.py"))
     saved = json.loads(found.save("tiny").read_text())["random"]["tiny"]
     assert methods.create("random", **saved["settings"]).digest == found.best.digest
-    assert saved["tuned_on"] == "2 held-out queries of tiny, mean loss change at K = 8"
+    assert saved["tuned_on"] == "2 held-out queries of tiny, mean loss change at K = 8, 2 trials"
 
 
 def test_a_whole_number_and_the_same_float_are_one_setting():
     one, other = methods.create("trak", regularization=1), methods.create("trak", regularization=1.0)
     assert one.digest == other.digest
     assert type(one.settings()["regularization"]) is float
+
+
+def _share_found(dataset, query, top):
+    """Of the images that show any of the query's rare parts, the share in ``top``."""
+    wanted = {index for part, value in rare_parts(query.prompt, query.seed) for index in dataset.carriers(part, value)}
+    return len(wanted & set(top)) / len(wanted)
+
+
+def test_tuning_by_carriers_retrains_nothing_and_keeps_the_setting_that_finds_most(tmp_path):
+    faces = study("faces")
+    quick = replace(faces, recipe=replace(faces.recipe, num_steps=2))
+    tried = variants(methods.create("random"), {"draw": [0, 1, 2]})
+    run = TruthTuningRun(study=quick, tuned="random", methods=tried, budgets=[500], num_queries=4, results=tmp_path)
+    found, workspace = run.execute(), run.open()
+    queries = workspace.queries(run.specs)
+    recall = {}
+    for method in tried:
+        tops = workspace.selections(method, queries, (500,))
+        shares = [_share_found(faces.dataset, query, tops[query.id, 500]) for query in queries]
+        recall[method.digest] = sum(shares)
+    assert found.best.digest == max(recall, key=lambda digest: recall[digest])
+    assert len(set(recall.values())) == 3
+    assert len(list(tmp_path.glob("models/*.safetensors"))) == 1
+    assert "4 held-out queries of faces, carriers found at K = 500, 3 trials" in "\n".join(found.notes())
+
+
+def test_tuning_by_carriers_needs_known_parts(tiny, tmp_path):
+    with pytest.raises(InvalidInput, match="parts of the images of tiny are not known"):
+        TruthTuningRun(study=tiny, tuned="random", methods=[methods.create("random")], results=tmp_path)

@@ -1,13 +1,13 @@
-"""Choose the queries of `faces`: prompts and noises whose picture, under the original model, shows rare values.
+"""Choose the queries of `faces`: prompts and noises whose picture shows rare values under models of several seeds.
 
 The prompts are drawn with keys, the common values at random. A noise is taken if the probe finds every part that the
-prompt asks for, the rare values that are wanted, and no other rare value. In the group "named" the prompt asks for
+prompt asks for, the rare values that are wanted, and no other rare value, in the picture of **each** model: of the
+original one, and of the one that judges removals, since a detail that this one never draws can't be lost. In the group "named" the prompt asks for
 these. In the group "unnamed" no prompt can ask: it only has the named values that the detail goes with, and the noise
 decides. The two groups take turns, and each goes round its rare values, so that the first 8, 16 and 32 queries are
-balanced too. The weights of the original model come from a safetensors file, such as `benchmarks.faces_recipe
---weights` keeps.
+balanced too. The weights of the models come from safetensors files, such as `benchmarks.faces_recipe --weights` keeps.
 
-Usage: python -m bench.building.face_queries WEIGHTS --output DIR
+Usage: python -m bench.building.face_queries WEIGHTS WEIGHTS --output DIR
 """
 
 import argparse
@@ -84,17 +84,17 @@ def a_face(rare: Face, *key: str | int) -> Face:
 
 
 class Search:
-    """Looks for pictures under one model; no prompt is taken twice."""
+    """Looks for pictures that all models agree on; no prompt is taken twice."""
 
-    def __init__(self, model: DiffusionModel, the_study: Study, probe: Probe) -> None:
-        self.model, self.study, self.probe = model, the_study, probe
+    def __init__(self, models: Sequence[DiffusionModel], the_study: Study, probe: Probe) -> None:
+        self.models, self.study, self.probe = models, the_study, probe
         self.prompts: set[str] = set()
 
-    def good(self, prompt: str, candidates: Sequence[int]) -> Iterator[tuple[int, Face]]:
+    def good(self, model: DiffusionModel, prompt: str, candidates: Sequence[int]) -> Iterator[tuple[int, Face]]:
         """Seed and rare values of each of the noises ``candidates`` whose picture has every part asked for."""
-        noise = torch.stack([seeds.normal(self.model.latent_shape, "query-noise", seed) for seed in candidates])
+        noise = torch.stack([seeds.normal(model.latent_shape, "query-noise", seed) for seed in candidates])
         prompts = [prompt] * len(candidates)
-        images = self.model.autoencoder.decode(self.study.sampler.sample(self.model, noise, prompts))
+        images = model.autoencoder.decode(self.study.sampler.sample(model, noise, prompts))
         asked, shares = asked_parts(prompt), self.probe.probabilities(images)
         for index, (seed, face) in enumerate(zip(candidates, self.probe.parts(images), strict=True)):
             rare = rare_in(face)
@@ -115,15 +115,17 @@ class Search:
         raise ValueError(f"only {len(chosen)} pictures of {split} show the rare values of the group {name}")
 
     def _shown(self, rare: Face, *key: str | int) -> tuple[str, int] | None:
-        """A prompt for `rare`, and the seed of a noise whose picture shows it, or None."""
+        """A prompt for `rare`, and the seed of a noise whose picture shows it under every model, or None."""
         for turn in range(MOST_PROMPTS):
             prompt = caption(a_face(rare, "query", *key, turn))
             if prompt in self.prompts:
                 continue
-            for seed, shown in self.good(prompt, noises(NUM_NOISES, *key, turn)):
-                if shown == rare:
-                    self.prompts.add(prompt)
-                    return prompt, seed
+            left: Sequence[int] = noises(NUM_NOISES, *key, turn)
+            for model in self.models:
+                left = [seed for seed, shown in self.good(model, prompt, left) if shown == rare] if left else left
+            if left:
+                self.prompts.add(prompt)
+                return prompt, left[0]
         return None
 
 
@@ -138,11 +140,11 @@ def entry(prompt: str, seed: int, group: str, rare: Face) -> Entry:
     return {"prompt": prompt, "seed": seed, "group": group, "rare": [list(pair) for pair in rare.items()]}
 
 
-def build(weights: Path, output: Path) -> None:
+def build(weights: Sequence[Path], output: Path) -> None:
     """Write `queries.json` into the folder `output`."""
     the_study = study("faces")
-    model = DiffusionModel(the_study.model).load(load_file(weights))
-    search = Search(model, the_study, embedded_probe())
+    models = [DiffusionModel(the_study.model).load(load_file(path)) for path in weights]
+    search = Search(models, the_study, embedded_probe())
     texts = []
     for split in COUNTS:
         with compute_threads(1):
@@ -155,7 +157,7 @@ def build(weights: Path, output: Path) -> None:
 def main() -> None:
     """Parse the command line and build."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("weights", type=Path, help="safetensors file with the original model's weights")
+    parser.add_argument("weights", type=Path, nargs="+", help="safetensors file with a model's weights, the original first")
     parser.add_argument("--output", type=Path, required=True, help="folder to write queries.json into")
     arguments = parser.parse_args()
     build(arguments.weights, arguments.output)

@@ -1,4 +1,8 @@
-"""Tuning on held-out queries, never on the reported ones (law 7): a grid of settings through the whole experiment."""
+"""Tuning on held-out queries, never on the reported ones (law 7): a grid of settings through the whole experiment.
+
+Settings are judged by retraining (``TuningRun``), or, where parts of images are known, by the carriers of the query's
+rare parts that they find (``TruthTuningRun``), which costs no training and so affords more queries.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +15,30 @@ from pathlib import Path
 from typing import Any
 
 from bench.contracts import Method
-from bench.errors import BenchError
-from bench.experiments.design import Design
+from bench.diffusion.queries import Query
+from bench.diffusion.training import TrainingJob
+from bench.errors import BenchError, InvalidInput
+from bench.experiments.design import Chosen, Controls, Design
 from bench.experiments.experiment import Measured
 from bench.experiments.leave_k_out import Run, RunReport
 from bench.experiments.workspace import Workspace
 from bench.records.rows import BASELINE, labels
 from bench.records.store import write_whole
 from bench.registry import TUNED_FILE, methods
+from bench.report.shown import Report, Table
 from bench.report.summary import summarize
+from bench.report.truth import EVERY, Truth
 
 OBJECTIVE = "loss_change"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Tuning(RunReport):
-    """What tuning found, beside the rows of all settings, which lie in the folder ``tuning``.
+class Tuned(Report):
+    """What tuning found.
 
     Attributes:
         name: of the method or variant.
-        best: the method with the settings of the highest mean loss change.
+        best: the method with the best settings.
         tuned_on: in words.
         kept_in: the file that keeps the best settings, None where they are not kept.
     """
@@ -41,9 +49,9 @@ class Tuning(RunReport):
     kept_in: Path | None = None
 
     def notes(self) -> list[str]:
-        """Those of the run, and the best settings."""
+        """The best settings."""
         best = f"best: {self.best.settings()} on {self.tuned_on}"
-        return [*super().notes(), best, *([f"kept in {self.kept_in}"] if self.kept_in else [])]
+        return [best, *([f"kept in {self.kept_in}"] if self.kept_in else [])]
 
     def save(self, study: str) -> Path:
         """Keep the settings in tuned.json beside the method's file, where every later run finds them."""
@@ -57,6 +65,39 @@ class Tuning(RunReport):
         everything.setdefault(self.name, {})[study] = {"settings": changed, "tuned_on": self.tuned_on}
         write_whole(path, (json.dumps(everything, indent=1, sort_keys=True) + "\n").encode())
         return path
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Tuning(Tuned, RunReport):
+    """What tuning by retraining found, beside the rows of all settings, which lie in the folder ``tuning``."""
+
+    def notes(self) -> list[str]:
+        """Those of the run, and the best settings."""
+        return [*RunReport.notes(self), *Tuned.notes(self)]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TruthTuning(Tuned):
+    """What tuning by the carriers found.
+
+    Attributes:
+        truth: the carriers that each setting found.
+        seconds: of scoring one query, by the setting's label.
+        left_out: settings that could not be tried, with the reason.
+    """
+
+    truth: Truth
+    seconds: Mapping[str, float]
+    left_out: Mapping[str, str]
+
+    def tables(self) -> list[Table]:
+        """The carriers that each setting found, and what it took."""
+        took = [(["setting", "scoring s/query"], [[label, f"{value:.1f}"] for label, value in self.seconds.items()])]
+        return [*self.truth.tables(), *took]
+
+    def problems(self) -> list[str]:
+        """The settings that could not be tried."""
+        return [f"{label}: {why}" for label, why in self.left_out.items()]
 
 
 def variants(method: Method, grid: Mapping[str, Sequence[Any]]) -> list[Method]:
@@ -80,7 +121,7 @@ class TuningRun(Run):
     held_out: bool = True
     floors: Sequence[str] = (BASELINE,)
 
-    def report(self, workspace: Workspace, design: Design, measured: Measured) -> Tuning:
+    def report(self, workspace: Workspace, design: Design, measured: Measured) -> Tuned:  # type: ignore[override]
         """The rows of all settings, and the best of them."""
         report = super().report(workspace, design, measured)
         labelled = report.frame.assign(method=labels(report.frame))
@@ -92,7 +133,56 @@ class TuningRun(Run):
         if own.empty:
             raise BenchError("no setting has a value: " + "; ".join({**report.skipped, **report.failures}.values()))
         best = own.groupby("method")["mean"].mean().idxmax()
+        return self.kept(Tuning(**vars(report), **self.choice(by_label[best], "mean loss change")))
+
+    def choice(self, best: Method, objective: str) -> dict[str, Any]:
+        """Fields of the report that say what was chosen, and on what."""
         budgets = ", ".join(str(k) for k in self.ks)
-        tuned_on = f"{self.query_count} held-out queries of {self.study.name}, mean loss change at K = {budgets}"
-        found = Tuning(**vars(report), name=self.tuned, best=by_label[best], tuned_on=tuned_on)
+        where = f"{self.query_count} held-out queries of {self.study.name}, {objective} at K = {budgets}"
+        return {"name": self.tuned, "best": best, "tuned_on": f"{where}, {len(self.methods)} trials"}
+
+    def kept(self, found: Tuned) -> Tuned:
+        """``found``, its settings kept where they are to be."""
         return replace(found, kept_in=found.save(self.study.name)) if self.save else found
+
+
+@dataclass(frozen=True, kw_only=True)
+class TruthTuningRun(TuningRun):
+    """The same without any retraining, where the parts of images are known: the setting that finds most carriers wins.
+
+    The carriers are the training images with the query's rare parts (``bench.report.truth``). The settings see
+    nothing of them; only the choice between settings does, on queries that no board reports.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.study.dataset.parts:
+            raise InvalidInput(f"--by carriers: the parts of the images of {self.study.name} are not known; use faces.")
+
+    def originals(self) -> list[TrainingJob]:
+        """None: nothing is removed."""
+        return []
+
+    def comparisons(self, workspace: Workspace, queries: Sequence[Query], controls: Controls, *, ahead: bool) -> Chosen:
+        """No comparison: selections alone."""
+        return replace(super().comparisons(workspace, queries, controls, ahead=ahead), comparisons=(), later=())
+
+    def report(self, workspace: Workspace, design: Design, measured: Measured) -> Tuned:  # type: ignore[override]
+        """The carriers that each setting found, and the best of them."""
+        chosen, queries = design.chosen, design.queries
+        by_label = {self.label(method): method for method in self.methods if method in chosen.selections}
+        left_out = {**chosen.skipped, **chosen.failures}
+        if not by_label:
+            raise BenchError("no setting could be tried: " + "; ".join(left_out.values()))
+        tops = {self.label(method): found for method, found in chosen.selections.items()}
+        truth = Truth.of(self.study, queries, tops, {})
+        every = truth.carriers[truth.carriers["group"] == EVERY]
+        recall = every[every["label"].isin(by_label)].groupby("label")["recall"].mean()
+        seconds = {
+            label: sum(workspace.score_seconds(method, query) for query in queries) / len(queries)
+            for label, method in by_label.items()
+        }
+        found = TruthTuning(
+            **self.choice(by_label[recall.idxmax()], "carriers found"), truth=truth, seconds=seconds, left_out=left_out
+        )
+        return self.kept(found)
