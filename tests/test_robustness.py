@@ -1069,7 +1069,8 @@ runpy.run_module("cli", run_name="__main__")
 
 
 def test_fifty_kills_lose_nothing(tmp_path):
-    line = ["run", "--study", "tiny", "--method", "pixel", "--queries", "1", "--k", "20", "--results"]
+    line = ["run", "--study", "tiny", "--method", "pixel", "--floor", "random", "--metric", "loss_change",
+            "--queries", "1", "--k", "20", "--results"]  # fmt: skip
 
     def whole(root):
         started = time.monotonic()
@@ -1083,9 +1084,9 @@ def test_fifty_kills_lose_nothing(tmp_path):
     expected = pd.read_parquet(tmp_path / "a" / "results.parquet")
     rng, endings = random.Random(5), []
     for root in (tmp_path / f"b{number}" for number in itertools.count()):
-        for _ in range(5):
+        for _ in range(10):
             process = _cli_process([*line, root])
-            process.join(rng.uniform(0.02, 0.6) * usual)
+            process.join(rng.uniform(0.02, 0.3) * usual)
             if not process.is_alive():  # what was left to do took less time than that
                 break
             os.kill(process.pid, rng.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT)))
