@@ -213,23 +213,33 @@ def plan_(effect: float | None, **given: Any) -> None:
 @click.option("--method", type=METHOD, help="As the table calls it.")
 @click.option("--query", metavar="ID", help="Such as q03.")
 @click.option("--k", type=int, help="Images removed.")
+@click.option("--sample", type=int, help="Or: how many removals to draw by chance.")
+@click.option("--seed", type=int, help="Of that draw. [default: another one each time]")
 @device_option
 @click.option(
     "--tolerance", type=click.FloatRange(0.0), default=0.01, show_default=True,
     help="Where the published machine is another: share of the mean absolute value at that K.",
 )  # fmt: skip
 def verify_(
-    results: Path, row: int | None, method: str | None, query: str | None, k: int | None, device: str, tolerance: float
+    results: Path, sample: int | None, seed: int | None, device: str, tolerance: float, **chosen: Any
 ) -> None:
-    """Recompute a published value: retrain from its records, observe, compare. Exit code 1 where it disagrees."""
-    from bench.experiments.verification import rows_to_verify, verify
+    """Recompute published values: retrain from their records, observe, compare. Exit code 1 where one disagrees."""
+    from bench.experiments.verification import rows_to_verify, verify, verify_sample
     from bench.foundation.console import console_here, progress_on
 
     if not math.isfinite(tolerance):
         raise InvalidInput(f"--tolerance {tolerance}: a finite number is expected.")
-    rows = rows_to_verify(results, row=row, method=method, query=query, k=k)
+    named = [f"--{name}" for name, value in chosen.items() if value is not None]
+    if sample is None and seed is not None:
+        raise InvalidInput("--seed is that of --sample N: say how many removals to draw.")
+    if sample is not None and named:
+        raise InvalidInput(f"--sample draws rows by chance; leave out {', '.join(named)}, or --sample.")
     with progress_on(console_here()) as progress:
-        found = verify(results, rows, device=device, tolerance=tolerance, progress=progress)
+        shared: dict[str, Any] = {"device": device, "tolerance": tolerance, "progress": progress}
+        if sample is not None:
+            found = verify_sample(results, sample, seed=seed, **shared)
+        else:
+            found = verify(results, rows_to_verify(results, **chosen), **shared)
     _show(found)
 
 

@@ -15,7 +15,7 @@ from bench.errors import InvalidInput
 from bench.experiments.planning import plan
 from bench.experiments.reference import Reference
 from bench.experiments.throughput import Throughput, here, recorded
-from bench.experiments.verification import rows_to_verify, verify
+from bench.experiments.verification import rows_by_chance, rows_to_verify, verify
 from bench.records import folder
 from bench.records import rows as results
 from bench.records.store import Store
@@ -188,6 +188,31 @@ def test_the_unpaired_floor_can_be_verified_too(published):
     outcome = command(published, "--method", "nothing removed")
     assert outcome.exit_code == 0, outcome.output
     assert outcome.output.count("agrees: ") == 2
+
+
+def test_a_sample_drawn_by_chance_is_recomputed_and_what_cannot_be_costs_no_other_row(published, tmp_path):
+    outcome = command(published, "--sample", "2", "--seed", "1")
+    assert outcome.exit_code == 0, outcome.output
+    assert outcome.output.count("agrees: ") == 4  # two removals, two metrics
+    assert "2 removals drawn by chance (--seed 1" in outcome.output
+    drawn = [tuple(rows["model_key"]) for rows in rows_by_chance(published, 2, 1)]
+    assert drawn == [tuple(rows["model_key"]) for rows in rows_by_chance(published, 2, 1)]
+    assert len({keys for seed in range(20) for keys in map(tuple, _keys(published, seed))}) == 4  # of 4 removals, each
+
+    subprocess.run(["cp", "-r", f"{published}/.", str(tmp_path)], check=True)
+    frame = pd.read_parquet(tmp_path / folder.ROWS)
+    frame.loc[frame["method"] == "pixel", "model_key"] = "other"
+    frame.to_parquet(tmp_path / folder.ROWS)
+    outcome = command(tmp_path, "--sample", "99")
+    assert outcome.exit_code == 1, outcome.output
+    assert "pixel, q00, K = 20: The row's model other is not the one" in outcome.output.replace("\n", " ")
+    assert outcome.output.count("agrees: ") == 6
+    for wrong in (["--sample", "0"], ["--sample", "1", "--k", "20"], ["--seed", "1", "--row", "0"]):
+        assert command(published, *wrong).exit_code == 2
+
+
+def _keys(published, seed):
+    return [list(rows["model_key"]) for rows in rows_by_chance(published, 2, seed)]
 
 
 def test_what_cannot_be_verified_is_said(published, tmp_path):

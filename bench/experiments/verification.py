@@ -11,6 +11,8 @@ be met more exactly than others.
 
 from __future__ import annotations
 
+import random
+import secrets
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +24,7 @@ import pandas as pd
 from bench.contracts import Metric
 from bench.diffusion.queries import Query, load_queries
 from bench.diffusion.training import TrainingJob
-from bench.errors import DamagedArtifact, InvalidInput, ResultsFolderError, TrainingFailed
+from bench.errors import BenchError, DamagedArtifact, InvalidInput, ResultsFolderError, TrainingFailed
 from bench.experiments.design import Chosen, Controls, Design
 from bench.experiments.evaluation import Comparison
 from bench.experiments.experiment import Experiment, Measured
@@ -81,9 +83,13 @@ class Verdicts(Report):
 
     Attributes:
         rows: each published row beside its value made anew.
+        chosen: how the rows were chosen, in words; "" where they were named.
+        failures: why some could not be made anew at all.
     """
 
     rows: Sequence[Verified]
+    chosen: str = ""
+    failures: Sequence[str] = ()
 
     def tables(self) -> list[Table]:
         """None: a line a row says all."""
@@ -91,12 +97,13 @@ class Verdicts(Report):
 
     def notes(self) -> list[str]:
         """A line a row."""
-        return [row.line() for row in self.rows]
+        return [*([self.chosen] if self.chosen else []), *(row.line() for row in self.rows)]
 
     def problems(self) -> list[str]:
-        """How many rows disagree."""
+        """How many rows disagree, and what failed."""
         wrong = sum(not row.agrees for row in self.rows)
-        return [f"{wrong} of {len(self.rows)} published values could not be made again."] if wrong else []
+        disagree = [f"{wrong} of {len(self.rows)} published values could not be made again."] if wrong else []
+        return [*disagree, *self.failures]
 
 
 def rows_to_verify(
@@ -128,6 +135,21 @@ def rows_to_verify(
             f"(methods: {_listed(chosen['label'])}; queries: {_listed(chosen['query'])}; K: {_listed(chosen['k'])})."
         )
     return chosen.drop(columns="label")
+
+
+def rows_by_chance(folder: Path, count: int, seed: int) -> list[pd.DataFrame]:
+    """The rows of ``count`` removals of the folder (or of all, if it has fewer), drawn by ``seed``.
+
+    A removal is one retrained model, seen on one query, in one design; rows of failed trainings are left out.
+    """
+    if count < 1:
+        raise InvalidInput(f"--sample {count}: at least 1 is expected.")
+    frame = results.load(Store(folder, read_only=True))
+    done = frame[(frame["status"] == "done") & (frame["k"] > 0)]
+    if not len(done):
+        raise ResultsFolderError(f"{folder} holds no removals ({names.ROWS}): give a results folder with --results.")
+    removals = [rows for _, rows in done.groupby(["model_key", "query", "method_digest", "design"], sort=True)]
+    return random.Random(seed).sample(removals, min(count, len(removals)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +230,41 @@ def verify(
     progress: Progress | None = None,
 ) -> Verdicts:
     """Recompute ``rows`` of the results folder ``folder``, which belong to one query and one retrained model."""
+    with tempfile.TemporaryDirectory(prefix="bench-verify-") as fresh:
+        return _verified(folder, rows, Path(fresh), device, tolerance, progress)
+
+
+def verify_sample(
+    folder: Path,
+    count: int,
+    *,
+    seed: int | None = None,
+    device: str = "cpu",
+    tolerance: float = TOLERANCE,
+    progress: Progress | None = None,
+) -> Verdicts:
+    """Recompute the rows of ``count`` removals drawn by chance; a new draw each time unless ``seed`` is given.
+
+    What cannot be made anew is told with the rest, and costs no other row.
+    """
+    seed = secrets.randbelow(2**32) if seed is None else seed
+    removals = rows_by_chance(folder, count, seed)
+    found: list[Verified] = []
+    failures = []
+    with tempfile.TemporaryDirectory(prefix="bench-verify-") as fresh:
+        for rows in removals:
+            try:
+                found += _verified(folder, rows, Path(fresh), device, tolerance, progress).rows
+            except BenchError as error:
+                first = rows.to_dict("records")[0]
+                failures.append(f"{_label(first)}, {first['query']}, K = {first['k']}: {error}")
+    return Verdicts(found, f"{len(removals)} removals drawn by chance (--seed {seed} draws them again)", failures)
+
+
+def _verified(
+    folder: Path, rows: pd.DataFrame, fresh: Path, device: str, tolerance: float, progress: Progress | None
+) -> Verdicts:
+    """``verify`` in the folder ``fresh``, where only models of earlier verifications may lie."""
     records = [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
     failed = [record for record in records if record["status"] != "done"]
     if failed:
@@ -220,12 +277,11 @@ def verify(
                 f"'{metric.name}' was published by evaluator {record['evaluator']}; here it is {metric.digest} "
                 "(another version, or other weights): values cannot be compared."
             )
-    with tempfile.TemporaryDirectory(prefix="bench-verify-") as fresh:
-        experiment = Verification(
-            study=_study(folder, records[0]), metrics=chosen, results=Path(fresh), device=device,
-            published=folder, records=records, tolerance=tolerance,
-        )  # fmt: skip
-        return experiment.execute(progress)
+    experiment = Verification(
+        study=_study(folder, records[0]), metrics=chosen, results=fresh, device=device,
+        published=folder, records=records, tolerance=tolerance,
+    )  # fmt: skip
+    return experiment.execute(progress)
 
 
 def _usual_size(published: pd.DataFrame, row: dict[str, Any]) -> float:
