@@ -737,6 +737,11 @@ def browsed(page: Path, width: int, folder: Path) -> dict:
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_works_in_a_browser(published, tmp_path, width):
     seen = browsed(published[0] / "leaderboard.html", width, tmp_path)
+    best = [name.split()[0] for name in seen["best"] if not name.startswith("random")]
+    assert seen["tiles"] == ["nothing removed", "random", *best]
+    assert seen["under"].startswith("loss ")
+    assert (seen["changed"], seen["same"]) == (True, True)
+    assert seen["top"] < 900  # on the first screen
     assert seen["ranked"][0] == "ours 20"
     assert seen["ranked"][-1] == "random 20"
     assert len(seen["ranked"]) == 4

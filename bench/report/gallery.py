@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from bench.data.face_queries import rare_parts
 from bench.diffusion.autoencoder import autoencoder
 from bench.diffusion.observations import Regeneration
 from bench.diffusion.queries import Query, load_queries
@@ -32,11 +33,13 @@ class Shown:
         method: its label.
         top: ids of its most influential training images, the most influential first.
         made: by K, the image that the model retrained without its top K makes from the query's noise.
+        values: by K, what each metric says of this removal: its paired value, a mean over seeds.
     """
 
     method: str
     top: tuple[str, ...]
     made: Mapping[int, Tensor]
+    values: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +49,8 @@ class QueryGallery:
     Attributes:
         image: channels × height × width in [−1, 1]; None where it cannot be had.
         untouched: the image by the model that the retrained ones are compared with: nothing removed.
+        rare: (part, value) of what the image shows that few training images have, where that is known.
+        group: the group of queries that this one is reported in; "" where there are none.
     """
 
     id: str
@@ -53,6 +58,8 @@ class QueryGallery:
     image: Tensor | None
     untouched: Tensor | None
     shown: tuple[Shown, ...]
+    rare: tuple[tuple[str, str], ...] = ()
+    group: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +99,9 @@ def gallery(
         if own is not None:
             image = seen.regeneration(original, queries[name])
             image = _decoded(queries[name], record) if image is None else image
-            shown.append(_of_query(store, queries[name], own, image, seen, order))
+            found = _of_query(store, queries[name], own, image, seen, order)
+            known = rare_parts(found.prompt, queries[name].seed) if study.dataset.parts else ()
+            shown.append(replace(found, rare=known, group=study.group(queries[name])))
     training, captions = _training(study, record, shown, notes)
     return Gallery(queries=tuple(shown), training=training, captions=captions, notes=(*notes, *seen.notes))
 
@@ -128,6 +137,10 @@ def _of_query(
     shown = []
     first = paired.sort_values(["k", "seed"], kind="stable").drop_duplicates(["label", "k"])
     by_label = dict(iter(first.groupby("label", sort=False)))
+    values = paired[paired["status"] == "done"].groupby(["label", "k", "metric"])["value"].mean().to_dict()
+    measured: dict[str, dict[int, dict[str, float]]] = {}
+    for (label, k, metric), value in values.items():
+        measured.setdefault(label, {}).setdefault(int(k), {})[metric] = float(value)
     for label in order:
         own = by_label.get(label)
         if own is None:
@@ -138,7 +151,7 @@ def _of_query(
             if (found := seen.regeneration(str(line.model_key), query)) is not None
         }
         top = _top(store, str(own["method"].iloc[0]), str(own["method_digest"].iloc[0]), query, seen.notes)
-        shown.append(Shown(label, top, made))
+        shown.append(Shown(label, top, made, measured.get(label, {})))
     return QueryGallery(query.id, query.prompt, image, untouched, tuple(shown))
 
 

@@ -29,7 +29,7 @@ from bench.report.gallery import Gallery
 from bench.report.statistics import MIN_QUERIES, mean_and_error
 from bench.report.verdicts import BETTER, Verdict
 
-SCRIPTS = ("base.js", "table.js", "charts.js", "pairs.js", "gallery.js", "words.js", "controls.js")
+SCRIPTS = ("base.js", "table.js", "charts.js", "pairs.js", "gallery.js", "first.js", "words.js", "controls.js")
 """Put together in this order: what a file uses as it is read stands in an earlier one."""
 PICTURE_BYTES = 1_200_000
 """Of all pictures together; where there are more, fewer top images, then fewer queries are shown."""
@@ -260,13 +260,18 @@ def _chosen(pictures: Gallery, count: int, shown: int, drawn: dict[int, str]) ->
                 if image not in images:
                     images[image] = uri(pictures.training[image])
             made = {str(k): kept(picture) for k, picture in method.made.items()}
-            methods.append({"method": method.method, "top": top, "made": made})
+            values = {
+                str(k): {metric: number(value) for metric, value in of_k.items()} for k, of_k in method.values.items()
+            }
+            methods.append({"method": method.method, "top": top, "made": made, "values": values})
         queries.append(
             {
                 "id": query.id,
                 "prompt": query.prompt,
                 "image": kept(query.image),
                 "untouched": kept(query.untouched),
+                "rare": [f"{part.replace('_', ' ')}: {value}" for part, value in query.rare],
+                "group": query.group,
                 "methods": methods,
             }
         )

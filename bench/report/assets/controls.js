@@ -1,6 +1,6 @@
 /* ---- controls ---- */
 function charts() { order(); curve(); equivalent(); cost(); }
-function show() { table(); charts(); pairs(); }
+function show() { first(); table(); charts(); pairs(); }
 function controls() {
   for (const k of [...data.ks, ...(data.ks.length > 1 ? [null] : [])]) {
     const input = el("input", { type: "radio", name: "k", value: k ?? "all" });
@@ -13,4 +13,4 @@ function controls() {
   byId("text").addEventListener("input", (event) => { state.text = event.target.value; table(); });
   byId("controls").addEventListener("submit", (event) => event.preventDefault());
 }
-controls(); intro(); show(); gallery(); provenance();
+state.query = widest(); controls(); intro(); show(); gallery(); provenance();

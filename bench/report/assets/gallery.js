@@ -1,15 +1,18 @@
 /* ---- gallery ---- */
 function picture(key, alt) { const source = data.gallery.images[key]; return source ? el("img", { src: source, alt, title: alt, width: 46, height: 46, loading: "lazy" }) : null; }
+function choices(id) { // a button for each query; both rows of buttons choose for the whole page
+  fill(byId(id), ...data.gallery.queries.map((query, index) => {
+    const button = el("button", { type: "button", "aria-pressed": String(index === state.query), title: query.prompt, "aria-label": `${query.id}: ${query.prompt}` }, query.image ? picture(query.image, "") : query.id);
+    button.addEventListener("click", () => { state.query = index; first(); gallery(); byId(id).children[index].focus({ preventScroll: true }); });
+    return button;
+  }));
+}
 function gallery() {
   const { queries, captions, all } = data.gallery;
   if (!queries.length) { byId("gallery-caption").textContent = "These records hold no pictures."; return; }
   const chosen = queries[state.query];
   byId("gallery-caption").textContent = `Each method's most influential training images for a query, and what the model makes of the same prompt and noise after retraining without its top K.${queries.length < all ? ` ${queries.length} of ${all} queries are shown, to keep the page small.` : ""}`;
-  fill(byId("queries"), ...queries.map((query, index) => {
-    const button = el("button", { type: "button", "aria-pressed": String(index === state.query), title: query.prompt, "aria-label": `${query.id}: ${query.prompt}` }, query.image ? picture(query.image, "") : query.id);
-    button.addEventListener("click", () => { state.query = index; gallery(); byId("queries").children[index].focus({ preventScroll: true }); });
-    return button;
-  }));
+  choices("queries");
   const head = el("div", { class: "query" },
     query_figure(chosen.image, `The query: ${chosen.prompt}`, "the query"),
     chosen.untouched ? query_figure(chosen.untouched, `${chosen.prompt}, by the model with nothing removed that the retrained ones are compared with`, "nothing removed: compare with this") : null,
