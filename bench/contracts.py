@@ -82,6 +82,8 @@ class Method(ABC):
         role: METHOD, FLOOR or CEILING. Only a ceiling may read the data set's parts.
         phrase: how sentences call a floor, such as "a reader of captions"; its name where this is "".
         self_rank: why a training image given as the query need not rank itself within the top 1 %; "" where it does.
+        honours_regions: whether it attributes a query in ``query.region`` alone, where there is one. The whole image
+            as region must give the whole image's scores, to the bit.
         variants: named settings, such as an ablation: ``name:variant`` is a method of its own on the command line.
     """
 
@@ -92,6 +94,7 @@ class Method(ABC):
     role: ClassVar[str] = METHOD
     phrase: ClassVar[str] = ""
     self_rank: ClassVar[str] = ""
+    honours_regions: ClassVar[bool] = False
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
 
     def __init_subclass__(cls, **given: Any) -> None:

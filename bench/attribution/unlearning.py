@@ -17,6 +17,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -58,6 +59,8 @@ class Unlearning(Method):
             which any model predicts: what is forgotten shows earlier, and there the draws are better spent.
         flips: "max" or "mean" over an image and its mirror image.
     """
+
+    honours_regions: ClassVar[bool] = True
 
     step_size: float = 0.01
     query_rise: float = 0.0
@@ -160,7 +163,7 @@ def step_reaching(
 
 
 def query_loss(context: AttributionContext, unet: nn.Module, query: Query) -> float:
-    """L(ẑ, θ) at 100 timesteps, with noise of its own: not that of the gradient, nor that of the metric."""
+    """L(ẑ, θ) in the query's region, at 100 timesteps, with noise of its own: not the gradient's, nor the metric's."""
     model = context.model
     timesteps = torch.arange(0, model.config.num_timesteps, max(1, model.config.num_timesteps // 100))
     shape = (len(timesteps), *model.latent_shape)
@@ -169,7 +172,7 @@ def query_loss(context: AttributionContext, unet: nn.Module, query: Query) -> fl
 
     @torch.no_grad()
     def losses_of(rows: Tensor) -> Tensor:
-        return model.losses(*(part[rows] for part in inputs), unet=unet)
+        return model.losses(*(part[rows] for part in inputs), unet=unet, region=query.region)
 
     return float(torch.cat(parallel(losses_of, torch.arange(len(timesteps)).split(LOSSES_AT_ONCE))).mean())
 
@@ -177,7 +180,10 @@ def query_loss(context: AttributionContext, unet: nn.Module, query: Query) -> fl
 def query_gradient(
     context: AttributionContext, unet: nn.Module, query: Query, selection: str, num_draws: int, step: int
 ) -> Gradients:
-    """∇L(ẑ, θ) averaged over ``num_draws`` draws of (noise, timestep), timesteps without repeats inside a batch."""
+    """∇L(ẑ, θ) averaged over ``num_draws`` draws of (noise, timestep), timesteps without repeats inside a batch.
+
+    L is the mean in the query's region (``bench.diffusion.regions``).
+    """
     model = context.model
 
     def part_gradient(draws: Tensor) -> Gradients:
@@ -185,7 +191,8 @@ def query_gradient(
         timesteps = torch.from_numpy(stream.permutation(model.config.num_timesteps)[: len(draws)])
         noise = torch.from_numpy(stream.standard_normal((len(draws), *model.latent_shape), dtype=np.float32))
         own = differentiable_copy(unet, selection)
-        model.losses(*_query_inputs(context, query, timesteps, noise), unet=own).sum().backward()
+        inputs = _query_inputs(context, query, timesteps, noise)
+        model.losses(*inputs, unet=own, region=query.region).sum().backward()
         weights = select_weights(own, selection)
         return {name: weight.grad.double().cpu() for name, weight in weights.items() if weight.grad is not None}
 
