@@ -148,6 +148,7 @@ class Metric(ABC):
         higher_is_better: whether a higher value means that the removed images mattered more.
         observation: what it compares.
         version: raise it when the same observations give other values; rows of different versions are never mixed.
+        honours_regions: whether it compares what is in ``query.region`` alone, where there is one.
         relative_to_controls: the value is that on the query minus the mean value on control queries, whose
             prompts have nothing to do with the query's (``Study.controls``).
     """
@@ -158,6 +159,7 @@ class Metric(ABC):
     higher_is_better: ClassVar[bool] = True
     observation: ClassVar[Observation]
     version: ClassVar[int] = 1
+    honours_regions: ClassVar[bool] = False
     relative_to_controls: ClassVar[bool] = False
 
     def __init_subclass__(cls, **given: Any) -> None:

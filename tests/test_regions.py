@@ -4,11 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 
+from bench.attribution.unlearning import query_loss
 from bench.diffusion.regions import Region, parsed_corners
 from bench.errors import InvalidInput, Unavailable
 from bench.experiments.scoring import checked_scores
 from bench.registry import methods
+from bench.report import figures
+from bench.studies import study
 
 SETTINGS = {
     "ours": {"num_fisher_draws": 64, "num_gradient_draws": 64, "timestep_stride": 500, "step_size": 0.1},
@@ -112,8 +116,6 @@ def test_pixel_compares_inside_the_box_alone(context, queries):
 
 
 def test_unlearning_a_region_raises_the_loss_inside_it_by_the_share_that_was_asked_for(context, queries):
-    from bench.attribution.unlearning import query_loss
-
     local = box(queries[0], 0, 0, 14, 5)
     method = methods.create("ours", query_rise=0.1, num_fisher_draws=64, num_gradient_draws=128)
     unlearned = method.unlearn(context, local, method.ascent(context))
@@ -121,3 +123,26 @@ def test_unlearning_a_region_raises_the_loss_inside_it_by_the_share_that_was_ask
     assert rise == pytest.approx(0.1, abs=0.01)
     everywhere = query_loss(context, unlearned, queries[0]) / query_loss(context, context.model.unet, queries[0]) - 1
     assert everywhere != pytest.approx(0.1, abs=0.01)
+
+
+def test_a_part_whose_box_is_known_names_a_region():
+    faces = study("faces")
+    hat = faces.region("hat")
+    assert (hat.box, hat.label) == (faces.dataset.boxes["hat"], "hat")
+    assert faces.region(hat.corners).cells == hat.cells
+    assert faces.region(hat.corners).label == "2,0,14,4"
+    emoji = study("emoji").region("5,4,16,17")
+    assert emoji.cells == (1, 1, 4, 5)  # eight cells for 32 pixels
+    with pytest.raises(InvalidInput, match="parts of the images of 'emoji' are not known"):
+        study("emoji").region("hat")
+
+
+def test_the_sheet_draws_the_box_on_the_query():
+    faces = study("faces")
+    region, images = faces.region("hat"), list(faces.dataset.pixels([0, 1, 2]))
+    figure = figures.contact_sheet(images[0], "a prompt", "ours", images[1:], ["1.", "2."], region=region)
+    [query, *others] = figure.axes
+    frames = [patch for patch in query.patches if patch.get_edgecolor()[:3] == to_rgb(figures.BOX)]
+    assert [(*frame.get_xy(), frame.get_width(), frame.get_height()) for frame in frames] == [(1.5, -0.5, 12, 4)]
+    assert not any(axes.patches for axes in others)
+    assert "for the hat" in figure.get_suptitle()

@@ -310,18 +310,11 @@ class InfluenceMethod(Method, ABC):
             parts = [
                 Rows(*part) for part in zip(*(c.split(group) for c in self.query_rows(context, query)), strict=True)
             ]
-            features.append(
-                projected_gradients(
-                    model,
-                    self.output,
-                    self.weights,
-                    projection,
-                    parts.__getitem__,
-                    len(parts),
-                    group=group,
-                    region=query.region,
-                ).mean(0)  # fmt: skip
-            )
+            found = projected_gradients(
+                model, self.output, self.weights, projection, parts.__getitem__, len(parts),
+                group=group, region=query.region,
+            )  # fmt: skip
+            features.append(found.mean(0))
         return torch.stack(features)
 
     def kernel_of(self, model: DiffusionModel, training: dict[str, Tensor]) -> Kernel:

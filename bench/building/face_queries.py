@@ -157,9 +157,7 @@ def build(weights: Sequence[Path], output: Path) -> None:
 def main() -> None:
     """Parse the command line and build."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "weights", type=Path, nargs="+", help="safetensors file with a model's weights, the original first"
-    )
+    parser.add_argument("weights", type=Path, nargs="+", help="safetensors file with a model's weights, the original first")
     parser.add_argument("--output", type=Path, required=True, help="folder to write queries.json into")
     arguments = parser.parse_args()
     build(arguments.weights, arguments.output)

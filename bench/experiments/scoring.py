@@ -94,8 +94,8 @@ def checked_scores(
 ) -> Float[Tensor, "queries images"]:
     """What ``method`` returns; MethodFailed where it raises, or returns no finite tensor of this shape.
 
-    Raises Unavailable for a query with a region where the method has none. A BenchError is raised as it is: the user can mend it. The border is here too, for functions that were put into a
-    class after it was defined.
+    Raises Unavailable for a query with a region where the method has none. A BenchError is raised as it is: the user
+    can mend it. The border is here too, for functions that were put into a class after it was defined.
     """
     if any(query.region is not None for query in queries):
         check_regions(method)

@@ -14,9 +14,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from torch import Tensor
 
+from bench.diffusion.regions import Region
 from bench.records.rows import BASELINE, NOTHING_REMOVED, REFERENCE, labels
 from bench.report.statistics import mean_and_error
 from bench.report.summary import reference_curve
@@ -54,6 +56,8 @@ COLOUR_SALT = 91694
 """Of the hash that gives a method its colour: chosen so that no two of the methods here have the same."""
 LOST = "#b3261e"
 """Of words on a part that a picture no longer shows."""
+BOX = "#d1007a"
+"""Of a box drawn on a picture."""
 MARKS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚"}
 """Signs of points, as matplotlib calls them, and as text."""
 
@@ -139,17 +143,35 @@ def top_images(
 
 
 def contact_sheet(
-    query_image: Tensor, prompt: str, method: str, images: Sequence[Tensor], labels: Sequence[str]
+    query_image: Tensor,
+    prompt: str,
+    method: str,
+    images: Sequence[Tensor],
+    labels: Sequence[str],
+    *,
+    region: Region | None = None,
 ) -> Figure:
-    """One query and the training images that mattered for it, each with its rank and caption."""
+    """One query and the training images that mattered for it, each with its rank and caption.
+
+    Args:
+        query_image: channels × height × width in [−1, 1].
+        prompt: of the query.
+        method: as tables call it.
+        images: the most influential first; labels: of these.
+        region: for which the images mattered; its box is drawn on the query.
+    """
     columns = min(8, max(len(images), 4))
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(1.25 * (columns + 2.4), 1.42 * rows + 0.6))
-    figure.suptitle(f"“{prompt}” and the {len(images)} most influential training images ({method})", fontsize=10)
+    part = f" for the {region.label.replace('_', ' ') if region.name else 'box'}" if region else ""
+    title = f"“{prompt}” and the {len(images)} most influential training images{part} ({method})"
+    figure.suptitle(title, fontsize=10)
     grid = figure.add_gridspec(rows, columns + 2, hspace=0.45, top=0.86 if rows > 1 else 0.72, bottom=0.06)
     axes = figure.add_subplot(grid[: min(rows, 2), :2])
     _show(axes, query_image, border="#222222")
-    axes.set_xlabel("generated", fontsize=8)
+    axes.set_xlabel("generated" + (f", box {region.corners}" if region else ""), fontsize=8)
+    if region:
+        _frame(axes, region)
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
         row, column = divmod(index, columns)
         axes = figure.add_subplot(grid[row, 2 + column])
@@ -335,6 +357,14 @@ def _shifted(ks: Sequence[int], budgets: Sequence[int], index: int, count: int) 
     """The same on a linear axis."""
     width = (max(budgets) - min(budgets) or 1) * 0.015
     return [k + (index - (count - 1) / 2) * width for k in ks]
+
+
+def _frame(axes: Axes, region: Region) -> None:
+    """Draw the box of ``region`` on a picture, seen on light and on dark."""
+    x0, y0, x1, y1 = region.box
+    for colour, width in (("white", 4.0), (BOX, 2.0)):
+        place = ((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0)
+        axes.add_patch(Rectangle(*place, fill=False, edgecolor=colour, linewidth=width, clip_on=False, zorder=3))
 
 
 def _show(axes: Axes, image: Tensor, *, border: str | None = None) -> None:
