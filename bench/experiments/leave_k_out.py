@@ -23,7 +23,7 @@ from bench.diffusion.training import TrainingJob
 from bench.errors import InvalidInput
 from bench.experiments.design import Chosen, Controls, Design, Selections
 from bench.experiments.evaluation import Comparison, evaluation_seed
-from bench.experiments.experiment import Experiment, Measured, check_count, with_floors
+from bench.experiments.experiment import Experiment, Measured, R, check_count, with_floors
 from bench.experiments.left_out import LeftOut
 from bench.experiments.pictures import draw_figures
 from bench.experiments.workspace import Workspace
@@ -112,7 +112,7 @@ class RunReport(Report):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Removals(Experiment[RunReport]):
+class Removals(Experiment[R]):
     """An experiment that removes K images, whoever names them, and judges by models of other seeds.
 
     Attributes:
@@ -156,7 +156,7 @@ class Removals(Experiment[RunReport]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Removals):
+class Run(Removals[RunReport]):
     """A run of the benchmark.
 
     Attributes:

@@ -180,6 +180,36 @@ def contact_sheet(
     return figure
 
 
+def local_images(rows: Sequence[tuple[str, Tensor, Region, Sequence[Tensor]]], method: str) -> Figure:
+    """Queries with a box each, and the training images that mattered most for what is in it.
+
+    Args:
+        rows: prompt, the query's image (channels × height × width in [−1, 1]), the box, the images in order. A prompt
+            is written once, above its first row.
+        method: as tables call it.
+    """
+    shown = max(len(images) for *_, images in rows)
+    pitch = CELL_INCHES + 0.34
+    height = pitch * 1.45 * len(rows) + 0.7
+    figure = Figure(figsize=(pitch * (shown + 1.9), height))
+    figure.suptitle(f"whose images made the part in the box possible ({method})", fontsize=10)
+    grid = figure.subplots(len(rows), shown + 1, width_ratios=[1.5, *[1.0] * shown], squeeze=False)
+    figure.subplots_adjust(left=0.04, right=0.99, bottom=0.02, top=1 - 0.7 / height, wspace=0.08, hspace=0.22)
+    before = ""
+    for line, (prompt, image, region, images) in zip(grid, rows, strict=True):
+        _show(line[0], image, border="#222222")
+        _frame(line[0], region)
+        line[0].set_ylabel(region.label.replace("_", " "), fontsize=8)
+        if prompt != before:
+            line[1].set_title(f"“{prompt}”", fontsize=8, loc="left", pad=12)
+        before = prompt
+        for axes, picture in zip(line[1:], images, strict=False):
+            _show(axes, picture)
+        for axes in line[1 + len(images) :]:
+            axes.axis("off")
+    return figure
+
+
 def regenerations(
     originals: Sequence[Tensor],
     prompts: Sequence[str],
