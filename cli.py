@@ -300,7 +300,10 @@ def localized_(dry_run: bool, **given: Any) -> None:
     "--box", metavar="X0,Y0,X1,Y1", help="Attribute what is inside this box, in pixels, or a part such as 'hat' where "
     "the study knows where it lies. [default: the whole image]",
 )  # fmt: skip
-def attribute_(method_name: str, prompt: str, seed: int, top: int, box: str | None, **given: Any) -> None:
+@click.option("--map", "with_maps", is_flag=True, help="Show where in each training image its loss rose.")
+def attribute_(
+    method_name: str, prompt: str, seed: int, top: int, box: str | None, with_maps: bool, **given: Any
+) -> None:
     """Name the training images that mattered for a prompt, or for a part of its picture: a contact sheet."""
     from bench.experiments.leave_k_out import Run
     from bench.experiments.one_prompt import attribute
@@ -310,7 +313,7 @@ def attribute_(method_name: str, prompt: str, seed: int, top: int, box: str | No
     [method] = _methods([method_name], given["study_name"], given["settings"])
     with progress_on(console_here()) as progress:
         home = Run(study=study(given["study_name"]), methods=[], results=given["results"], device=given["device"])
-        answer = attribute(home.open(progress), method, prompt, seed=seed, top=top, box=box)
+        answer = attribute(home.open(progress), method, prompt, seed=seed, top=top, box=box, with_maps=with_maps)
     _show(answer)
 
 

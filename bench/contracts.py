@@ -30,6 +30,7 @@ METHOD, FLOOR, CEILING = "method", "floor", "ceiling"
 """Roles: a floor and a ceiling do not compete; they stand beside the methods, to be compared with."""
 METHOD_CALLS: Mapping[str, border.Check] = {
     "scores": border.score_matrix,
+    "maps": border.score_maps,
     "unavailable": border.text_or_none,
     "sources": border.json_texts,
     "prepare": border.nothing,
@@ -84,6 +85,7 @@ class Method(ABC):
         self_rank: why a training image given as the query need not rank itself within the top 1 %; "" where it does.
         honours_regions: whether it attributes a query in ``query.region`` alone, where there is one. The whole image
             as region must give the whole image's scores, to the bit.
+        has_maps: whether it tells where in a training image its score comes from (``maps``).
         variants: named settings, such as an ablation: ``name:variant`` is a method of its own on the command line.
     """
 
@@ -95,6 +97,7 @@ class Method(ABC):
     phrase: ClassVar[str] = ""
     self_rank: ClassVar[str] = ""
     honours_regions: ClassVar[bool] = False
+    has_maps: ClassVar[bool] = False
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
 
     def __init_subclass__(cls, **given: Any) -> None:
@@ -107,6 +110,15 @@ class Method(ABC):
 
         It must not depend on which other queries are asked at the same time, nor touch global random state.
         """
+
+    def maps(
+        self, context: AttributionContext, query: Query, images: Sequence[int]
+    ) -> Float[Tensor, "images rows columns"]:
+        """For each of ``images`` (indices), what each latent cell of it, unmirrored, brings to its score of ``query``.
+
+        Only of a method whose ``has_maps`` is True.
+        """
+        raise NotImplementedError(f"{self.name} has no maps")
 
     def unavailable(self) -> str:
         """Why it cannot run on this machine and how to mend that; "" where it can. Cheap: nothing is computed."""

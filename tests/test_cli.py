@@ -131,6 +131,7 @@ ATTRIBUTE = ["attribute", "--study", "tiny", "--method", "pixel", "--prompt", "a
         ([*ATTRIBUTE, "--box", ""], "'' is no box"),
         ([*ATTRIBUTE, "--box", "hat"], "The parts of the images of 'tiny' are not known"),
         ([*ATTRIBUTE, "--method", "random", "--box", "0,0,5,5"], "random has no regions"),
+        ([*ATTRIBUTE, "--map"], "pixel does not tell where in an image (with maps: ours, ours_ekfac)"),
         (["attribute", "--method", "pixel", "--prompt", "smile", "--box", "hut"], "or a part: backdrop, background"),
     ],
 )

@@ -8,7 +8,7 @@ from matplotlib.colors import to_rgb
 
 from bench.attribution.unlearning import query_loss
 from bench.diffusion.regions import Region, parsed_corners
-from bench.errors import InvalidInput, Unavailable
+from bench.errors import InvalidInput, MethodFailed, Unavailable
 from bench.experiments.scoring import checked_scores
 from bench.registry import methods
 from bench.report import figures
@@ -35,6 +35,11 @@ def whole(query):
 
 def box(query, *corners):
     return query.within(replace(whole(query), box=corners))
+
+
+@pytest.fixture(scope="module")
+def faces_images():
+    return list(study("faces").dataset.pixels([0, 1, 2, 3]))
 
 
 @pytest.mark.parametrize(
@@ -146,3 +151,42 @@ def test_the_sheet_draws_the_box_on_the_query():
     assert [(*frame.get_xy(), frame.get_width(), frame.get_height()) for frame in frames] == [(1.5, -0.5, 12, 4)]
     assert not any(axes.patches for axes in others)
     assert "for the hat" in figure.get_suptitle()
+
+
+@pytest.mark.parametrize("flips", ["max", "mean"])
+def test_the_mean_of_a_map_is_the_score(context, queries, flips):
+    method = replace(quick("ours"), flips=flips)
+    for query in (queries[0], box(queries[0], 0, 0, 7, 7)):
+        scores = method.scores(context, [query])[0]
+        images = scores.argsort(descending=True)[:6].tolist()
+        maps = method.maps(context, query, images)
+        assert maps.shape == (6, 14, 14)
+        torch.testing.assert_close(maps.mean((1, 2)), scores[images], rtol=1e-3, atol=1e-7)
+
+
+def test_the_map_of_a_mirrored_image_is_turned_back(context, queries, monkeypatch):
+    rises = torch.zeros(1, 2, 14, 14)
+    rises[0, 1, 3, 0] = 1.0  # the mirrored side has it at the left, so the image at the right
+    losses = iter([torch.zeros_like(rises), rises])
+    monkeypatch.setattr("bench.attribution.unlearning.image_loss_maps", lambda *_, **__: next(losses))
+    [found] = quick("ours").maps(context, queries[0], [0])
+    assert found.nonzero().tolist() == [[3, 13]]
+
+
+def test_maps_of_another_shape_are_refused(context, queries):
+    class Odd(type(quick("ours"))):
+        def maps(self, context, query, images):
+            return torch.zeros(2, 3)
+
+    with pytest.raises(MethodFailed, match=r"expected maps, images × rows × columns = \(1, 14, 14\)"):
+        Odd().maps(context, queries[0], [0])
+
+
+def test_the_sheet_has_a_map_below_each_image(faces_images):
+    maps = torch.zeros(3, 16, 16)
+    maps[1, 2, 5] = -2.0
+    figure = figures.contact_sheet(faces_images[0], "a prompt", "ours", faces_images[1:], ["1", "2", "3"], maps=maps)
+    drawn = [axes.images[-1] for axes in figure.axes if len(axes.images) == 2]
+    assert [(image.get_clim(), float(image.get_array().sum())) for image in drawn] == [
+        ((-2.0, 2.0), 0.0), ((-2.0, 2.0), -2.0), ((-2.0, 2.0), 0.0)
+    ]  # fmt: skip

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from bench.attribution.gradients import WEIGHT_SELECTIONS, Gradients, differentiable_copy, select_weights
 from bench.attribution.kept_losses import kept_losses
 from bench.contracts import AttributionContext, Method
-from bench.diffusion.losses import strided_timesteps, training_set_losses
+from bench.diffusion.losses import image_loss_maps, strided_timesteps, training_set_losses
 from bench.diffusion.queries import Query
 from bench.errors import InvalidInput, MethodFailed, UnknownName
 from bench.foundation import seeds
@@ -61,6 +61,7 @@ class Unlearning(Method):
     """
 
     honours_regions: ClassVar[bool] = True
+    has_maps: ClassVar[bool] = True
 
     step_size: float = 0.01
     query_rise: float = 0.0
@@ -95,8 +96,7 @@ class Unlearning(Method):
 
     def scores(self, context: AttributionContext, queries: Sequence[Query]) -> Float[Tensor, "queries images"]:
         """Rise of each image's loss when the query is unlearned."""
-        steps = strided_timesteps(context.model, self.timestep_stride)
-        timesteps = [step for step in steps if step < self.timestep_limit]
+        timesteps = self.timesteps(context)
         ascent = self.ascent(context)
         unlearned = [self.unlearn(context, query, ascent) for query in queries]
         before = kept_losses(context, context.model, timesteps)
@@ -106,6 +106,29 @@ class Unlearning(Method):
         )  # fmt: skip
         rise = (after - before).mean(-1)
         return rise.amax(-1) if self.flips == "max" else rise.mean(-1)
+
+    def timesteps(self, context: AttributionContext) -> list[int]:
+        """At which losses are compared."""
+        steps = strided_timesteps(context.model, self.timestep_stride)
+        return [step for step in steps if step < self.timestep_limit]
+
+    def maps(
+        self, context: AttributionContext, query: Query, images: Sequence[int]
+    ) -> Float[Tensor, "images rows columns"]:
+        """Rise of the loss of each latent cell when the query is unlearned: its mean over cells is the score.
+
+        Of the two sides of an image the one that gives the score (or their mean), the mirrored one turned back.
+        """
+        model, ids = context.model, context.dataset.ids
+        unets = model.unet, self.unlearn(context, query, self.ascent(context))
+        before, after = (
+            image_loss_maps(model, unet, context.data, images, ids, self.timesteps(context), seed=context.seed)
+            for unet in unets
+        )
+        rise = after - before
+        mirrored = (rise.mean((2, 3)).argmax(1) == 1).float().view(-1, 1, 1)
+        share = mirrored if self.flips == "max" else torch.full_like(mirrored, 0.5)
+        return (1 - share) * rise[:, 0] + share * rise[:, 1].flip(-1)
 
     def unlearn(self, context: AttributionContext, query: Query, ascent: Ascent) -> nn.Module:
         """θ_−ẑ: a copy of the model's U-Net after ``num_steps`` steps up the query's loss."""

@@ -83,6 +83,40 @@ def training_set_losses(
     return result.clone()
 
 
+@torch.inference_mode()
+def image_loss_maps(
+    model: DiffusionModel,
+    unet: nn.Module,
+    data: TrainingData,
+    images: Sequence[int],
+    ids: Sequence[str],
+    timesteps: Sequence[int],
+    *,
+    seed: int,
+) -> Float[Tensor, "images 2 rows columns"]:
+    """The loss of each latent cell of some training images, as they are and mirrored, with ``unet``'s weights.
+
+    A mean over channels and ``timesteps``, with the noise of ``training_set_losses``: the mean over cells is its mean.
+
+    Args:
+        model: whose noise schedule and device serve.
+        unet: the weights.
+        data: the training set, ids: of all its images.
+        images: which of them, as indices.
+        timesteps: of the loss.
+        seed: of the study.
+    """
+    times, maps = torch.tensor(timesteps).repeat(2), []
+    for index in images:
+        noise = image_noise(model, ids[index], timesteps, seed)
+        latents = data.latents[index].unsqueeze(1).expand_as(noise)
+        states = data.states_of(torch.tensor([index])).expand(len(times), -1, -1)
+        inputs = (latents.flatten(0, 1), states, times, noise.flatten(0, 1))
+        errors = model.errors(*(part.to(model.device) for part in inputs), unet=unet)
+        maps.append(errors.double().mean(1).unflatten(0, (2, len(timesteps))).mean(1).float().cpu())
+    return torch.stack(maps)
+
+
 def image_noise(
     model: DiffusionModel, image_id: str, timesteps: Sequence[int], seed: int
 ) -> Float[Tensor, "2 timesteps channels rows columns"]:

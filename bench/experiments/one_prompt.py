@@ -19,6 +19,7 @@ from bench.foundation.digests import digest_of
 from bench.foundation.machine import available_threads, compute_threads
 from bench.records import folder
 from bench.records.store import write_whole
+from bench.registry import methods as registered
 from bench.registry import named
 from bench.report import figures
 from bench.report.shown import Report, Table
@@ -55,11 +56,13 @@ def attribute(
     top: int = 16,
     threads: int | None = None,
     box: str | None = None,
+    with_maps: bool = False,
 ) -> Attribution:
     """Generate ``prompt`` from the noise of ``seed`` and name the ``top`` training images responsible by ``method``.
 
-    Where ``box`` is given (``Study.region``), those responsible for what is inside it. Writes a contact sheet and a
-    CSV file into the folder ``attributions`` of the results folder.
+    Where ``box`` is given (``Study.region``), those responsible for what is inside it. Where ``with_maps``, the sheet
+    shows where in each image its score comes from. Writes a contact sheet and a CSV file into the folder
+    ``attributions`` of the results folder.
     """
     dataset = workspace.study.dataset
     if abs(seed) > LARGEST_SEED:
@@ -72,12 +75,16 @@ def attribute(
     region = None if box is None else workspace.study.region(box)
     if region:
         check_regions(method)
+    if with_maps and not method.has_maps:
+        able = ", ".join(each.name for each in registered if each.has_maps)
+        raise InvalidInput(f"--map: {method.name} does not tell where in an image (with maps: {able}).")
     method.prepare()
     with compute_threads(threads or available_threads()):
         [whole] = workspace.queries([QuerySpec(f"free-{digest_of([prompt, seed], 8)}", prompt, seed)])
         query = whole.within(region)
         scores = workspace.scores(method, [query]).matrix[0]
-    chosen = list(top_k(scores, dataset.ids, top))
+        chosen = list(top_k(scores, dataset.ids, top))
+        maps = method.maps(workspace.context(), query, chosen) if with_maps else None
     table = pd.DataFrame(
         {
             "rank": range(1, top + 1),
@@ -94,8 +101,9 @@ def attribute(
         list(dataset.pixels(chosen)),
         labels,
         region=region,
+        maps=maps,
     )
-    asked = [prompt, seed, method.digest, *([region.box] if region else [])]
+    asked = [prompt, seed, method.digest, *([region.box] if region else []), *(["maps"] if with_maps else [])]
     stem = f"{method.name}-{digest_of(asked, 8)}"
     sheet = workspace.store.path(*folder.sheet(stem))
     write_whole(sheet, figures.png(figure))

@@ -150,6 +150,7 @@ def contact_sheet(
     labels: Sequence[str],
     *,
     region: Region | None = None,
+    maps: Tensor | None = None,
 ) -> Figure:
     """One query and the training images that mattered for it, each with its rank and caption.
 
@@ -159,24 +160,31 @@ def contact_sheet(
         method: as tables call it.
         images: the most influential first; labels: of these.
         region: for which the images mattered; its box is drawn on the query.
+        maps: what each latent cell brings to the score, images × rows × columns; drawn below each image.
     """
-    columns = min(8, max(len(images), 4))
+    columns, lines = min(8, max(len(images), 4)), 1 if maps is None else 2
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.25 * (columns + 2.4), 1.42 * rows + 0.6))
+    figure = Figure(figsize=(1.25 * (columns + 2.4), 1.42 * rows * lines + 0.6))
     part = f" for the {region.label.replace('_', ' ') if region.name else 'box'}" if region else ""
     title = f"“{prompt}” and the {len(images)} most influential training images{part} ({method})"
     figure.suptitle(title, fontsize=10)
-    grid = figure.add_gridspec(rows, columns + 2, hspace=0.45, top=0.86 if rows > 1 else 0.72, bottom=0.06)
-    axes = figure.add_subplot(grid[: min(rows, 2), :2])
+    top = 0.86 if rows > 1 else 0.72
+    grid = figure.add_gridspec(rows * lines, columns + 2, hspace=0.45, top=top, bottom=0.06)
+    axes = figure.add_subplot(grid[: min(rows * lines, 2), :2])
     _show(axes, query_image, border="#222222")
     axes.set_xlabel("generated" + (f", box {region.corners}" if region else ""), fontsize=8)
     if region:
         _frame(axes, region)
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
         row, column = divmod(index, columns)
-        axes = figure.add_subplot(grid[row, 2 + column])
+        axes = figure.add_subplot(grid[row * lines, 2 + column])
         _show(axes, image)
         axes.set_xlabel(textwrap.fill(label, 22), fontsize=6)
+        if maps is not None:
+            _heat(figure.add_subplot(grid[row * lines + 1, 2 + column]), image, maps[index], float(maps.abs().max()))
+    if maps is not None:
+        note = "below each image: where its\nloss rose (red) or fell (blue)"
+        figure.text(0.01, 0.06, note, fontsize=8, va="bottom")
     return figure
 
 
@@ -395,6 +403,17 @@ def _frame(axes: Axes, region: Region) -> None:
     for colour, width in (("white", 4.0), (BOX, 2.0)):
         place = ((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0)
         axes.add_patch(Rectangle(*place, fill=False, edgecolor=colour, linewidth=width, clip_on=False, zorder=3))
+
+
+def _heat(axes: Axes, image: Tensor, cells: Tensor, largest: float) -> None:
+    """Draw a map over the shades of its image; ``largest`` is the strongest colour."""
+    shades = image.mean(0, keepdim=True) * 0.3 + 0.6
+    _show(axes, shades, border="#cccccc")
+    height, width = image.shape[1:]
+    place = (-0.5, width - 0.5, height - 0.5, -0.5)
+    axes.imshow(
+        cells.numpy(), cmap="RdBu_r", vmin=-largest, vmax=largest, alpha=0.65, extent=place, interpolation="nearest"
+    )
 
 
 def _show(axes: Axes, image: Tensor, *, border: str | None = None) -> None:

@@ -132,7 +132,7 @@ class LocalReport(Report):
     def tables(self) -> list[Table]:
         """The means with their switches, and the contrasts."""
         told = contrasts(self.frame, self.parts)
-        found = [(SWITCH_HEAD, switch_cells(switches(self.frame, self.parts)))]
+        found: list[Table] = [(SWITCH_HEAD, switch_cells(switches(self.frame, self.parts)))]
         return [*found, (CONTRAST_HEAD, contrast_cells(told))] if len(told) else found
 
     def notes(self) -> list[str]:
