@@ -282,7 +282,7 @@ def lds_(dry_run: bool, subsets: int, seeds: int, **given: Any) -> None:
 @click.option("--queries", type=int, help="How many of the study's queries. [default: 16]")
 @dry_run_option
 def localized_(dry_run: bool, **given: Any) -> None:
-    """Ask whose images are named for a box on one part and on another: those that share its look? No retraining.
+    """Ask which images are named for a box on one part and on another: those that carry that part? No retraining.
 
     `bench run --box` removes them and measures in both parts.
     """

@@ -163,7 +163,7 @@ def test_the_counterfactual_from_boxes_to_contrasts(tiny, tmp_path):
     pd.testing.assert_frame_equal(again.frame, frame)
 
 
-def test_looks_are_counted_without_training(faces, tmp_path):
+def test_carriers_are_counted_without_training(faces, tmp_path):
     run = Localized(
         study=faces, methods=[methods.create("pixel"), methods.create("carriers")], boxes=["hat"], retrain=False,
         floors=("random",), results=tmp_path, budgets=[50], num_queries=4,
@@ -191,10 +191,10 @@ def test_looks_are_counted_without_training(faces, tmp_path):
         (["localized", "--box", "hat", "--box", "hat"], "are the same box"),
         (["localized", "--box", "hat", "--box", "mouth", "--box", "beard"], "one or two boxes are expected"),
         (["localized"], "given 0 times"),
-        (["localized", "--box", "0,0,4,4", "--box", "hat"], "looks are counted in parts that are known"),
+        (["localized", "--box", "0,0,4,4", "--box", "hat"], "carriers are counted in parts that are known"),
         (["localized", "--box", "background"], "give a second --box"),
         (["localized", "--box", "hat", "--queries", "65"], "queries of study 'faces' ask for hat and clothes"),
-        (["run", "--box", "hat", "--metric", "loss_change"], "loss_change does not look into a box"),
+        (["run", "--box", "hat", "--metric", "loss_change"], "loss_change does not measure in a box"),
         (["run", "--box", "hat", "--until-settled", "all"], "--box and --until-settled do not go together"),
         (["run", "--box", "0,0,17,4"], "the images have 16 × 16 pixels"),
     ],

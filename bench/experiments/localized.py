@@ -1,13 +1,13 @@
 """Localized attribution and its test: the top K for a box on one part, and for a box on another.
 
 Two boxes A and B of every query are attributed one at a time, beside the whole image and a random box as large as A.
-Without retraining: how many of the top K share the query's look in A, and in B, where the study knows the parts of
-its images. With retraining: remove them, and measure in A and in B (``bench.report.localized``).
+Without retraining: how many of the top K carry what the query shows in A, and in B (such as the same hat), where
+the study knows the parts of its images. With retraining: remove them, and measure in A and in B (``bench.report.localized``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -96,7 +96,7 @@ class Localized(Removals[LocalReport]):
     Attributes:
         methods: to compare; those without regions are skipped.
         boxes: one or two texts (``Study.region``). To one part the study finds another (``partner``).
-        retrain: whether images are removed; else their looks alone are counted.
+        retrain: whether images are removed; else carriers alone are counted.
         floors: names of floors that choose for the whole image; every floor by default. ``random`` always is one.
     """
 
@@ -111,11 +111,11 @@ class Localized(Removals[LocalReport]):
             object.__setattr__(self, "metrics", [metric_registry.create(name) for name in METRICS])
         for metric in self.metrics:
             if not metric.honours_regions:
-                raise InvalidInput(f"{metric.name} does not look into a box; with --box use {', '.join(METRICS)}.")
-        if not self.retrain and not self.looks_known:
+                raise InvalidInput(f"{metric.name} does not measure in a box; with --box use {', '.join(METRICS)}.")
+        if not self.retrain and not self.parts_known:
             raise InvalidInput(
-                f"--box {' and '.join(self.parts)} of '{self.study.name}': looks are counted in parts that are known; "
-                "use faces, or `bench run --box`, which retrains."
+                f"--box {' and '.join(self.parts)} of '{self.study.name}': carriers are counted in parts that are "
+                "known; use faces, or `bench run --box`, which retrains."
             )
         super().__post_init__()
 
@@ -137,15 +137,15 @@ class Localized(Removals[LocalReport]):
         return first.label, second.label
 
     @property
-    def looks_known(self) -> bool:
-        """Whether each image's look in A and B is known: both are parts."""
+    def parts_known(self) -> bool:
+        """Whether it is known what each image shows in A and B: both are parts."""
         return all(part in self.study.dataset.parts for part in self.parts)
 
     @cached_property
     def _fitting(self) -> list[QuerySpec]:
-        """The study's queries that ask for a look of both parts; all where looks are not known."""
+        """The study's queries that ask for a value of both parts; all where these are not known."""
         every = self.study.queries(len(self.study.prompts))
-        return [spec for spec in every if not self.looks_known or set(self.parts) <= asked_parts(spec.prompt).keys()]
+        return [spec for spec in every if not self.parts_known or set(self.parts) <= asked_parts(spec.prompt).keys()]
 
     @property
     def query_count(self) -> int:
@@ -255,10 +255,10 @@ class Localized(Removals[LocalReport]):
         ]
 
     def report(self, workspace: Workspace, design: Design, measured: Measured) -> LocalReport:
-        """Looks and measured values, merged into the folder's frame."""
+        """Shares of carriers and measured values, merged into the folder's frame."""
         chosen = design.chosen
         assert isinstance(chosen, LocalChosen)
-        rows = self._measured_rows(chosen, measured) + self._look_rows(design.queries, chosen.tops)
+        rows = self._measured_rows(chosen, measured) + self._carrier_rows(design.queries, chosen.tops)
         merged = merge(workspace.store, pd.DataFrame(rows, columns=list(COLUMNS)))
         boxes = {region.corners for region in self.regions}
         own = merged[merged["measured_box"].isin(boxes)]
@@ -304,49 +304,41 @@ class Localized(Removals[LocalReport]):
             lines.append(_line(row, one.query, where))
         return lines
 
-    def _look_rows(self, queries: Sequence[Query], tops: Mapping[Method, Tops]) -> list[dict[str, Any]]:
-        """The share of each top K that has the query's own look in A, and in B; none where looks are not known."""
-        if not self.looks_known:
+    def _carrier_rows(self, queries: Sequence[Query], tops: Mapping[Method, Tops]) -> list[dict[str, Any]]:
+        """The share of carriers of the query's own value in A, and in B, among each top K; none without known parts."""
+        if not self.parts_known:
             return []
-        lines = []
-        for query in queries:
-            looks = self._looks(query)
-            for method, of_method in tops.items():
-                facts = {**asdict(named(method, self.study.name)), "method_digest": method.digest}
-                for chosen, of_choice in of_method.items():
-                    box = corners(self.choices(method, query)[chosen])
-                    for k in self.ks:
-                        top = of_choice[query.id, k]
-                        lines += [
-                            self._look_row(query, facts, k, (chosen, box, region.label, region.corners), share)
-                            for region in self.regions
-                            for share in [len(looks[region.label].intersection(top)) / k]
-                        ]
-            whole = (WHOLE, corners(query))
-            facts = {**asdict(MethodName(CHANCE)), "method_digest": ""}
-            lines += [
-                self._look_row(query, facts, k, (*whole, region.label, region.corners), share)
-                for k in self.ks
-                for region in self.regions
-                for share in [len(looks[region.label]) / len(self.study.dataset)]
-            ]
-        return lines
+        return [
+            {
+                "study": self.study.name, "study_digest": self.study.digest, **facts, "query": query.id,
+                "query_digest": query.image_digest, "prompt": query.prompt, "k": k, "metric": SHARE,
+                "measured_in": region.label, "measured_box": region.corners, "design": "not retrained",
+                "seed": self.study.seed, "value": len(carriers.intersection(images)) / len(images), "status": "done",
+                **dict.fromkeys(("evaluator", "reason", "model_key"), ""),
+            }
+            for query in queries
+            for region in self.regions
+            for carriers in [set(self._carriers(query, region.label))]
+            for k in self.ks
+            for facts, images in self._images(query, k, tops)
+        ]  # fmt: skip
 
-    def _looks(self, query: Query) -> dict[str, set[int]]:
-        """By part, the training images that share the look that the query's prompt asks for."""
-        asked = asked_parts(query.prompt)
-        return {part: set(self.study.dataset.carriers(part, asked[part])) for part in self.parts}
+    def _images(
+        self, query: Query, k: int, tops: Mapping[Method, Tops]
+    ) -> Iterator[tuple[dict[str, str], Sequence[int]]]:
+        """Who names which ``k`` images for ``query``, and for what; chance names all."""
+        for method, of_method in tops.items():
+            own = {**asdict(named(method, self.study.name)), "method_digest": method.digest}
+            asked = self.choices(method, query)
+            for chosen, of_choice in of_method.items():
+                where = {"chosen_in": chosen, "chosen_box": corners(asked[chosen])}
+                yield own | where, of_choice[query.id, k]
+        chance = {**asdict(MethodName(CHANCE)), "method_digest": "", "chosen_in": WHOLE, "chosen_box": ""}
+        yield chance, range(len(self.study.dataset))
 
-    def _look_row(
-        self, query: Query, facts: Mapping[str, str], k: int, where: tuple[str, ...], share: float
-    ) -> dict[str, Any]:
-        empty = dict.fromkeys(("evaluator", "reason", "model_key"), "")
-        return {
-            "study": self.study.name, "study_digest": self.study.digest, **facts, "query": query.id,
-            "query_digest": query.image_digest, "prompt": query.prompt, "k": k,
-            **dict(zip(OF_THE_CHOICE, where, strict=True)), "metric": SHARE, "design": "not retrained",
-            "seed": self.study.seed, "value": share, "status": "done", **empty,
-        }  # fmt: skip
+    def _carriers(self, query: Query, part: str) -> list[int]:
+        """The training images whose ``part`` has the value that the query's prompt asks for."""
+        return self.study.dataset.carriers(part, asked_parts(query.prompt)[part])
 
 
 def _line(row: Row, query: Query, where: tuple[str, ...]) -> dict[str, Any]:

@@ -8,7 +8,8 @@ box as large as A. Each choice is measured in A and in B, and with XY the value 
     gain        = (AA − WA + BB − WB) / 2     what the box adds to the scores of the whole image W
 
 a value for each query, with the interval that every mean here has. The values are metrics in a region after the
-images were removed, or, without retraining, SHARE: how many of the top K have the query's own look in Y.
+images were removed, or, without retraining, SHARE: how many of the top K carry what the query
+shows in Y, such as the same hat.
 
 Ours; arXiv 2406.09408 (section 5.1) shows localized unlearning on one image and does not judge it.
 """
@@ -28,7 +29,7 @@ from bench.report.statistics import Interval, interval
 WHOLE, RANDOM_BOX = "whole image", "random box"
 CHANCE = "chance"
 """What has no method: images drawn at random."""
-SHARE = "share of the top K with this look"
+SHARE = "carriers, share of the top K"
 SWITCH_HEAD = (
     "metric", "K", "method", "measured in", "box on it", "box on the other", "whole image", "random box",
     "switch [95 % interval]", "queries",
