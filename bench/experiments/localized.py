@@ -2,7 +2,8 @@
 
 Two boxes A and B of every query are attributed one at a time, beside the whole image and a random box as large as A.
 Without retraining: how many of the top K carry what the query shows in A, and in B (such as the same hat), where
-the study knows the parts of its images. With retraining: remove them, and measure in A and in B (``bench.report.localized``).
+the study knows the parts of its images. With retraining: remove them, and measure in A and in B. The contrasts are
+defined in ``bench.report.localized``.
 """
 
 from __future__ import annotations
