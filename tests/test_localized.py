@@ -13,12 +13,12 @@ from bench.diffusion.losses import query_loss_map, query_losses
 from bench.diffusion.queries import Query
 from bench.diffusion.sampling import Sampler
 from bench.errors import InvalidInput
-from bench.experiments.localized import COLUMNS, Localized, partner, random_box
+from bench.experiments.localized import Localized, partner, random_box
 from bench.experiments.planning import plan
 from bench.foundation.progress import Progress
 from bench.records import folder
 from bench.registry import methods, metrics
-from bench.report.localized import CHANCE, RANDOM_BOX, SHARE, WHOLE, contrasts, switches
+from bench.report.localized import CHANCE, COLUMNS, RANDOM_BOX, SHARE, WHOLE, contrasts, switches
 from bench.report.statistics import interval
 from bench.studies import study
 from cli import main

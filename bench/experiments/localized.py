@@ -33,35 +33,17 @@ from bench.foundation import seeds
 from bench.records import folder
 from bench.records.names import MethodName
 from bench.records.rows import Row, labels
-from bench.records.store import Store, write_whole
+from bench.records.store import write_whole
 from bench.registry import label_of, named
 from bench.registry import metrics as metric_registry
 from bench.report import figures
-from bench.report.localized import CHANCE, RANDOM_BOX, SHARE, WHOLE, LocalReport
+from bench.report.localized import CHANCE, COLUMNS, OF_THE_CHOICE, RANDOM_BOX, SHARE, WHOLE, LocalReport, merge
 from bench.studies import Study
 
 USUAL_QUERIES = 16
 SHOWN_QUERIES, SHOWN_IMAGES = 2, 8
 """In the picture of each method."""
 METRICS = ("loss_change_inside", "regeneration_mse_inside")
-OF_THE_CHOICE = ("chosen_in", "chosen_box", "measured_in", "measured_box")
-COLUMNS = (
-    "study", "study_digest", "method", "variant", "settings", "method_digest", "query", "query_digest", "prompt",
-    "k", *OF_THE_CHOICE, "metric", "evaluator", "design", "seed", "value", "status", "reason", "model_key",
-)  # fmt: skip
-"""Of ``localized.parquet``: those of ``bench.records.rows``, and for which box images were chosen (name, corners) and
-in which one the value was measured. ``query_digest`` is that of the whole image."""
-UNIQUE = [
-    "study_digest",
-    "method_digest",
-    "query_digest",
-    "k",
-    "chosen_box",
-    "measured_box",
-    "metric",
-    "design",
-    "seed",
-]
 Tops = Mapping[str, Mapping[tuple[str, int], tuple[int, ...]]]
 """The top K by what they were chosen for, then by (query id, K)."""
 
@@ -266,7 +248,7 @@ class Localized(Removals[LocalReport]):
         report = LocalReport(
             parts=self.parts,
             frame=own.assign(label=labels(own)),
-            folder=workspace.store.root,
+            place=workspace.store.root,
             skipped={**chosen.skipped, **measured.skipped_metrics},
             failures={**chosen.failures, **measured.failed_metrics},
             failed_trainings=sorted(set(measured.failed.values())),
@@ -370,15 +352,3 @@ def random_box(region: Region, query: Query, seed: int) -> Region:
     left, top = (int(stream.integers(room + 1)) for room in (width - (x1 - x0), height - (y1 - y0)))
     box = (left, top, left + x1 - x0, top + y1 - y0)
     return Region(box, region.picture, region.latent, name=RANDOM_BOX)
-
-
-def merge(store: Store, new: pd.DataFrame) -> pd.DataFrame:
-    """Keep ``new`` rows with the earlier ones in ``localized.parquet``; a new row replaces its older self."""
-    with store.lock("results"):
-        kept = store.frame(folder.LOCALIZED)
-        earlier = [kept] if kept is not None and set(COLUMNS) <= set(kept.columns) else []
-        merged = pd.concat([*earlier, new], ignore_index=True).drop_duplicates(UNIQUE, keep="last")
-        order = ["metric", "k", "method", "variant", "settings", "query", "chosen_in", "measured_in", "design", "seed"]
-        merged = merged.sort_values(order, ignore_index=True)
-        store.write_frame((folder.LOCALIZED,), merged)
-    return merged

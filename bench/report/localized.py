@@ -23,6 +23,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from bench.records import folder
+from bench.records.rows import labels
+from bench.records.store import Store
 from bench.report.shown import Report, Table, as_markdown
 from bench.report.statistics import Interval, interval
 
@@ -38,6 +41,24 @@ CONTRAST_HEAD = (
     "metric", "K", "method", "interaction [95 % interval]", "minus whole image [95 % interval]",
     "minus random box [95 % interval]", "queries",
 )  # fmt: skip
+OF_THE_CHOICE = ("chosen_in", "chosen_box", "measured_in", "measured_box")
+COLUMNS = (
+    "study", "study_digest", "method", "variant", "settings", "method_digest", "query", "query_digest", "prompt",
+    "k", *OF_THE_CHOICE, "metric", "evaluator", "design", "seed", "value", "status", "reason", "model_key",
+)  # fmt: skip
+"""Of ``localized.parquet``: those of ``bench.records.rows``, and for which box images were chosen (name, corners) and
+in which one the value was measured. ``query_digest`` is that of the whole image."""
+UNIQUE = [
+    "study_digest",
+    "method_digest",
+    "query_digest",
+    "k",
+    "chosen_box",
+    "measured_box",
+    "metric",
+    "design",
+    "seed",
+]
 KEYS = ["metric", "k", "label"]
 Parts = tuple[str, str]
 
@@ -109,14 +130,50 @@ def _known(column: pd.Series) -> np.ndarray:
     return found
 
 
+def merge(store: Store, new: pd.DataFrame) -> pd.DataFrame:
+    """Keep ``new`` rows with the earlier ones in ``localized.parquet``; a new row replaces its older self."""
+    with store.lock("results"):
+        kept = store.frame(folder.LOCALIZED)
+        earlier = [kept] if kept is not None and set(COLUMNS) <= set(kept.columns) else []
+        merged = pd.concat([*earlier, new], ignore_index=True).drop_duplicates(UNIQUE, keep="last")
+        order = ["metric", "k", "method", "variant", "settings", "query", "chosen_in", "measured_in", "design", "seed"]
+        merged = merged.sort_values(order, ignore_index=True)
+        store.write_frame((folder.LOCALIZED,), merged)
+    return merged
+
+
+def pairs_of(frame: pd.DataFrame) -> list[Parts]:
+    """The pairs of boxes that were attributed and measured together."""
+    found = zip(frame["chosen_in"], frame["measured_in"], strict=True)
+    named = set(frame["measured_in"])
+    return sorted({(min(pair), max(pair)) for pair in found if pair[0] != pair[1] and named.issuperset(pair)})
+
+
+def kept_tables(store: Store) -> dict[Parts, list[Table]]:
+    """The tables of every pair of boxes in the folder of ``store``; none where nothing was attributed in boxes."""
+    frame = store.frame(folder.LOCALIZED)
+    if frame is None or not set(COLUMNS) <= set(frame.columns):
+        return {}
+    labelled = frame.assign(label=labels(frame))
+    return {parts: tables_of(labelled, parts) for parts in pairs_of(labelled)}
+
+
+def tables_of(frame: pd.DataFrame, parts: Parts) -> list[Table]:
+    """The means with their switches, and the contrasts where there are some."""
+    own = frame[frame["measured_in"].isin(parts)]
+    told = contrasts(own, parts)
+    found: list[Table] = [(SWITCH_HEAD, switch_cells(switches(own, parts)))]
+    return [*found, (CONTRAST_HEAD, contrast_cells(told))] if len(told) else found
+
+
 @dataclass(frozen=True, eq=False)
 class LocalReport(Report):
     """What was found.
 
     Attributes:
         parts: what the two boxes are called.
-        frame: one row a value, of all runs in the folder with these boxes (``bench.experiments.localized.COLUMNS``).
-        folder: where it lies.
+        frame: one row a value, of all runs in the folder with these boxes (``COLUMNS``).
+        place: the folder where it lies.
         skipped, failures: methods and metrics that were left out, with the reason.
         failed_trainings: reasons of the trainings that failed.
         figures: paths of the pictures.
@@ -124,7 +181,7 @@ class LocalReport(Report):
 
     parts: Parts
     frame: pd.DataFrame
-    folder: Path
+    place: Path
     skipped: Mapping[str, str] = field(default_factory=dict)
     failures: Mapping[str, str] = field(default_factory=dict)
     failed_trainings: Sequence[str] = ()
@@ -132,9 +189,7 @@ class LocalReport(Report):
 
     def tables(self) -> list[Table]:
         """The means with their switches, and the contrasts."""
-        told = contrasts(self.frame, self.parts)
-        found: list[Table] = [(SWITCH_HEAD, switch_cells(switches(self.frame, self.parts)))]
-        return [*found, (CONTRAST_HEAD, contrast_cells(told))] if len(told) else found
+        return tables_of(self.frame, self.parts)
 
     def notes(self) -> list[str]:
         """What was skipped, how to read it, where it lies."""
@@ -143,7 +198,7 @@ class LocalReport(Report):
             *(f"skipped {name}: {why}" for name, why in self.skipped.items()),
             f"interaction: what the images of the {a} box do to the {a} and those of the {b} box to the {b}, beyond "
             "what they do to the other; 0 where the box does not matter",
-            f"tables, frame and pictures: {self.folder}",
+            f"tables, frame and pictures: {self.place}",
         ]
 
     def problems(self) -> list[str]:
