@@ -1,5 +1,6 @@
 """Localized attribution: the contrasts by hand, which queries and boxes, and the whole experiment on few steps."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -17,8 +18,9 @@ from bench.experiments.localized import Localized, partner, random_box
 from bench.experiments.planning import plan
 from bench.foundation.progress import Progress
 from bench.records import folder
+from bench.records.store import Store
 from bench.registry import methods, metrics
-from bench.report.localized import CHANCE, COLUMNS, RANDOM_BOX, SHARE, WHOLE, contrasts, switches
+from bench.report.localized import CHANCE, COLUMNS, RANDOM_BOX, SHARE, WHOLE, contrasts, merge, switches
 from bench.report.statistics import interval
 from bench.studies import study
 from cli import main
@@ -85,6 +87,14 @@ def test_a_value_that_is_missing_costs_its_query_alone():
     assert line["interaction"] == pytest.approx(0.0)
 
 
+def test_a_random_box_that_falls_on_a_box_keeps_its_own_row(tmp_path):
+    rows = frame_of({(chosen, "hat"): [1.0] for chosen in ("hat", RANDOM_BOX)})
+    blank = dict.fromkeys(COLUMNS, "") | {"k": 5, "seed": 0, "study_digest": "s"}
+    lines = [blank | {**row, "chosen_box": "2,0,14,4"} for row in rows.drop(columns="label").to_dict("records")]
+    new = pd.DataFrame(lines, columns=list(COLUMNS))
+    assert len(merge(Store(tmp_path), new)) == len(merge(Store(tmp_path), new)) == 2
+
+
 def test_the_partner_lies_elsewhere_and_is_about_as_large(faces):
     hat = faces.region("hat")
     assert partner(faces, hat).name == "clothes"
@@ -149,6 +159,9 @@ def test_the_counterfactual_from_boxes_to_contrasts(tiny, tmp_path):
     assert line["interaction"] == pytest.approx(crossed / 2)
     assert (tmp_path / folder.LOCALIZED_TABLE).read_text().count("pixel") == 2 * 2 + 2
     assert [path.exists() for path in report.figures] == [True]
+    manifest = json.loads((tmp_path / folder.LOCALIZED_MANIFEST).read_text())
+    assert set(manifest["methods"]) == {"pixel", "random"}
+    assert manifest["runs"][0]["boxes"] == {LEFT: LEFT, RIGHT: RIGHT}
 
     told = []
 

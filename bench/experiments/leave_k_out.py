@@ -301,16 +301,11 @@ def written(
     store = experiment.store(workspace)
     groups = {query.id: study.group(query) for query in design.queries if study.group(query)}
     tops = selections or {}
-    manifest = _manifest(experiment, workspace, measured, methods) | {
-        "run": _run_facts(experiment, workspace, design, measured)
-    }
+    manifest = manifest_of(experiment, workspace, design, measured, methods)
     with store.lock("results"):
         merged = rows.merge(store, frame)
         labelled = merged.assign(method=rows.labels(merged))
-        kept = store.record(folder.MANIFEST) or {"runs": []}
-        known = {part: kept.get(part, {}) | manifest[part] for part in ("methods", "metrics")}
-        runs = {"runs": [*kept.get("runs", []), manifest["run"]]}
-        store.write_record((folder.MANIFEST,), manifest | known | runs)
+        keep_manifest(store, folder.MANIFEST, manifest)
         figures = draw_figures(workspace, store, design.queries, tops, ks, merged)
         report = RunReport(
             frame=frame,
@@ -333,6 +328,22 @@ def written(
     return report
 
 
+def manifest_of(
+    experiment: Experiment[Any], workspace: Workspace, design: Design, measured: Measured, methods: Sequence[Method]
+) -> dict[str, Any]:
+    """What produced these rows (law 6), and under "run" what is to be said of this run."""
+    run = _run_facts(experiment, workspace, design, measured)
+    return _manifest(experiment, workspace, measured, methods) | {"run": run}
+
+
+def keep_manifest(store: Store, name: str, manifest: Mapping[str, Any]) -> None:
+    """Write ``manifest`` as ``name``, with the methods, metrics and runs of the one that is there."""
+    kept = store.record(name) or {"runs": []}
+    known = {part: kept.get(part, {}) | manifest[part] for part in ("methods", "metrics")}
+    runs = {"runs": [*kept.get("runs", []), manifest["run"]]}
+    store.write_record((name,), {**manifest, **known, **runs})
+
+
 def _failed_trainings(workspace: Workspace, measured: Measured) -> dict[str, str]:
     """Reasons by the model's key."""
     return {workspace.ledger.key(job): why for job, why in measured.failed.items()}
@@ -348,7 +359,7 @@ def _values(metric: Metric, frame: pd.DataFrame, ks: Sequence[int]) -> dict[int,
 def _manifest(
     experiment: Experiment[Any], workspace: Workspace, measured: Measured, methods: Sequence[Method]
 ) -> dict[str, Any]:
-    """What produced these rows (law 6)."""
+    """Study, methods and metrics."""
     study = experiment.study
     names = {method: named(method, study.name) for method in methods if method not in workspace.rejected}
     return {

@@ -9,14 +9,14 @@ defined in ``bench.report.localized``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from bench.contracts import FLOOR, Method, Metric
+from bench.contracts import FLOOR, Method
 from bench.data.face_queries import asked_parts
 from bench.diffusion.queries import Query, QuerySpec
 from bench.diffusion.regions import Region
@@ -25,7 +25,7 @@ from bench.errors import InvalidInput
 from bench.experiments.design import Chosen, Controls, Design
 from bench.experiments.evaluation import Comparison
 from bench.experiments.experiment import Measured, with_floors
-from bench.experiments.leave_k_out import Removals
+from bench.experiments.leave_k_out import Removals, keep_manifest, manifest_of
 from bench.experiments.left_out import LeftOut
 from bench.experiments.scoring import check_regions
 from bench.experiments.workspace import Workspace
@@ -81,13 +81,13 @@ class Localized(Removals[LocalReport]):
         boxes: one or two texts (``Study.region``). To one part the study finds another (``partner``).
         retrain: whether images are removed; else carriers alone are counted.
         floors: names of floors that choose for the whole image; every floor by default. ``random`` always is one.
+        metrics: that measure in a box; METRICS where none is named.
     """
 
     methods: Sequence[Method]
     boxes: Sequence[str]
     retrain: bool = True
     floors: Sequence[str] = ()
-    metrics: Sequence[Metric] = field(default_factory=lambda: [metric_registry.create(name) for name in METRICS])
 
     def __post_init__(self) -> None:
         if not self.metrics:
@@ -242,9 +242,11 @@ class Localized(Removals[LocalReport]):
         chosen = design.chosen
         assert isinstance(chosen, LocalChosen)
         rows = self._measured_rows(chosen, measured) + self._carrier_rows(design.queries, chosen.tops)
+        with workspace.store.lock("results"):
+            manifest = manifest_of(self, workspace, design, measured, self.with_floors)
+            keep_manifest(workspace.store, folder.LOCALIZED_MANIFEST, manifest)
         merged = merge(workspace.store, pd.DataFrame(rows, columns=list(COLUMNS)))
-        boxes = {region.corners for region in self.regions}
-        own = merged[merged["measured_box"].isin(boxes)]
+        own = merged[merged["measured_in"].isin(self.parts)]
         report = LocalReport(
             parts=self.parts,
             frame=own.assign(label=labels(own)),

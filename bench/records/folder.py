@@ -28,7 +28,7 @@ ROWS = "results.parquet"
 MANIFEST = "manifest.json"
 TABLE = "table.md"
 LDS, LDS_TABLE = "lds.parquet", "lds.md"
-LOCALIZED, LOCALIZED_TABLE = "localized.parquet", "localized.md"
+LOCALIZED, LOCALIZED_TABLE, LOCALIZED_MANIFEST = "localized.parquet", "localized.md", "localized.json"
 BOARD_PAGE, BOARD_TABLE, BOARD_CSV = "leaderboard.html", "leaderboard.md", "leaderboard.csv"
 DIGESTS = "digests.json"
 INDEX = "index.json"
@@ -129,7 +129,7 @@ def selections(root: Path, *, method: str = "*", method_digest: str = "*", query
     return sorted((root / "selections").glob(f"{method}-{method_digest}-{query_digest}{RECORD}"))
 
 
-OF_THE_FOLDER = (STUDY, QUERIES, ROWS, MANIFEST, LDS, LOCALIZED, DIGESTS)
+OF_THE_FOLDER = (STUDY, QUERIES, ROWS, MANIFEST, LDS, LOCALIZED, LOCALIZED_MANIFEST, DIGESTS)
 COSTS = {
     "models": ("the weights of one model; what was observed of it stays", "it is trained again when they are needed"),
     "checkpoints": ("the steps of one training under way", "the training begins anew"),
@@ -145,6 +145,7 @@ COSTS = {
     MANIFEST: ("the record of what produced the rows", "each run's command writes its part again"),
     LDS: ("the linear datamodeling scores", "`bench lds` writes them again from observations/"),
     LOCALIZED: ("what was measured in boxes", "`bench localized`, `bench run --box` write it again from observations/"),
+    LOCALIZED_MANIFEST: ("the record of what produced the values in boxes", "each command writes its part again"),
     DIGESTS: ("the digests of files without their own", "restore it, or `bench doctor --seal`"),
 }  # fmt: skip
 """What damage of each kind of artifact costs, and how it heals."""

@@ -48,17 +48,7 @@ COLUMNS = (
 )  # fmt: skip
 """Of ``localized.parquet``: those of ``bench.records.rows``, and for which box images were chosen (name, corners) and
 in which one the value was measured. ``query_digest`` is that of the whole image."""
-UNIQUE = [
-    "study_digest",
-    "method_digest",
-    "query_digest",
-    "k",
-    "chosen_box",
-    "measured_box",
-    "metric",
-    "design",
-    "seed",
-]
+UNIQUE = ["study_digest", "method_digest", "query_digest", "k", *OF_THE_CHOICE, "metric", "design", "seed"]
 KEYS = ["metric", "k", "label"]
 Parts = tuple[str, str]
 
