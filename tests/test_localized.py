@@ -198,6 +198,11 @@ def test_carriers_are_counted_without_training(faces, tmp_path):
         assert own.set_index("query")["value"][query.id] == len(carriers.intersection(top)) / 50
 
 
+def test_methods_without_regions_alone_are_refused(faces, tmp_path):
+    with pytest.raises(InvalidInput, match="carriers cannot attribute a box"):
+        Localized(study=faces, methods=[methods.create("carriers")], boxes=["hat"], results=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

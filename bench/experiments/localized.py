@@ -30,6 +30,7 @@ from bench.experiments.left_out import LeftOut
 from bench.experiments.scoring import check_regions
 from bench.experiments.workspace import Workspace
 from bench.foundation import seeds
+from bench.foundation.digests import digest_of
 from bench.records import folder
 from bench.records.names import MethodName
 from bench.records.rows import Row, labels
@@ -99,6 +100,10 @@ class Localized(Removals[LocalReport]):
             raise InvalidInput(
                 f"--box {' and '.join(self.parts)} of '{self.study.name}': carriers are counted in parts that are "
                 "known; use faces, or `bench run --box`, which retrains."
+            )
+        if not any(method.honours_regions for method in self.methods):
+            raise InvalidInput(
+                f"--box: {' and '.join(map(self.label, self.methods))} cannot attribute a box: no regions."
             )
         super().__post_init__()
 
@@ -216,20 +221,22 @@ class Localized(Removals[LocalReport]):
     def _comparisons(
         self, workspace: Workspace, queries: Sequence[Query], tops: Mapping[Method, Tops]
     ) -> list[LocalComparison]:
+        names = {method: named(method, self.study.name) for method in tops}
         return [
             LocalComparison(
-                named=named(method, self.study.name),
+                named=names[method],
                 method_digest=method.digest,
                 query=query.within(region),
                 k=k,
                 retrained=TrainingJob(tuple(sorted(top)), retrained),
                 original=TrainingJob((), original),
-                score_seconds=workspace.score_seconds(method, self.choices(method, query)[chosen]),
+                score_seconds=workspace.score_seconds(method, asked[chosen]),
                 chosen_in=chosen,
-                chosen_box=corners(self.choices(method, query)[chosen]),
+                chosen_box=corners(asked[chosen]),
             )
             for method, of_method in tops.items()
             for query in queries
+            for asked in [self.choices(method, query)]
             for chosen, of_choice in of_method.items()
             for k in self.ks
             if (top := of_choice.get((query.id, k))) is not None
@@ -273,7 +280,8 @@ class Localized(Removals[LocalReport]):
                 for region in self.regions:
                     top = of_method[region.label][query.id, max(self.ks)][:SHOWN_IMAGES]
                     rows.append((query.prompt, image, region, list(self.study.dataset.pixels(top))))
-            path = workspace.store.path(*folder.picture(f"localized_{method.name}_{'_'.join(self.parts)}"))
+            stem = f"localized-{method.name}-{digest_of([method.digest, [region.box for region in self.regions]], 8)}"
+            path = workspace.store.path(*folder.picture(stem))
             write_whole(path, figures.png(figures.local_images(rows, self.label(method))))
             paths.append(path)
         return paths
