@@ -178,15 +178,17 @@ def test_the_counterfactual_from_boxes_to_contrasts(tiny, tmp_path):
 
 def test_carriers_are_counted_without_training(faces, tmp_path):
     run = Localized(
-        study=faces, methods=[methods.create("pixel"), methods.create("carriers")], boxes=["hat"], retrain=False,
-        floors=("random",), results=tmp_path, budgets=[50], num_queries=4,
+        study=faces, methods=[methods.create(name) for name in ("pixel", "carriers", "clip")], boxes=["hat"],
+        retrain=False, floors=("random",), results=tmp_path, budgets=[50], num_queries=4,
     )  # fmt: skip
     assert run.parts == PARTS
     assert all(set(PARTS) <= asked_parts(spec.prompt).keys() for spec in run.specs)
     report = run.execute()
     frame = report.frame
     assert set(frame["metric"]) == {SHARE}
-    assert "carriers has no regions" in report.skipped["carriers"]
+    assert "clip has no regions" in report.skipped["clip"]
+    ceiling = frame[(frame["label"] == "carriers") & frame["chosen_in"].isin(PARTS)]
+    assert set(ceiling.loc[ceiling["chosen_in"] == ceiling["measured_in"], "value"]) == {1.0}
     assert len(list((tmp_path / "models").glob("*"))) == 1  # θ0, which makes the queries
     chance = frame[(frame["label"] == CHANCE) & (frame["measured_in"] == "hat")].set_index("query")["value"]
     own = frame[(frame["label"] == "pixel") & (frame["chosen_in"] == "hat") & (frame["measured_in"] == "hat")]
@@ -199,8 +201,8 @@ def test_carriers_are_counted_without_training(faces, tmp_path):
 
 
 def test_methods_without_regions_alone_are_refused(faces, tmp_path):
-    with pytest.raises(InvalidInput, match="carriers cannot attribute a box"):
-        Localized(study=faces, methods=[methods.create("carriers")], boxes=["hat"], results=tmp_path)
+    with pytest.raises(InvalidInput, match="clip cannot attribute a box"):
+        Localized(study=faces, methods=[methods.create("clip")], boxes=["hat"], results=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,23 @@ def test_the_loss_inside_is_the_mean_under_the_mask(model, queries):
 
 
 def test_these_methods_have_regions_and_no_others():
-    assert [method.name for method in methods if method.honours_regions] == WITH_REGIONS
+    assert [method.name for method in methods if method.honours_regions] == sorted([*WITH_REGIONS, "carriers"])
+
+
+def test_the_ceiling_names_carriers_of_what_lies_in_the_box(context, queries):
+    faces = study("faces")
+    dataset = faces.dataset
+    context = replace(context, dataset=dataset)
+    query = replace(queries[0], prompt="red hat, blue clothes")
+    for part, value in (("hat", "red"), ("clothes", "blue")):
+        [scores] = methods.create("carriers").scores(context, [query.within(faces.region(part))])
+        assert (scores >= 1).nonzero().flatten().tolist() == dataset.carriers(part, value)
+    [both] = methods.create("carriers").scores(context, [query.within(faces.region("0,0,16,16"))])
+    assert (both >= 2).nonzero().flatten().tolist() == sorted(
+        set(dataset.carriers("hat", "red")) & set(dataset.carriers("clothes", "blue"))
+    )
+    [none] = methods.create("carriers").scores(context, [query.within(faces.region("2,0,13,4"))])
+    assert float(none.max()) < 1
 
 
 @pytest.mark.parametrize("name", WITH_REGIONS)
@@ -184,9 +200,9 @@ def test_maps_of_another_shape_are_refused(context, queries):
 
 def test_the_sheet_has_a_map_below_each_image(faces_images):
     maps = torch.zeros(3, 16, 16)
-    maps[1, 2, 5] = -2.0
+    maps[1, :4] = -2.0
+    maps[0, 0, 0] = 50.0  # one cell does not pale the others
     figure = figures.contact_sheet(faces_images[0], "a prompt", "ours", faces_images[1:], ["1", "2", "3"], maps=maps)
     drawn = [axes.images[-1] for axes in figure.axes if len(axes.images) == 2]
-    assert [(image.get_clim(), float(image.get_array().sum())) for image in drawn] == [
-        ((-2.0, 2.0), 0.0), ((-2.0, 2.0), -2.0), ((-2.0, 2.0), 0.0)
-    ]  # fmt: skip
+    assert [image.get_clim() for image in drawn] == [(-2.0, 2.0)] * 3
+    assert [float(image.get_array().sum()) for image in drawn] == [50.0, -128.0, 0.0]

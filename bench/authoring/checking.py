@@ -289,6 +289,8 @@ def _honours_regions(trial: Trial) -> str | None:
     """The whole image as region changes no bit, a small one changes scores, and one outside the image is refused."""
     for place, box in trial.boxes_outside.items():
         _refuses(trial, place, box)
+    if trial.method.role == CEILING:
+        return "a ceiling reads the parts, not the picture"
     if not trial.method.honours_regions:
         return "it has no regions (`honours_regions` is False): it attributes whole images only"
     if not torch.equal(trial.once, trial.scores(trial.within(trial.whole_box))):

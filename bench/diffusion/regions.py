@@ -74,6 +74,11 @@ class Region:
         _cut(found, self.cells)[...] = True
         return found
 
+    def holds(self, box: Corners) -> bool:
+        """Whether all of ``box``, in pixels, is inside."""
+        (x0, y0, x1, y1), (left, top, right, bottom) = self.box, box
+        return x0 <= left and y0 <= top and right <= x1 and bottom <= y1
+
     def of_latent(self, values: Tensor) -> Tensor:
         """What of ``values``, … × rows × columns of latent cells, is inside."""
         return _cut(values, self.cells)

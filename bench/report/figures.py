@@ -56,6 +56,8 @@ COLOUR_SALT = 91694
 """Of the hash that gives a method its colour: chosen so that no two of the methods here have the same."""
 LOST = "#b3261e"
 """Of words on a part that a picture no longer shows."""
+STRONGEST = 0.99
+"""Share of the cells of a sheet's maps that are weaker than the strongest colour: single ones must not pale the rest."""
 BOX = "#d1007a"
 """Of a box drawn on a picture."""
 MARKS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚"}
@@ -169,22 +171,22 @@ def contact_sheet(
     title = f"“{prompt}” and the {len(images)} most influential training images{part} ({method})"
     figure.suptitle(title, fontsize=10)
     top = 0.86 if rows > 1 else 0.72
-    grid = figure.add_gridspec(rows * lines, columns + 2, hspace=0.45, top=top, bottom=0.06)
+    gap = 0.45 if maps is None else 0.3
+    grid = figure.add_gridspec(rows * lines, columns + 2, hspace=gap, top=top, bottom=0.06)
     axes = figure.add_subplot(grid[: min(rows * lines, 2), :2])
     _show(axes, query_image, border="#222222")
-    axes.set_xlabel("generated" + (f", box {region.corners}" if region else ""), fontsize=8)
+    note = "" if maps is None else "\n\nbelow each image: where its\nloss rose (red) or fell (blue)"
+    axes.set_xlabel("generated" + (f", box {region.corners}" if region else "") + note, fontsize=8)
     if region:
         _frame(axes, region)
+    strongest = 0.0 if maps is None else float(maps.abs().quantile(STRONGEST))
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
         row, column = divmod(index, columns)
         axes = figure.add_subplot(grid[row * lines, 2 + column])
         _show(axes, image)
         axes.set_xlabel(textwrap.fill(label, 22), fontsize=6)
         if maps is not None:
-            _heat(figure.add_subplot(grid[row * lines + 1, 2 + column]), image, maps[index], float(maps.abs().max()))
-    if maps is not None:
-        note = "below each image: where its\nloss rose (red) or fell (blue)"
-        figure.text(0.01, 0.06, note, fontsize=8, va="bottom")
+            _heat(figure.add_subplot(grid[row * lines + 1, 2 + column]), image, maps[index], strongest)
     return figure
 
 
@@ -406,7 +408,7 @@ def _frame(axes: Axes, region: Region) -> None:
 
 
 def _heat(axes: Axes, image: Tensor, cells: Tensor, largest: float) -> None:
-    """Draw a map over the shades of its image; ``largest`` is the strongest colour."""
+    """Draw a map over the shades of its image; values of ``largest`` and beyond have the strongest colour."""
     shades = image.mean(0, keepdim=True) * 0.3 + 0.6
     _show(axes, shades, border="#cccccc")
     height, width = image.shape[1:]
