@@ -57,7 +57,7 @@ COLOUR_SALT = 91694
 LOST = "#b3261e"
 """Of words on a part that a picture no longer shows."""
 STRONGEST = 0.99
-"""Share of the cells of a sheet's maps that are weaker than the strongest colour: single ones must not pale the rest."""
+"""Share of the cells of a sheet's maps that are weaker than the strongest colour: one must not pale the rest."""
 BOX = "#d1007a"
 """Of a box drawn on a picture."""
 MARKS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚"}
