@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bench.contracts import Method
     from bench.experiments.experiment import Experiment
     from bench.experiments.leave_k_out import Run
+    from bench.experiments.localized import Localized
     from bench.report.shown import Report
 
 Command = Callable[..., Any]
@@ -125,6 +126,11 @@ seed_option = click.option(
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Say what would be trained, what is cached, and what it would cost."
 )
+boxes_option = click.option(
+    "--box", "boxes", multiple=True, metavar="X0,Y0,X1,Y1",
+    help="Attribute a part of the picture, and measure in that part and in another: a box in pixels, or a part such as "
+    "'hat' where the study knows where it lies. Once or twice.",
+)  # fmt: skip
 retraining_options = _options(
     click.option("--queries", type=int, help="How many of the study's queries. [default: the study's]"),
     click.option("--workers", type=int, default=1, show_default=True, help="Processes that train side by side."),
@@ -139,6 +145,7 @@ run_options = _options(
         "--floor", "floors", type=METHOD, multiple=True, help="Beside random; may be given repeatedly. [default: all]"
     ),
     click.option("--k", "budgets", multiple=True, type=int, help="Images to remove. [default: the study's]"),
+    boxes_option,
     metrics_option,
     seed_option,
     click.option("--seeds", type=int, default=1, show_default=True, help="Evaluation seeds to average over."),
@@ -274,14 +281,40 @@ def lds_(dry_run: bool, subsets: int, seeds: int, **given: Any) -> None:
     _execute(DatamodelTest(methods=chosen, subsets=subsets, seeds=seeds, **shared), dry_run)
 
 
+@main.command("localized")
+@common
+@methods_option
+@boxes_option
+@click.option(
+    "--floor", "floors", type=METHOD, multiple=True, help="Beside random; may be given repeatedly. [default: all]"
+)
+@click.option("--k", "budgets", multiple=True, type=int, help="Images that are named. [default: the study's]")
+@click.option("--queries", type=int, help="How many of the study's queries. [default: 16]")
+@dry_run_option
+def localized_(dry_run: bool, **given: Any) -> None:
+    """Ask which images are named for a box on one part and on another: those that carry that part? No retraining.
+
+    `bench run --box` removes them and measures in both parts.
+    """
+    chosen = _methods(given["method_names"], given["study_name"], given["settings"])
+    _execute(_localized(chosen, given | {"metric_names": (), "seed": 0, "workers": 1}, retrain=False), dry_run)
+
+
 @main.command("attribute")
 @common
 @method_option
 @click.option("--prompt", required=True, help="What to generate.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the initial noise.")
 @click.option("--top", type=int, default=16, show_default=True, help="How many training images to show.")
-def attribute_(method_name: str, prompt: str, seed: int, top: int, **given: Any) -> None:
-    """Name the training images that mattered for a prompt: a contact sheet, no retraining."""
+@click.option(
+    "--box", metavar="X0,Y0,X1,Y1", help="Attribute what is inside this box, in pixels, or a part such as 'hat' where "
+    "the study knows where it lies. [default: the whole image]",
+)  # fmt: skip
+@click.option("--map", "with_maps", is_flag=True, help="Show where in each training image its loss rose.")
+def attribute_(
+    method_name: str, prompt: str, seed: int, top: int, box: str | None, with_maps: bool, **given: Any
+) -> None:
+    """Name the training images that mattered for a prompt, or for a part of its picture: a contact sheet."""
     from bench.experiments.leave_k_out import Run
     from bench.experiments.one_prompt import attribute
     from bench.foundation.console import console_here, progress_on
@@ -290,7 +323,7 @@ def attribute_(method_name: str, prompt: str, seed: int, top: int, **given: Any)
     [method] = _methods([method_name], given["study_name"], given["settings"])
     with progress_on(console_here()) as progress:
         home = Run(study=study(given["study_name"]), methods=[], results=given["results"], device=given["device"])
-        answer = attribute(home.open(progress), method, prompt, seed=seed, top=top)
+        answer = attribute(home.open(progress), method, prompt, seed=seed, top=top, box=box, with_maps=with_maps)
     _show(answer)
 
 
@@ -407,7 +440,7 @@ def _shared(given: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _run(given: dict[str, Any]) -> Run:
+def _run(given: dict[str, Any]) -> Run | Localized:
     from bench.authoring.external import ImportedScores
     from bench.experiments.leave_k_out import Run
     from bench.experiments.until_settled import UntilSettled
@@ -415,6 +448,10 @@ def _run(given: dict[str, Any]) -> Run:
     _import_scores(given["score_files"], given["score_names"])
     chosen = _methods([*given["method_names"], *given["score_names"]], given["study_name"], given["settings"])
     own = {name: given[name] for name in ("floors", "budgets", "seeds", "pairing")} | _shared(given)
+    if given["boxes"]:
+        if given["order"] is not None or given["max_queries"] is not None:
+            raise InvalidInput("--box and --until-settled do not go together: give --queries for a fixed number.")
+        return _localized(chosen, given, seeds=given["seeds"], pairing=given["pairing"])
     if given["order"] is None:
         if given["max_queries"] is not None:
             raise InvalidInput("--max-queries is the limit of --until-settled; give --queries for a fixed number.")
@@ -427,6 +464,14 @@ def _run(given: dict[str, Any]) -> Run:
         if isinstance(method, ImportedScores):
             method.expect(made.study.dataset.ids, [spec.id for spec in made.specs])
     return made
+
+
+def _localized(chosen: Sequence[Method], given: dict[str, Any], **own: Any) -> Localized:
+    """The experiment of the boxes of --box."""
+    from bench.experiments.localized import Localized
+
+    shared = {name: given[name] for name in ("floors", "budgets", "boxes")} | _shared(given)
+    return Localized(methods=chosen, **shared, **own)
 
 
 def _execute(experiment: Experiment[Any], dry_run: bool) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bench.diffusion.queries import Query
     from bench.errors import BenchError
     from bench.experiments.leave_k_out import Run, RunReport
+    from bench.experiments.localized import Localized
     from bench.experiments.reference import Reference
     from bench.foundation.progress import Progress
     from bench.registry import methods, metrics, register_method, register_metric
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AttributionContext",
     "BenchError",
+    "Localized",
     "Method",
     "Metric",
     "Observation",
@@ -54,6 +56,7 @@ _HOMES = {
     "bench.diffusion.queries": ("Query",),
     "bench.errors": ("BenchError",),
     "bench.experiments.leave_k_out": ("Run", "RunReport"),
+    "bench.experiments.localized": ("Localized",),
     "bench.experiments.reference": ("Reference",),
     "bench.foundation.progress": ("Progress",),
     "bench.registry": ("methods", "metrics", "register_method", "register_metric"),

@@ -30,6 +30,7 @@ METHOD, FLOOR, CEILING = "method", "floor", "ceiling"
 """Roles: a floor and a ceiling do not compete; they stand beside the methods, to be compared with."""
 METHOD_CALLS: Mapping[str, border.Check] = {
     "scores": border.score_matrix,
+    "maps": border.score_maps,
     "unavailable": border.text_or_none,
     "sources": border.json_texts,
     "prepare": border.nothing,
@@ -82,6 +83,9 @@ class Method(ABC):
         role: METHOD, FLOOR or CEILING. Only a ceiling may read the data set's parts.
         phrase: how sentences call a floor, such as "a reader of captions"; its name where this is "".
         self_rank: why a training image given as the query need not rank itself within the top 1 %; "" where it does.
+        honours_regions: whether it attributes a query in ``query.region`` alone, where there is one. The whole image
+            as region must give the whole image's scores, to the bit.
+        has_maps: whether it tells where in a training image its score comes from (``maps``).
         variants: named settings, such as an ablation: ``name:variant`` is a method of its own on the command line.
     """
 
@@ -92,6 +96,8 @@ class Method(ABC):
     role: ClassVar[str] = METHOD
     phrase: ClassVar[str] = ""
     self_rank: ClassVar[str] = ""
+    honours_regions: ClassVar[bool] = False
+    has_maps: ClassVar[bool] = False
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
 
     def __init_subclass__(cls, **given: Any) -> None:
@@ -104,6 +110,15 @@ class Method(ABC):
 
         It must not depend on which other queries are asked at the same time, nor touch global random state.
         """
+
+    def maps(
+        self, context: AttributionContext, query: Query, images: Sequence[int]
+    ) -> Float[Tensor, "images rows columns"]:
+        """For each of ``images`` (indices), what each latent cell of it, unmirrored, brings to its score of ``query``.
+
+        Only of a method whose ``has_maps`` is True.
+        """
+        raise NotImplementedError(f"{self.name} has no maps")
 
     def unavailable(self) -> str:
         """Why it cannot run on this machine and how to mend that; "" where it can. Cheap: nothing is computed."""
@@ -145,6 +160,7 @@ class Metric(ABC):
         higher_is_better: whether a higher value means that the removed images mattered more.
         observation: what it compares.
         version: raise it when the same observations give other values; rows of different versions are never mixed.
+        honours_regions: whether it compares what is in ``query.region`` alone, where there is one.
         relative_to_controls: the value is that on the query minus the mean value on control queries, whose
             prompts have nothing to do with the query's (``Study.controls``).
     """
@@ -155,6 +171,7 @@ class Metric(ABC):
     higher_is_better: ClassVar[bool] = True
     observation: ClassVar[Observation]
     version: ClassVar[int] = 1
+    honours_regions: ClassVar[bool] = False
     relative_to_controls: ClassVar[bool] = False
 
     def __init_subclass__(cls, **given: Any) -> None:

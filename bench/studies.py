@@ -6,7 +6,7 @@ the values to expect. ``study("fashion")`` finds them by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from bench.diffusion.autoencoder import autoencoder
 from bench.diffusion.model import ModelConfig
 from bench.diffusion.phrases import text_encoder
 from bench.diffusion.queries import Query, QuerySpec
+from bench.diffusion.regions import Region, parsed_corners
 from bench.diffusion.sampling import Sampler
 from bench.diffusion.training import Recipe
 from bench.errors import InvalidInput, UnknownName
@@ -143,6 +144,25 @@ class Study:
         chosen = self.held_out_seeds or range(HELD_OUT_SEED, HELD_OUT_SEED + len(self.held_out_prompts))
         prompts = self.held_out_prompts[:count]
         return [QuerySpec(f"{HELD_OUT}-{i:02d}", prompt, chosen[i]) for i, prompt in enumerate(prompts)]
+
+    def region(self, text: str) -> Region:
+        """The region of the images that ``text`` names: a part whose box is known, or X0,Y0,X1,Y1 in pixels.
+
+        Raises InvalidInput for any other text, and for a box that is empty or leaves the image.
+        """
+        height, width = self.dataset.images.shape[1:3]
+        picture, latent = (width, height), (self.model.sample_size, self.model.sample_size)
+        if text in self.dataset.boxes:
+            return Region(self.dataset.boxes[text], picture, latent, name=text)
+        corners = parsed_corners(text)
+        if corners is None:
+            parts = _join(sorted(self.dataset.boxes))
+            raise InvalidInput(
+                f"'{text}' is no box: X0,Y0,X1,Y1 is expected, whole numbers of pixels from the upper left corner of "
+                f"images of {width} × {height} pixels, X1 and Y1 excluded"
+                + (f"; or a part: {parts}." if parts else f". The parts of the images of '{self.name}' are not known.")
+            )
+        return Region(corners, picture, latent)
 
     def controls(self, query: Query | QuerySpec, *, held_out: bool = False) -> list[QuerySpec]:
         """The control queries of ``query``: other queries with other prompts, one for each prompt.
@@ -332,5 +352,5 @@ def study(name: str) -> Study:
     return STUDIES[name]()
 
 
-def _join(numbers: tuple[int, ...]) -> str:
-    return ", ".join(str(number) for number in numbers)
+def _join(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))

@@ -18,7 +18,8 @@ and ``coarse_share``; what lies outside the image is marked, so that borders mat
 Open in the paper, or ours: training images and their mirror images share one softmax, as training saw both; the mark
 is a channel that is ``border`` outside and 0 inside, so that it cancels exactly where borders match; a patch for each
 position at both scales; Σ_v runs over all positions (the code keeps an image's 100 largest weights of 1024); sizes
-and timesteps, which the code tunes for each data set, are the ones that it names first for images of 32×32.
+and timesteps, which the code tunes for each data set, are the ones that it names first for images of 32×32. Of a query
+with a region, u runs over its cells alone; v runs over all positions, so a part may come from another place.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class Nda(Method):
 
     name: ClassVar[str] = "nda"
     summary: ClassVar[str] = "weight of an image's patches in the optimal score at the query's patches"
+    honours_regions: ClassVar[bool] = True
 
     timesteps: tuple[int, ...] = (100, 300)
     patch_size: int = 7
@@ -94,7 +96,7 @@ class Nda(Method):
     def weights(
         self, context: AttributionContext, query: Query, timestep: int, cell: int, size: int
     ) -> Float[Tensor, "images 2"]:
-        """Mean over u of Σ_v w_u(i, v), of each image as it is and mirrored, at one noise level and scale."""
+        """Mean over u in the query's region of Σ_v w_u(i, v), of each image and side, at one noise level and scale."""
         device, images = context.model.device, context.data.latents.flatten(0, 1)
         signal = context.model.alphas_cumprod[timestep].sqrt()
         variance = float(1 - signal.square())
@@ -103,6 +105,10 @@ class Nda(Method):
         asked = patches(noisy.unsqueeze(0), cell, size)[0].T
         outside = patches(torch.zeros_like(noisy[None, :1]), cell, size, around=self.border)[0].T
         mark = torch.cdist(outside, outside, compute_mode="donot_use_mm_for_euclid_dist").square() / (-2 * variance)
+        positions = len(asked)
+        if query.region is not None:
+            within = query.region.mask.flatten().to(device)
+            asked, mark = asked[within], mark[within]
 
         def evidence(part: Tensor) -> Tensor:
             known = patches(signal * images[part].to(device), cell, size)
@@ -112,7 +118,7 @@ class Nda(Method):
             largest = logits.amax(2, keepdim=True)
             return logits.sub_(largest).clamp_(min=NEGLIGIBLE).exp_().sum(2).log() + largest.squeeze(2)
 
-        chunks = torch.arange(len(images)).split(max(1, LOGITS_AT_ONCE // len(asked) ** 2))
+        chunks = torch.arange(len(images)).split(max(1, LOGITS_AT_ONCE // (len(asked) * positions)))
         weights = torch.cat(parallel(evidence, chunks)).double().softmax(0).mean(1)
         return weights.view(-1, 2).cpu()
 

@@ -4,6 +4,9 @@
 
 Reference: arXiv 2406.09408, section 5.1. The maximum over flips follows section 3 of the protocol of the field:
 training saw both.
+
+A query with a region is compared inside its box alone, with the same place of every training image and of its mirror
+image.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from torch.nn import functional
 
 from bench.contracts import AttributionContext, Method
 from bench.diffusion.queries import Query
+from bench.diffusion.regions import Region
 from bench.registry import register_method
 
 
@@ -30,12 +34,24 @@ class Pixel(Method):
     name: ClassVar[str] = "pixel"
     summary: ClassVar[str] = "cosine similarity of pixels, max over flips"
 
+    honours_regions: ClassVar[bool] = True
+
     def scores(self, context: AttributionContext, queries: Sequence[Query]) -> Float[Tensor, "queries images"]:
         """Cosines in [−1, 1]."""
         generated = context.model.autoencoder.decode(torch.stack([query.latent for query in queries]))
-        flat = functional.normalize(generated.flatten(1), dim=1)
-        sides = [
-            flat @ functional.normalize(context.dataset.pixels(flipped=flipped).flatten(1), dim=1).T
-            for flipped in (False, True)
-        ]
+        result = torch.empty(len(queries), len(context.dataset))
+        for region in dict.fromkeys(query.region for query in queries):
+            rows = [row for row, query in enumerate(queries) if query.region == region]
+            result[rows] = self.similarity(context, generated[rows], region)
+        return result
+
+    def similarity(
+        self, context: AttributionContext, generated: Float[Tensor, "queries c h w"], region: Region | None
+    ) -> Float[Tensor, "queries images"]:
+        """Cosines of the pixels in ``region``, the larger of both sides of an image."""
+
+        def flat(pixels: Tensor) -> Tensor:
+            return functional.normalize((region.of_image(pixels) if region else pixels).flatten(1), dim=1)
+
+        sides = [flat(generated) @ flat(context.dataset.pixels(flipped=flipped)).T for flipped in (False, True)]
         return torch.maximum(*sides)

@@ -118,6 +118,39 @@ def test_attribute_writes_a_contact_sheet(tmp_path):
     assert len((next((tmp_path / "attributions").glob("*.csv"))).read_text().splitlines()) == 6
 
 
+ATTRIBUTE = ["attribute", "--study", "tiny", "--method", "pixel", "--prompt", "a photo of a bag"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*ATTRIBUTE, "--box", "3,3,3,9"], "The box 3,3,3,9 is empty"),
+        ([*ATTRIBUTE, "--box", "0,0,15,4"], "lies outside the image: the images have 14 × 14 pixels"),
+        ([*ATTRIBUTE, "--box", "-1,0,4,4"], "lies outside the image"),
+        ([*ATTRIBUTE, "--box", "1,2,3"], "'1,2,3' is no box: X0,Y0,X1,Y1 is expected"),
+        ([*ATTRIBUTE, "--box", ""], "'' is no box"),
+        ([*ATTRIBUTE, "--box", "hat"], "The parts of the images of 'tiny' are not known"),
+        ([*ATTRIBUTE, "--method", "random", "--box", "0,0,5,5"], "random has no regions"),
+        ([*ATTRIBUTE, "--map"], "pixel does not tell where in an image (with maps: ours, ours_ekfac)"),
+        (["attribute", "--method", "pixel", "--prompt", "smile", "--box", "hut"], "or a part: backdrop, background"),
+    ],
+)
+def test_a_bad_box_is_one_clear_line(tmp_path, arguments, message):
+    result = bench(*arguments, "--results", str(tmp_path))
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_box_has_a_sheet_of_its_own(tmp_path):
+    for box in (["--box", "0,0,14,7"], ["--box", "0,7,14,14"], []):
+        result = bench(*ATTRIBUTE, *box, "--top", "3", "--results", str(tmp_path))
+        assert result.exit_code == 0, result.output
+    tops = {path.read_text() for path in (tmp_path / "attributions").glob("*.csv")}
+    assert len(tops) == 3
+
+
 def test_sheets_of_two_settings_stand_side_by_side(tmp_path):
     for draw in ("0", "1"):
         result = bench("attribute", "--study", "tiny", "--method", "random", "--set", f"random.draw={draw}",

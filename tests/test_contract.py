@@ -9,10 +9,13 @@ import torch
 
 from bench.authoring.checking import GLOBAL_STATES, check
 from bench.contracts import Method
+from bench.diffusion.regions import Region
+from bench.errors import InvalidInput
 from bench.registry import methods
 from bench.studies import study
 from methods.pixel import Pixel
 
+REGIONS = "attributes a region of the query"
 FLIPPED = "ranks a training image given as the query first"
 
 
@@ -68,6 +71,12 @@ class Spoilt(Method):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 return scores + 0.5 * torch.rand(scores.shape)
+        if self.how == "regions unread":
+            return Pixel().scores(context, [query.within(None) for query in queries])
+        if self.how == "region by zeros":
+            latents = [query.latent * query.region.mask if query.region else query.latent for query in queries]
+            masked = [replace(query, latent=each) for query, each in zip(queries, latents, strict=True)]
+            return Pixel().scores(context, [query.within(None) for query in masked]) + bool(queries[0].region) * 1e-4
         if self.how == "no flips":
             made = context.model.autoencoder.decode(torch.stack([query.latent for query in queries]))
             return -torch.cdist(made.flatten(1), context.dataset.pixels().flatten(1))
@@ -109,6 +118,38 @@ def test_writing_outside_the_cache_is_found(small, folder, tmp_path):
     found = broken(Writer(how="well"), small, folder)
     assert list(found) == ["writes nothing outside its cache"]
     assert "mine.txt" in found["writes nothing outside its cache"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Local(Spoilt):
+    """Pixel similarity that says that it has regions."""
+
+    honours_regions: ClassVar[bool] = True
+
+
+@pytest.mark.parametrize(
+    ("how", "words"), [("regions unread", "query.region is not read"), ("region by zeros", "gives other scores")]
+)
+def test_a_region_that_is_not_honoured_is_found(small, folder, how, words):
+    assert words in broken(Local(how=how), small, folder)[REGIONS]
+
+
+def test_regions_are_promised_by_those_that_have_them_alone(small, folder):
+    found = {finding.check: finding for finding in check(Local(how="well"), small, folder)}
+    assert found[REGIONS].status == "passed"
+    found = {finding.check: finding for finding in check(Spoilt(how="well"), small, folder)}
+    assert found[REGIONS].status == "excused"
+    assert "has no regions" in found[REGIONS].message
+
+
+@pytest.mark.parametrize(("taken", "words"), [(True, "is not refused"), (False, "without the size")])
+def test_a_harness_that_takes_a_box_outside_the_image_is_found(small, folder, monkeypatch, taken, words):
+    def refuse(region):
+        if not taken:
+            raise InvalidInput("no")
+
+    monkeypatch.setattr(Region, "__post_init__", refuse)
+    assert words in broken(Spoilt(how="well"), small, folder)[REGIONS]
 
 
 def test_settings_that_are_no_json_are_refused(small, folder):

@@ -30,6 +30,7 @@ from bench.report.board_figures import ablations, cost, curves, families, order,
 from bench.report.figures import MARKS, colour_of
 from bench.report.floors import in_words, notes
 from bench.report.gallery import Gallery
+from bench.report.localized import COLUMNS, merge
 from bench.report.merging import merge_folders, open_folder
 from bench.report.page import SCRIPTS, escaped, payload, script
 from bench.report.publishing import publish
@@ -782,3 +783,57 @@ def test_hard_rows_do_not_break_the_page(tmp_path, tiny_study):
     assert (seen["legend"][-1], seen["active"]) == ("show 1 variant", "variants")
     assert seen["injected"] == 0
     assert seen["overflow"] <= 0
+
+
+def box_rows(parts: tuple[str, str], root: Path) -> pd.DataFrame:
+    """Values of five queries in two boxes: what was named for a box raises it by 0.5, and by 0.1 elsewhere."""
+    [digest] = {json.loads((root / "study.json").read_text())["digest"]}
+    blank = dict.fromkeys(COLUMNS, "") | {"study": "tiny", "study_digest": digest, "status": "done", "seed": 0}
+    return pd.DataFrame(
+        [
+            blank | {"method": HOSTILE if number == 9 else "ours", "method_digest": "m", "query": f"q{number}",
+                     "query_digest": f"q{number}", "k": 20, "chosen_in": chosen, "chosen_box": chosen,
+                     "measured_in": measured, "measured_box": measured, "metric": "loss_change_inside",
+                     "design": "paired", "value": 0.5 if chosen == measured else 0.1 + number * 1e-3}
+            for number in (0, 1, 2, 3, 4, 9)
+            for chosen in parts
+            for measured in parts
+        ]
+    )  # fmt: skip
+
+
+def test_boxes_have_a_section_of_their_own(tmp_path, tiny_study):
+    root = Folder(tmp_path / "run", ordinary()).root
+    publish(tiny_study, [], root)
+    text, page = ((root / f"leaderboard.{kind}").read_text() for kind in ("md", "html"))
+    assert "Boxes" not in text
+    assert page_data(page)["facts"]["boxes"] == []
+    merge(Store(root), box_rows(("left_half", "right_half"), root))
+    publish(tiny_study, [], root)
+    again, page = ((root / f"leaderboard.{kind}").read_text() for kind in ("md", "html"))
+    assert again.startswith(text.rstrip("\n"))
+    assert "## Boxes on left half and right half" in again
+    assert "| loss_change_inside | 20 | ours | +0.398 [+0.396, +0.4]" in again
+    assert "<b>" not in again
+    [boxes] = page_data(page)["facts"]["boxes"]
+    assert boxes["parts"] == ["left_half", "right_half"]
+    assert [len(lines) for _, lines in boxes["tables"]] == [4, 2]
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
+def test_the_section_of_boxes_is_seen_in_a_browser(tmp_path, tiny_study):
+    root = Folder(tmp_path / "run", ordinary()).root
+    for shown in (False, True):
+        if shown:
+            merge(Store(root), box_rows(("left_half", "right_half"), root))
+        publish(tiny_study, [], root)
+        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+                   "--enable-logging=stderr", "--v=0", "--virtual-time-budget=5000", "--dump-dom",
+                   (root / "leaderboard.html").as_uri()]  # fmt: skip
+        found = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
+        assert "CONSOLE" not in found.stderr, found.stderr
+        [section] = re.findall(r'<section id="boxes".*?</section>', found.stdout, re.DOTALL)
+        assert ("hidden" not in section.partition(">")[0]) == shown
+        assert ('<td class="num">+0.398 [+0.396, +0.4]</td>' in section) == shown
+        assert (html.escape(HOSTILE, quote=False) in section) == shown

@@ -43,6 +43,7 @@ from bench.attribution.projection import Projection, check_projection
 from bench.contracts import AttributionContext, Method
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.queries import Query
+from bench.diffusion.regions import Region, inside
 from bench.errors import InvalidInput, MethodFailed, UnknownName
 from bench.foundation import seeds
 from bench.foundation.digests import digest_of
@@ -92,29 +93,35 @@ def _joined(parts: Sequence[Rows], device: torch.device) -> Rows:
     return Rows(*(torch.cat(columns).to(device) for columns in zip(*parts, strict=True)))
 
 
-def _loss(model: DiffusionModel, unet: nn.Module, rows: Rows) -> Float[Tensor, " rows"]:
-    return model.losses(rows.latents, rows.states, rows.timesteps, rows.noise, unet=unet)
+Where = Region | None
 
 
-def _prediction(model: DiffusionModel, unet: nn.Module, rows: Rows) -> Float[Tensor, "rows elements"]:
+def _loss(model: DiffusionModel, unet: nn.Module, rows: Rows, region: Where = None) -> Float[Tensor, " rows"]:
+    return model.losses(rows.latents, rows.states, rows.timesteps, rows.noise, unet=unet, region=region)
+
+
+def _prediction(model: DiffusionModel, unet: nn.Module, rows: Rows, region: Where) -> Float[Tensor, "rows elements"]:
     noisy = model.noised(rows.latents, rows.noise, rows.timesteps)
-    return model.predict_noise(noisy, rows.timesteps, rows.states, unet=unet).flatten(1)
+    return inside(model.predict_noise(noisy, rows.timesteps, rows.states, unet=unet), region).flatten(1)
 
 
-def _square(model: DiffusionModel, unet: nn.Module, rows: Rows) -> Float[Tensor, " rows"]:
-    return _prediction(model, unet, rows).square().mean(1)
+def _square(model: DiffusionModel, unet: nn.Module, rows: Rows, region: Where = None) -> Float[Tensor, " rows"]:
+    return _prediction(model, unet, rows, region).square().mean(1)
 
 
-def _mean(model: DiffusionModel, unet: nn.Module, rows: Rows) -> Float[Tensor, " rows"]:
-    return _prediction(model, unet, rows).mean(1)
+def _mean(model: DiffusionModel, unet: nn.Module, rows: Rows, region: Where = None) -> Float[Tensor, " rows"]:
+    return _prediction(model, unet, rows, region).mean(1)
 
 
-OUTPUTS: dict[str, Callable[[DiffusionModel, nn.Module, Rows], Float[Tensor, " rows"]]] = {
+OUTPUTS: dict[str, Callable[..., Float[Tensor, " rows"]]] = {
     "loss": _loss,
     "square": _square,
     "mean": _mean,
 }
-"""Output functions f: the DDPM loss; the mean over elements of ε_θ²; the mean over elements of ε_θ."""
+"""Output functions f: the DDPM loss; the mean over elements of ε_θ²; the mean over elements of ε_θ.
+
+Each takes model, U-Net and rows, and the region in which its mean is taken: of a query's, never of a training image's.
+"""
 
 
 def projected_gradients(
@@ -126,6 +133,7 @@ def projected_gradients(
     count: int,
     *,
     group: int,
+    region: Region | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Float[Tensor, "samples dimension"]:
     """Features of ``count`` samples: the projected mean gradient of f over the ``group`` rows of each.
@@ -138,6 +146,7 @@ def projected_gradients(
         rows_of: the rows of a sample, ``group`` of them.
         count: number of samples.
         group: rows in a sample.
+        region: in which f takes its mean; all of the image where that is None.
         progress: called with the number of samples done and in all.
     """
     at_once = max(1, _rows_at_once(model) // group)
@@ -156,7 +165,7 @@ def projected_gradients(
         parts: list[Gradients] = []
         for batch in samples.split(at_once):
             rows = _joined([rows_of(sample) for sample in batch.tolist()], model.device)
-            parts.append(per_sample_gradients(unet, partial(OUTPUTS[output], model, unet, rows), group=group))
+            parts.append(per_sample_gradients(unet, partial(OUTPUTS[output], model, unet, rows, region), group=group))
         spare.append(unet)
         gradients = {name: torch.cat([part.pop(name) for part in parts]) for name in list(parts[0])}
         result[samples] = (projection(gradients) / group).cpu()
@@ -248,6 +257,7 @@ class InfluenceMethod(Method, ABC):
     """
 
     output: ClassVar[str] = "loss"
+    honours_regions: ClassVar[bool] = True
 
     projection_dim: int = 1024
     projection: str = "rademacher"
@@ -291,7 +301,7 @@ class InfluenceMethod(Method, ABC):
     def query_features(
         self, context: AttributionContext, member: int, model: DiffusionModel, queries: Sequence[Query]
     ) -> Float[Tensor, "queries d"]:
-        """φ of every query: of equal groups of its rows, the largest that fit, and their mean."""
+        """φ of every query in its region: of equal groups of its rows, the largest that fit, and their mean."""
         projection = self.projection_of(context, member, model)
         count, most = self.num_query_draws, _rows_at_once(model)
         group = max(size for size in range(1, most + 1) if count % size == 0)
@@ -300,11 +310,11 @@ class InfluenceMethod(Method, ABC):
             parts = [
                 Rows(*part) for part in zip(*(c.split(group) for c in self.query_rows(context, query)), strict=True)
             ]
-            features.append(
-                projected_gradients(
-                    model, self.output, self.weights, projection, parts.__getitem__, len(parts), group=group
-                ).mean(0)
-            )
+            found = projected_gradients(
+                model, self.output, self.weights, projection, parts.__getitem__, len(parts),
+                group=group, region=query.region,
+            )  # fmt: skip
+            features.append(found.mean(0))
         return torch.stack(features)
 
     def kernel_of(self, model: DiffusionModel, training: dict[str, Tensor]) -> Kernel:

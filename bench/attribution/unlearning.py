@@ -17,6 +17,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from bench.attribution.gradients import WEIGHT_SELECTIONS, Gradients, differentiable_copy, select_weights
 from bench.attribution.kept_losses import kept_losses
 from bench.contracts import AttributionContext, Method
-from bench.diffusion.losses import strided_timesteps, training_set_losses
+from bench.diffusion.losses import image_loss_maps, strided_timesteps, training_set_losses
 from bench.diffusion.queries import Query
 from bench.errors import InvalidInput, MethodFailed, UnknownName
 from bench.foundation import seeds
@@ -58,6 +59,9 @@ class Unlearning(Method):
             which any model predicts: what is forgotten shows earlier, and there the draws are better spent.
         flips: "max" or "mean" over an image and its mirror image.
     """
+
+    honours_regions: ClassVar[bool] = True
+    has_maps: ClassVar[bool] = True
 
     step_size: float = 0.01
     query_rise: float = 0.0
@@ -92,8 +96,7 @@ class Unlearning(Method):
 
     def scores(self, context: AttributionContext, queries: Sequence[Query]) -> Float[Tensor, "queries images"]:
         """Rise of each image's loss when the query is unlearned."""
-        steps = strided_timesteps(context.model, self.timestep_stride)
-        timesteps = [step for step in steps if step < self.timestep_limit]
+        timesteps = self.timesteps(context)
         ascent = self.ascent(context)
         unlearned = [self.unlearn(context, query, ascent) for query in queries]
         before = kept_losses(context, context.model, timesteps)
@@ -103,6 +106,29 @@ class Unlearning(Method):
         )  # fmt: skip
         rise = (after - before).mean(-1)
         return rise.amax(-1) if self.flips == "max" else rise.mean(-1)
+
+    def timesteps(self, context: AttributionContext) -> list[int]:
+        """At which losses are compared."""
+        steps = strided_timesteps(context.model, self.timestep_stride)
+        return [step for step in steps if step < self.timestep_limit]
+
+    def maps(
+        self, context: AttributionContext, query: Query, images: Sequence[int]
+    ) -> Float[Tensor, "images rows columns"]:
+        """Rise of the loss of each latent cell when the query is unlearned: its mean over cells is the score.
+
+        Of the two sides of an image the one that gives the score (or their mean), the mirrored one turned back.
+        """
+        model, ids = context.model, context.dataset.ids
+        unets = model.unet, self.unlearn(context, query, self.ascent(context))
+        before, after = (
+            image_loss_maps(model, unet, context.data, images, ids, self.timesteps(context), seed=context.seed)
+            for unet in unets
+        )
+        rise = after - before
+        mirrored = (rise.mean((2, 3)).argmax(1) == 1).float().view(-1, 1, 1)
+        share = mirrored if self.flips == "max" else torch.full_like(mirrored, 0.5)
+        return (1 - share) * rise[:, 0] + share * rise[:, 1].flip(-1)
 
     def unlearn(self, context: AttributionContext, query: Query, ascent: Ascent) -> nn.Module:
         """θ_−ẑ: a copy of the model's U-Net after ``num_steps`` steps up the query's loss."""
@@ -160,7 +186,7 @@ def step_reaching(
 
 
 def query_loss(context: AttributionContext, unet: nn.Module, query: Query) -> float:
-    """L(ẑ, θ) at 100 timesteps, with noise of its own: not that of the gradient, nor that of the metric."""
+    """L(ẑ, θ) in the query's region, at 100 timesteps, with noise of its own: not the gradient's, nor the metric's."""
     model = context.model
     timesteps = torch.arange(0, model.config.num_timesteps, max(1, model.config.num_timesteps // 100))
     shape = (len(timesteps), *model.latent_shape)
@@ -169,7 +195,7 @@ def query_loss(context: AttributionContext, unet: nn.Module, query: Query) -> fl
 
     @torch.no_grad()
     def losses_of(rows: Tensor) -> Tensor:
-        return model.losses(*(part[rows] for part in inputs), unet=unet)
+        return model.losses(*(part[rows] for part in inputs), unet=unet, region=query.region)
 
     return float(torch.cat(parallel(losses_of, torch.arange(len(timesteps)).split(LOSSES_AT_ONCE))).mean())
 
@@ -177,7 +203,10 @@ def query_loss(context: AttributionContext, unet: nn.Module, query: Query) -> fl
 def query_gradient(
     context: AttributionContext, unet: nn.Module, query: Query, selection: str, num_draws: int, step: int
 ) -> Gradients:
-    """∇L(ẑ, θ) averaged over ``num_draws`` draws of (noise, timestep), timesteps without repeats inside a batch."""
+    """∇L(ẑ, θ) averaged over ``num_draws`` draws of (noise, timestep), timesteps without repeats inside a batch.
+
+    L is the mean in the query's region (``bench.diffusion.regions``).
+    """
     model = context.model
 
     def part_gradient(draws: Tensor) -> Gradients:
@@ -185,7 +214,8 @@ def query_gradient(
         timesteps = torch.from_numpy(stream.permutation(model.config.num_timesteps)[: len(draws)])
         noise = torch.from_numpy(stream.standard_normal((len(draws), *model.latent_shape), dtype=np.float32))
         own = differentiable_copy(unet, selection)
-        model.losses(*_query_inputs(context, query, timesteps, noise), unet=own).sum().backward()
+        inputs = _query_inputs(context, query, timesteps, noise)
+        model.losses(*inputs, unet=own, region=query.region).sum().backward()
         weights = select_weights(own, selection)
         return {name: weight.grad.double().cpu() for name, weight in weights.items() if weight.grad is not None}
 

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from bench.contracts import CEILING, AttributionContext, Build, Method
 from bench.diffusion.queries import Query
+from bench.diffusion.regions import Corners, Region
 from bench.diffusion.training import TrainingData
-from bench.errors import BenchError
+from bench.errors import BenchError, InvalidInput
 from bench.experiments.scoring import checked_scores
 from bench.experiments.workspace import Workspace
 from bench.foundation import seeds
@@ -86,6 +87,35 @@ class Trial:
     def once(self) -> Tensor:
         """Scores of the queries, from an empty cache: what most checks compare with."""
         return self.scores(self.queries)
+
+    @property
+    def picture(self) -> tuple[int, int]:
+        """Width and height of the images, in pixels."""
+        height, width = self.context.dataset.images.shape[1:3]
+        return width, height
+
+    @property
+    def whole_box(self) -> Corners:
+        """All of an image."""
+        return 0, 0, *self.picture
+
+    @property
+    def small_box(self) -> Corners:
+        """The upper left part of an image's middle."""
+        width, height = self.picture
+        return width // 4, height // 4, max(width // 2, width // 4 + 1), max(height // 2, height // 4 + 1)
+
+    @property
+    def boxes_outside(self) -> dict[str, Corners]:
+        """Boxes that must be refused, by what is wrong with them."""
+        width, height = self.picture
+        return {"which is empty": (1, 1, 1, height), "which leaves the image": (0, 0, width + 1, height)}
+
+    def within(self, box: Corners) -> tuple[Query, ...]:
+        """The queries, to be attributed in ``box`` alone."""
+        _, rows, columns = self.context.model.latent_shape
+        region = Region(box, self.picture, (columns, rows))
+        return tuple(query.within(region) for query in self.queries)
 
     @cached_property
     def self_places(self) -> tuple[list[int], list[int]]:
@@ -255,6 +285,40 @@ def _writes_only_to_its_cache(trial: Trial) -> None:
         )
 
 
+def _honours_regions(trial: Trial) -> str | None:
+    """The whole image as region changes no bit, a small one changes scores, and one outside the image is refused."""
+    for place, box in trial.boxes_outside.items():
+        _refuses(trial, place, box)
+    if trial.method.role == CEILING:
+        return "a ceiling reads the parts, not the picture"
+    if not trial.method.honours_regions:
+        return "it has no regions (`honours_regions` is False): it attributes whole images only"
+    if not torch.equal(trial.once, trial.scores(trial.within(trial.whole_box))):
+        raise Broken(
+            "The whole image as region gives other scores than the whole image. Take what is inside by "
+            "query.region.of_latent or .of_image, which cut out a box and leave a whole image as it is, and do the "
+            "same with it as without a region."
+        )
+    if _equal(trial.once, trial.scores(trial.within(trial.small_box))):
+        raise Broken(
+            "A small box gives the whole image's scores: query.region is not read. Read it, or leave out "
+            "`honours_regions = True`."
+        )
+    return None
+
+
+def _refuses(trial: Trial, place: str, box: Corners) -> None:
+    """Raise Broken where a ``box`` that is ``place`` is taken, or refused without the size of the images."""
+    width, height = trial.picture
+    try:
+        trial.within(box)
+    except InvalidInput as error:
+        if f"{width} × {height}" in str(error):
+            return
+        raise Broken(f"The box {box}, {place}, is refused without the size of the images: {error}") from error
+    raise Broken(f"The box {box}, {place}, is not refused.")
+
+
 FIRST = "returns queries × images, finite"
 PROMISES: dict[str, Callable[[Trial], str | None]] = {
     FIRST: _returns_scores,
@@ -265,6 +329,7 @@ PROMISES: dict[str, Callable[[Trial], str | None]] = {
     "ranks a training image given as the query first": _ranks_a_training_image_first,
     "takes the larger of an image and its mirror image": _takes_the_larger_of_the_mirror_images,
     "reads no column of parts": _does_not_read_the_parts,
+    "attributes a region of the query": _honours_regions,
     "writes nothing outside its cache": _writes_only_to_its_cache,
 }
 

@@ -6,7 +6,7 @@ depend on batch size, order, shard or device, and the models that are compared s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -83,6 +83,40 @@ def training_set_losses(
     return result.clone()
 
 
+@torch.inference_mode()
+def image_loss_maps(
+    model: DiffusionModel,
+    unet: nn.Module,
+    data: TrainingData,
+    images: Sequence[int],
+    ids: Sequence[str],
+    timesteps: Sequence[int],
+    *,
+    seed: int,
+) -> Float[Tensor, "images 2 rows columns"]:
+    """The loss of each latent cell of some training images, as they are and mirrored, with ``unet``'s weights.
+
+    A mean over channels and ``timesteps``, with the noise of ``training_set_losses``: the mean over cells is its mean.
+
+    Args:
+        model: whose noise schedule and device serve.
+        unet: the weights.
+        data: the training set, ids: of all its images.
+        images: which of them, as indices.
+        timesteps: of the loss.
+        seed: of the study.
+    """
+    times, maps = torch.tensor(timesteps).repeat(2), []
+    for index in images:
+        noise = image_noise(model, ids[index], timesteps, seed)
+        latents = data.latents[index].unsqueeze(1).expand_as(noise)
+        states = data.states_of(torch.tensor([index])).expand(len(times), -1, -1)
+        inputs = (latents.flatten(0, 1), states, times, noise.flatten(0, 1))
+        errors = model.errors(*(part.to(model.device) for part in inputs), unet=unet)
+        maps.append(errors.double().mean(1).unflatten(0, (2, len(timesteps))).mean(1).float().cpu())
+    return torch.stack(maps)
+
+
 def image_noise(
     model: DiffusionModel, image_id: str, timesteps: Sequence[int], seed: int
 ) -> Float[Tensor, "2 timesteps channels rows columns"]:
@@ -96,13 +130,30 @@ def image_noise(
 def query_losses(
     model: DiffusionModel, query: Query, timesteps: Sequence[int], *, seed: int
 ) -> Float[Tensor, " timesteps"]:
-    """L_t(ẑ, θ) of one query at each of ``timesteps``, with noise keyed by (seed, query, timestep)."""
+    """L_t(ẑ, θ) of the whole image at each of ``timesteps``, with noise keyed by (seed, query, timestep)."""
+    return torch.cat([errors.flatten(1).mean(1) for errors in _query_errors(model, query, timesteps, seed)]).cpu()
+
+
+@torch.no_grad()
+def query_loss_map(
+    model: DiffusionModel, query: Query, timesteps: Sequence[int], *, seed: int
+) -> Float[Tensor, "rows columns"]:
+    """The loss of each latent cell of the whole image, a mean over channels and ``timesteps``, with the same noise.
+
+    Its mean over cells is the mean of ``query_losses``.
+    """
+    maps = [errors.double().mean(1).cpu() for errors in _query_errors(model, query, timesteps, seed)]
+    return torch.cat(maps).mean(0).float()
+
+
+def _query_errors(
+    model: DiffusionModel, query: Query, timesteps: Sequence[int], seed: int
+) -> Iterator[Float[Tensor, "some channels rows columns"]]:
+    """(ε − ε_θ)² at some of ``timesteps`` after the others."""
     noise = torch.stack([seeds.normal(model.latent_shape, "query-loss", seed, query.noise_key, t) for t in timesteps])
     state = model.text_encoder.encode([query.prompt]).to(model.device)
-    losses = []
     for part in torch.arange(len(timesteps)).split(FORWARD_BATCH):
         latents = query.latent.to(model.device).expand(len(part), -1, -1, -1)
         times = torch.tensor(timesteps)[part].to(model.device)
         states = state.expand(len(part), -1, -1)
-        losses.append(model.losses(latents, states, times, noise[part].to(model.device)))
-    return torch.cat(losses).cpu()
+        yield model.errors(latents, states, times, noise[part].to(model.device))

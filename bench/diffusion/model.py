@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from bench.diffusion.autoencoder import Autoencoder, autoencoder
 from bench.diffusion.phrases import text_encoder
+from bench.diffusion.regions import Region, inside
 from bench.diffusion.text import TextEncoder
 from bench.foundation import seeds
 
@@ -142,10 +143,27 @@ class DiffusionModel:
         noise: Float[Tensor, "batch c h w"],
         *,
         unet: nn.Module | None = None,
+        region: Region | None = None,
     ) -> Float[Tensor, " batch"]:
-        """The DDPM loss of each example, a mean over its elements; ``unet`` stands in for the model's own."""
+        """The DDPM loss of each example, a mean over its elements in ``region``, over all of them where that is None.
+
+        ``unet`` stands in for the model's own.
+        """
+        errors = self.errors(latents, states, timesteps, noise, unet=unet)
+        return inside(errors, region).flatten(1).mean(1)
+
+    def errors(
+        self,
+        latents: Float[Tensor, "batch c h w"],
+        states: Float[Tensor, "batch tokens dim"],
+        timesteps: Int[Tensor, " batch"],
+        noise: Float[Tensor, "batch c h w"],
+        *,
+        unet: nn.Module | None = None,
+    ) -> Float[Tensor, "batch c h w"]:
+        """(ε − ε_θ)², whose mean is the loss."""
         predicted = self.predict_noise(self.noised(latents, noise, timesteps), timesteps, states, unet=unet)
-        return (noise - predicted).square().flatten(1).mean(1)
+        return (noise - predicted).square()
 
     def state(self) -> dict[str, Tensor]:
         """The U-Net's weights by name."""

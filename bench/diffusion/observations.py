@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.diffusion.losses import query_losses
+from bench.diffusion.losses import query_loss_map, query_losses
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.queries import Query
 from bench.errors import MetricFailed
@@ -18,7 +18,10 @@ from bench.foundation.machine import parallel
 
 
 class Observation(ABC):
-    """What is measured on one model alone, for one query; kept under the model's key so that the model may go."""
+    """What is measured on one model alone, for one query; kept under the model's key so that the model may go.
+
+    It is of the whole image: a query's region is for methods and metrics.
+    """
 
     name: str
     """With its settings, such as "query_loss@5": observations of different names are never compared."""
@@ -47,6 +50,23 @@ class QueryLoss(Observation):
         """One loss for each timestep."""
         timesteps = range(0, model.config.num_timesteps, self.stride)
         return parallel(lambda query: query_losses(model, query, timesteps, seed=seed), queries)
+
+
+class QueryLossMap(Observation):
+    """The same loss of each latent cell, a mean over channels and timesteps, in which any region can be looked at.
+
+    Args:
+        stride: between timesteps, from 0 on.
+    """
+
+    def __init__(self, stride: int = 5) -> None:
+        self.stride = stride
+        self.name = f"query_loss_map@{stride}"
+
+    def observe(self, model: DiffusionModel, queries: Sequence[Query], seed: int) -> list[Tensor]:
+        """Rows × columns for each query."""
+        timesteps = range(0, model.config.num_timesteps, self.stride)
+        return parallel(lambda query: query_loss_map(model, query, timesteps, seed=seed), queries)
 
 
 class Regeneration(Observation):

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from jaxtyping import Float
 from torch import Tensor
 
 from bench.diffusion.model import DiffusionModel
+from bench.diffusion.regions import Region
 from bench.diffusion.sampling import Sampler
 from bench.foundation import seeds
 from bench.foundation.digests import digest_of, tensors_digest
@@ -32,9 +33,12 @@ class Query:
         noise: ε, channels × rows × columns.
         latent: the final latent, channels × rows × columns.
         sampler: that made it.
-        digest: of all of these; part of the key of everything that is computed from the query.
+        region: where alone it is attributed (``bench.diffusion.regions``); None for the whole image.
+        image_digest: of all of these but the region; part of the key of everything that is observed of the image.
+        digest: of all of these; part of the key of everything that is computed from the query. The same as
+            ``image_digest`` where there is no region.
         noise_key: of the noise of everything that is computed from the query. Not of the latent, whose last bits
-            are the machine's: the same query gets the same noise everywhere.
+            are the machine's: the same query gets the same noise everywhere, and so it does in every region.
     """
 
     id: str
@@ -43,6 +47,8 @@ class Query:
     noise: Float[Tensor, "channels rows columns"]
     latent: Float[Tensor, "channels rows columns"]
     sampler: Sampler
+    region: Region | None = None
+    image_digest: str = field(init=False)
     digest: str = field(init=False)
     noise_key: str = field(init=False)
 
@@ -50,11 +56,20 @@ class Query:
         object.__setattr__(self, "noise_key", digest_of([self.prompt, self.seed, asdict(self.sampler)]))
         metadata = {"noise_key": self.noise_key}
         tensors = {"noise": self.noise, "latent": self.latent}
-        object.__setattr__(self, "digest", tensors_digest(tensors, metadata)[:16])
+        object.__setattr__(self, "image_digest", tensors_digest(tensors, metadata)[:16])
+        part = self.region and digest_of([self.image_digest, self.region.box, self.region.cells])
+        object.__setattr__(self, "digest", part or self.image_digest)
+
+    def within(self, region: Region | None) -> Query:
+        """The same query, attributed in ``region`` alone."""
+        return replace(self, region=region)
 
     def observed_as(self, observation: str) -> str:
-        """The name under which ``observation`` of this query is kept among what was observed of a model."""
-        return f"{self.digest}.{observation}"
+        """The name under which ``observation`` of this query is kept among what was observed of a model.
+
+        What is observed is the whole image, whatever the region.
+        """
+        return f"{self.image_digest}.{observation}"
 
 
 @dataclass(frozen=True)

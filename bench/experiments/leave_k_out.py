@@ -23,7 +23,7 @@ from bench.diffusion.training import TrainingJob
 from bench.errors import InvalidInput
 from bench.experiments.design import Chosen, Controls, Design, Selections
 from bench.experiments.evaluation import Comparison, evaluation_seed
-from bench.experiments.experiment import Experiment, Measured, check_count, with_floors
+from bench.experiments.experiment import Experiment, Measured, R, check_count, with_floors
 from bench.experiments.left_out import LeftOut
 from bench.experiments.pictures import draw_figures
 from bench.experiments.workspace import Workspace
@@ -112,7 +112,7 @@ class RunReport(Report):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Removals(Experiment[RunReport]):
+class Removals(Experiment[R]):
     """An experiment that removes K images, whoever names them, and judges by models of other seeds.
 
     Attributes:
@@ -156,7 +156,7 @@ class Removals(Experiment[RunReport]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Removals):
+class Run(Removals[RunReport]):
     """A run of the benchmark.
 
     Attributes:
@@ -301,16 +301,11 @@ def written(
     store = experiment.store(workspace)
     groups = {query.id: study.group(query) for query in design.queries if study.group(query)}
     tops = selections or {}
-    manifest = _manifest(experiment, workspace, measured, methods) | {
-        "run": _run_facts(experiment, workspace, design, measured)
-    }
+    manifest = manifest_of(experiment, workspace, design, measured, methods)
     with store.lock("results"):
         merged = rows.merge(store, frame)
         labelled = merged.assign(method=rows.labels(merged))
-        kept = store.record(folder.MANIFEST) or {"runs": []}
-        known = {part: kept.get(part, {}) | manifest[part] for part in ("methods", "metrics")}
-        runs = {"runs": [*kept.get("runs", []), manifest["run"]]}
-        store.write_record((folder.MANIFEST,), manifest | known | runs)
+        keep_manifest(store, folder.MANIFEST, manifest)
         figures = draw_figures(workspace, store, design.queries, tops, ks, merged)
         report = RunReport(
             frame=frame,
@@ -333,6 +328,22 @@ def written(
     return report
 
 
+def manifest_of(
+    experiment: Experiment[Any], workspace: Workspace, design: Design, measured: Measured, methods: Sequence[Method]
+) -> dict[str, Any]:
+    """What produced these rows (law 6), and under "run" what is to be said of this run."""
+    run = _run_facts(experiment, workspace, design, measured)
+    return _manifest(experiment, workspace, measured, methods) | {"run": run}
+
+
+def keep_manifest(store: Store, name: str, manifest: Mapping[str, Any]) -> None:
+    """Write ``manifest`` as ``name``, with the methods, metrics and runs of the one that is there."""
+    kept = store.record(name) or {"runs": []}
+    known = {part: kept.get(part, {}) | manifest[part] for part in ("methods", "metrics")}
+    runs = {"runs": [*kept.get("runs", []), manifest["run"]]}
+    store.write_record((name,), {**manifest, **known, **runs})
+
+
 def _failed_trainings(workspace: Workspace, measured: Measured) -> dict[str, str]:
     """Reasons by the model's key."""
     return {workspace.ledger.key(job): why for job, why in measured.failed.items()}
@@ -348,7 +359,7 @@ def _values(metric: Metric, frame: pd.DataFrame, ks: Sequence[int]) -> dict[int,
 def _manifest(
     experiment: Experiment[Any], workspace: Workspace, measured: Measured, methods: Sequence[Method]
 ) -> dict[str, Any]:
-    """What produced these rows (law 6)."""
+    """Study, methods and metrics."""
     study = experiment.study
     names = {method: named(method, study.name) for method in methods if method not in workspace.rejected}
     return {

@@ -12,12 +12,14 @@ from bench.diffusion.phrases import text_encoder
 from bench.diffusion.queries import QuerySpec
 from bench.errors import InvalidInput
 from bench.experiments.experiment import LARGEST_SEED
+from bench.experiments.scoring import check_regions
 from bench.experiments.selection import top_k
 from bench.experiments.workspace import Workspace
 from bench.foundation.digests import digest_of
 from bench.foundation.machine import available_threads, compute_threads
 from bench.records import folder
 from bench.records.store import write_whole
+from bench.registry import methods as registered
 from bench.registry import named
 from bench.report import figures
 from bench.report.shown import Report, Table
@@ -53,10 +55,14 @@ def attribute(
     seed: int = 0,
     top: int = 16,
     threads: int | None = None,
+    box: str | None = None,
+    with_maps: bool = False,
 ) -> Attribution:
     """Generate ``prompt`` from the noise of ``seed`` and name the ``top`` training images responsible by ``method``.
 
-    Writes a contact sheet and a CSV file into the folder ``attributions`` of the results folder.
+    Where ``box`` is given (``Study.region``), those responsible for what is inside it. Where ``with_maps``, the sheet
+    shows where in each image its score comes from. Writes a contact sheet and a CSV file into the folder
+    ``attributions`` of the results folder.
     """
     dataset = workspace.study.dataset
     if abs(seed) > LARGEST_SEED:
@@ -66,11 +72,19 @@ def attribute(
     if not prompt.strip():
         raise InvalidInput("--prompt is empty: say what to generate, such as 'a photo of a bag'.")
     text_encoder(workspace.study.model.text_encoder, workspace.study.model.num_tokens).tokens(prompt)
+    region = None if box is None else workspace.study.region(box)
+    if region:
+        check_regions(method)
+    if with_maps and not method.has_maps:
+        able = ", ".join(each.name for each in registered if each.has_maps)
+        raise InvalidInput(f"--map: {method.name} does not tell where in an image (with maps: {able}).")
     method.prepare()
     with compute_threads(threads or available_threads()):
-        [query] = workspace.queries([QuerySpec(f"free-{digest_of([prompt, seed], 8)}", prompt, seed)])
+        [whole] = workspace.queries([QuerySpec(f"free-{digest_of([prompt, seed], 8)}", prompt, seed)])
+        query = whole.within(region)
         scores = workspace.scores(method, [query]).matrix[0]
-    chosen = list(top_k(scores, dataset.ids, top))
+        chosen = list(top_k(scores, dataset.ids, top))
+        maps = method.maps(workspace.context(), query, chosen) if with_maps else None
     table = pd.DataFrame(
         {
             "rank": range(1, top + 1),
@@ -86,8 +100,11 @@ def attribute(
         named(method, workspace.study.name).label,
         list(dataset.pixels(chosen)),
         labels,
+        region=region,
+        maps=maps,
     )
-    stem = f"{method.name}-{digest_of([prompt, seed, method.digest], 8)}"
+    asked = [prompt, seed, method.digest, *([region.box] if region else []), *(["maps"] if with_maps else [])]
+    stem = f"{method.name}-{digest_of(asked, 8)}"
     sheet = workspace.store.path(*folder.sheet(stem))
     write_whole(sheet, figures.png(figure))
     write_whole(sheet.with_suffix(".csv"), table.to_csv(index=False).encode())

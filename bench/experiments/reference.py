@@ -34,7 +34,7 @@ SMALLEST_LEFT = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reference(Removals):
+class Reference(Removals[RunReport]):
     """Random images removed, the same for all methods.
 
     Attributes:

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from bench.contracts import AttributionContext, Method
 from bench.diffusion.queries import Query
-from bench.errors import MethodFailed
+from bench.errors import MethodFailed, Unavailable
 from bench.foundation import border
 from bench.records import folder
 from bench.records.store import Artifacts, Store
+from bench.registry import methods
 
 QUERIES_AT_ONCE = 4
 """Queries are scored so many at a time: what they share is computed once, and an interruption loses no more."""
@@ -54,14 +55,14 @@ def score(
         artifacts: what methods share, which the context offers.
         make_context: makes the method's context; called only when needed.
     """
-    rows = {query.id: _stored(store, method, query) for query in queries}
-    missing = [query for query in queries if rows[query.id] is None]
+    rows = {query.digest: _stored(store, method, query) for query in queries}
+    missing = [query for query in queries if rows[query.digest] is None]
     if missing:
         with store.lock(f"scores-{method.name}-{method.digest}"):
             missing = [query for query in missing if _stored(store, method, query) is None]
             if missing:
                 _compute(method, missing, store, artifacts, make_context)
-        rows = {query.id: _stored(store, method, query) for query in queries}
+        rows = {query.digest: _stored(store, method, query) for query in queries}
     found = [row for row in rows.values() if row is not None]
     return Scores(torch.stack([row for row, _ in found]), tuple(seconds for _, seconds in found))
 
@@ -93,9 +94,11 @@ def checked_scores(
 ) -> Float[Tensor, "queries images"]:
     """What ``method`` returns; MethodFailed where it raises, or returns no finite tensor of this shape.
 
-    A BenchError is raised as it is: the user can mend it. The border is here too, for functions that were put into a
-    class after it was defined.
+    Raises Unavailable for a query with a region where the method has none. A BenchError is raised as it is: the user
+    can mend it. The border is here too, for functions that were put into a class after it was defined.
     """
+    if any(query.region is not None for query in queries):
+        check_regions(method)
     found: Tensor = border.called(
         lambda: method.scores(context, queries),
         f"Method '{method.name}'",
@@ -104,6 +107,13 @@ def checked_scores(
         file=border.module_file(type(method)),
     )
     return found
+
+
+def check_regions(method: Method) -> None:
+    """Raise Unavailable where ``method`` cannot attribute a region of a query."""
+    if not method.honours_regions:
+        able = ", ".join(each.name for each in methods if each.honours_regions)
+        raise Unavailable(f"{method.name} has no regions: it looks at whole images only (with regions: {able})")
 
 
 def _parts(method: Method, query: Query) -> tuple[str, ...]:

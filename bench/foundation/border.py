@@ -182,6 +182,19 @@ def score_matrix(value: Any, given: tuple[Any, ...]) -> Tensor:
     return plain
 
 
+def score_maps(value: Any, given: tuple[Any, ...]) -> Tensor:
+    """Maps, images × rows × columns of the latent, finite; the arguments are context, query and images."""
+    query, images = given[1], given[2]
+    expected = (len(images), *query.latent.shape[1:])
+    if not isinstance(value, Tensor) or tuple(value.shape) != expected:
+        found = f"a tensor of {tuple(value.shape)}" if isinstance(value, Tensor) else kind_of(value)
+        raise Odd(f"{found}; expected maps, images × rows × columns = {expected}.")
+    plain = value.detach().to("cpu", torch.float32)
+    if not bool(torch.isfinite(plain).all()):
+        raise NotFinite("maps with numbers that are NaN or infinite.")
+    return plain
+
+
 def observed(value: Any, given: tuple[Any, ...]) -> list[Tensor]:
     """A finite tensor for each query; the arguments are model, queries and seed."""
     queries = given[1]

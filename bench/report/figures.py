@@ -14,9 +14,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from torch import Tensor
 
+from bench.diffusion.regions import Region
 from bench.records.rows import BASELINE, NOTHING_REMOVED, REFERENCE, labels
 from bench.report.statistics import mean_and_error
 from bench.report.summary import reference_curve
@@ -54,6 +56,10 @@ COLOUR_SALT = 91694
 """Of the hash that gives a method its colour: chosen so that no two of the methods here have the same."""
 LOST = "#b3261e"
 """Of words on a part that a picture no longer shows."""
+STRONGEST = 0.99
+"""Share of the cells of a sheet's maps that are weaker than the strongest colour: one must not pale the rest."""
+BOX = "#d1007a"
+"""Of a box drawn on a picture."""
 MARKS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚"}
 """Signs of points, as matplotlib calls them, and as text."""
 
@@ -139,22 +145,78 @@ def top_images(
 
 
 def contact_sheet(
-    query_image: Tensor, prompt: str, method: str, images: Sequence[Tensor], labels: Sequence[str]
+    query_image: Tensor,
+    prompt: str,
+    method: str,
+    images: Sequence[Tensor],
+    labels: Sequence[str],
+    *,
+    region: Region | None = None,
+    maps: Tensor | None = None,
 ) -> Figure:
-    """One query and the training images that mattered for it, each with its rank and caption."""
-    columns = min(8, max(len(images), 4))
+    """One query and the training images that mattered for it, each with its rank and caption.
+
+    Args:
+        query_image: channels × height × width in [−1, 1].
+        prompt: of the query.
+        method: as tables call it.
+        images: the most influential first; labels: of these.
+        region: for which the images mattered; its box is drawn on the query.
+        maps: what each latent cell brings to the score, images × rows × columns; drawn below each image.
+    """
+    columns, lines = min(8, max(len(images), 4)), 1 if maps is None else 2
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.25 * (columns + 2.4), 1.42 * rows + 0.6))
-    figure.suptitle(f"“{prompt}” and the {len(images)} most influential training images ({method})", fontsize=10)
-    grid = figure.add_gridspec(rows, columns + 2, hspace=0.45, top=0.86 if rows > 1 else 0.72, bottom=0.06)
-    axes = figure.add_subplot(grid[: min(rows, 2), :2])
+    figure = Figure(figsize=(1.25 * (columns + 2.4), 1.42 * rows * lines + 0.6))
+    part = f" for the {region.label.replace('_', ' ') if region.name else 'box'}" if region else ""
+    title = f"“{prompt}” and the {len(images)} most influential training images{part} ({method})"
+    figure.suptitle(title, fontsize=10)
+    top = 0.86 if rows > 1 else 0.72
+    gap = 0.45 if maps is None else 0.3
+    grid = figure.add_gridspec(rows * lines, columns + 2, hspace=gap, top=top, bottom=0.06)
+    axes = figure.add_subplot(grid[: min(rows * lines, 2), :2])
     _show(axes, query_image, border="#222222")
-    axes.set_xlabel("generated", fontsize=8)
+    note = "" if maps is None else "\n\nbelow each image: where its\nloss rose (red) or fell (blue)"
+    axes.set_xlabel("generated" + (f", box {region.corners}" if region else "") + note, fontsize=8)
+    if region:
+        _frame(axes, region)
+    strongest = 0.0 if maps is None else float(maps.abs().quantile(STRONGEST))
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
         row, column = divmod(index, columns)
-        axes = figure.add_subplot(grid[row, 2 + column])
+        axes = figure.add_subplot(grid[row * lines, 2 + column])
         _show(axes, image)
         axes.set_xlabel(textwrap.fill(label, 22), fontsize=6)
+        if maps is not None:
+            _heat(figure.add_subplot(grid[row * lines + 1, 2 + column]), image, maps[index], strongest)
+    return figure
+
+
+def local_images(rows: Sequence[tuple[str, Tensor, Region, Sequence[Tensor]]], method: str) -> Figure:
+    """Queries with a box each, and the training images that mattered most for what is in it.
+
+    Args:
+        rows: prompt, the query's image (channels × height × width in [−1, 1]), the box, the images in order. A prompt
+            is written once, above its first row.
+        method: as tables call it.
+    """
+    shown = max(len(images) for *_, images in rows)
+    pitch = CELL_INCHES + 0.34
+    height = pitch * 1.45 * len(rows) + 0.7
+    figure = Figure(figsize=(pitch * (shown + 1.9), height))
+    figure.suptitle(f"whose images made the part in the box possible ({method})", fontsize=10)
+    grid = figure.subplots(len(rows), shown + 1, width_ratios=[1.5, *[1.0] * shown], squeeze=False)
+    figure.subplots_adjust(left=0.04, right=0.99, bottom=0.02, top=1 - 0.7 / height, wspace=0.08, hspace=0.22)
+    before = ""
+    for line, (prompt, image, region, images) in zip(grid, rows, strict=True):
+        _show(line[0], image, border="#222222")
+        _frame(line[0], region)
+        line[0].set_ylabel(region.label.replace("_", " "), fontsize=8)
+        if prompt != before:
+            line[1].set_title(f"“{prompt}”", fontsize=8, loc="left", pad=12)
+        before = prompt
+        for axes, picture in zip(line[1:], images, strict=False):
+            _show(axes, picture)
+        for axes in line[1 + len(images) :]:
+            axes.axis("off")
     return figure
 
 
@@ -335,6 +397,25 @@ def _shifted(ks: Sequence[int], budgets: Sequence[int], index: int, count: int) 
     """The same on a linear axis."""
     width = (max(budgets) - min(budgets) or 1) * 0.015
     return [k + (index - (count - 1) / 2) * width for k in ks]
+
+
+def _frame(axes: Axes, region: Region) -> None:
+    """Draw the box of ``region`` on a picture, seen on light and on dark."""
+    x0, y0, x1, y1 = region.box
+    for colour, width in (("white", 4.0), (BOX, 2.0)):
+        place = ((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0)
+        axes.add_patch(Rectangle(*place, fill=False, edgecolor=colour, linewidth=width, clip_on=False, zorder=3))
+
+
+def _heat(axes: Axes, image: Tensor, cells: Tensor, largest: float) -> None:
+    """Draw a map over the shades of its image; values of ``largest`` and beyond have the strongest colour."""
+    shades = image.mean(0, keepdim=True) * 0.3 + 0.6
+    _show(axes, shades, border="#cccccc")
+    height, width = image.shape[1:]
+    place = (-0.5, width - 0.5, height - 0.5, -0.5)
+    axes.imshow(
+        cells.numpy(), cmap="RdBu_r", vmin=-largest, vmax=largest, alpha=0.65, extent=place, interpolation="nearest"
+    )
 
 
 def _show(axes: Axes, image: Tensor, *, border: str | None = None) -> None:

@@ -22,6 +22,7 @@ from bench.report.board import RANKED_BY, Board, Cell, Line, leaderboard
 from bench.report.board_figures import drawn, page_charts, pdf
 from bench.report.floors import in_words
 from bench.report.gallery import gallery
+from bench.report.localized import kept_tables
 from bench.report.merging import Merged, RunFolder, has_rows, keep, merge_folders, open_folder
 from bench.report.page import page
 from bench.report.shown import Report, Table, as_markdown, markdown_cell
@@ -29,6 +30,11 @@ from bench.report.statistics import Won
 from bench.studies import Study
 
 NAME = "leaderboard"
+BOXES = (
+    "Images were named for one box, for the other, for the whole image and for a random box, and measured in both. "
+    "Switch: measured in a box, what was named for it less what was named for the other. Interaction: the mean of both "
+    "switches of a query, 0 where the box does not matter. Each interval is Student's over queries, 95 %, alone."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,10 +106,12 @@ def _write(store: Store, study: Study, merged: Merged, folders: Sequence[RunFold
     frame = merged.frame.assign(label=labels(merged.frame))
     pictures = gallery(store, study, merged.record, frame, list(board.methods))
     notes = (*merged.notes, *_version_note(study, merged))
-    facts = _facts(study, merged, store.root) | {"notes": list(notes)}
+    facts = _facts(study, merged, store.root) | {"notes": list(notes), "aboutBoxes": BOXES}
+    boxes = kept_tables(store)
+    facts["boxes"] = [{"parts": list(parts), "tables": tables} for parts, tables in boxes.items()]
     written = {
         names.BOARD_CSV: csv(board),
-        names.BOARD_TABLE: markdown(board, study.name, notes),
+        names.BOARD_TABLE: "\n".join([markdown(board, study.name, notes), *map(boxes_text, boxes, boxes.values())]),
         names.BOARD_PAGE: page(board, pictures, facts, page_charts(board)),
     }
     for name, text in written.items():
@@ -225,6 +233,12 @@ def markdown(board: Board, study: str, notes: Sequence[str] = ()) -> str:
     if every := [*notes, *board.notes]:
         parts.append("## Remarks\n\n" + "\n".join(f"- {markdown_cell(note)}" for note in every) + "\n")
     return "\n".join(parts)
+
+
+def boxes_text(parts: Sequence[str], tables: Sequence[Table]) -> str:
+    """What was attributed in two boxes, as Markdown."""
+    first, second = (part.replace("_", " ") for part in parts)
+    return "\n".join([f"## Boxes on {first} and {second}\n", f"{BOXES}\n", *map(as_markdown, tables)])
 
 
 def line_cells(line: Line, metrics: Sequence[str]) -> list[str]:

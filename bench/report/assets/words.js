@@ -15,6 +15,17 @@ function intro() {
   fill(byId("failures"), failures.length ? el("details", { open: "" }, el("summary", {}, `Failed values, left out of every mean (${data.failures.reduce((sum, one) => sum + one.queries.length, 0)})`),
     el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Failed values" }, el("table", { class: "plain" }, el("thead", {}, el("tr", {}, ...["method", "K", "metric", "queries", "reason"].map((text) => el("th", { scope: "col" }, text)))), el("tbody", {}, ...failures)))) : null, notes);
 }
+function boxes() {
+  const found = data.facts.boxes ?? [], numeric = /^[+\-]?\d/;
+  byId("boxes").hidden = !found.length;
+  byId("boxes-caption").textContent = data.facts.aboutBoxes ?? "";
+  const cell = (text) => (numeric.test(text) ? el("td", { class: "num" }, text.replaceAll("-", MINUS)) : el("td", {}, text));
+  fill(byId("boxes-tables"), ...found.flatMap(({ parts, tables }) => [
+    el("h3", {}, parts.map(words).join(" and ")),
+    ...tables.map(([head, lines]) => el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Boxes on ${parts.map(words).join(" and ")}` },
+      el("table", { class: "plain" }, el("thead", {}, el("tr", {}, ...head.map((text) => el("th", { scope: "col" }, text)))), el("tbody", {}, ...lines.map((line) => el("tr", {}, ...line.map(cell))))))),
+  ]));
+}
 function provenance() {
   const { facts } = data, { manifest, record } = facts, runs = manifest.runs ?? [];
   const list = el("dl", {});
