@@ -227,9 +227,7 @@ def plan_(effect: float | None, **given: Any) -> None:
     "--tolerance", type=click.FloatRange(0.0), default=0.01, show_default=True,
     help="Where the published machine is another: share of the mean absolute value at that K.",
 )  # fmt: skip
-def verify_(
-    results: Path, sample: int | None, seed: int | None, device: str, tolerance: float, **chosen: Any
-) -> None:
+def verify_(results: Path, sample: int | None, seed: int | None, device: str, tolerance: float, **chosen: Any) -> None:
     """Recompute published values: retrain from their records, observe, compare. Exit code 1 where one disagrees."""
     from bench.experiments.verification import rows_to_verify, verify, verify_sample
     from bench.foundation.console import console_here, progress_on

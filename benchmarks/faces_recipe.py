@@ -1,6 +1,7 @@
 """Resolving power of a recipe of `faces` per second of training, and whether its pictures show what prompts ask for.
 
 Usage: python -m benchmarks.faces_recipe OUTPUT.json [--model JSON] [--recipe JSON] [--prompts N] [--randoms N]
+       [--seed N] [--weights FILE]
 
 The options replace fields of the study's ModelConfig and Recipe. It trains, with one thread, an original model, one
 without the carriers of the values CARRIERS (330 images), and some without as many random images, all paired. For each
@@ -19,7 +20,7 @@ import argparse
 import json
 import random
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -174,9 +175,10 @@ def main() -> None:
     parser.add_argument("--recipe", type=json.loads, default={}, help="fields of Recipe to replace, as JSON")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--randoms", type=int, default=2, help="random removals; 0 for the pictures alone")
+    parser.add_argument("--seed", type=int, default=0, help="of the trainings; removals are judged by models of seed 1")
     parser.add_argument("--weights", type=Path, help="the original model's: kept here, or taken from here")
     given = parser.parse_args()
-    the_study = varied(study("faces"), given.model | given.recipe)
+    the_study = replace(varied(study("faces"), given.model | given.recipe), seed=given.seed)
     with compute_threads(1):
         found = measure(the_study, num_prompts=given.prompts, num_randoms=given.randoms, weights=given.weights)
     given.output.write_text(json.dumps(found, indent=1) + "\n")

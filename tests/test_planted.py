@@ -104,7 +104,8 @@ def test_a_board_ranks_noisy_copies_of_the_truth_in_the_order_of_their_noise(pla
         study=the_study, methods=levels, floors=["random"], num_queries=QUERIES, results=workspace.store.root,
         metrics=[metrics.create("loss_change")],
     ).execute()  # fmt: skip
-    assert not report.failures and not report.skipped
+    assert not report.failures
+    assert not report.skipped
     frame = report.frame[report.frame["design"] == "paired"]
     values = frame.pivot(index="query", columns="method_digest", values="value")
     clean, noisy, blind = (values[level.digest] for level in levels)
@@ -113,4 +114,3 @@ def test_a_board_ranks_noisy_copies_of_the_truth_in_the_order_of_their_noise(pla
     assert clean.mean() > noisy.mean() > blind.mean()
     assert interval((clean - blind).to_numpy()).low > 0
     assert interval((clean - random).to_numpy()).low > 0
-

@@ -2,10 +2,11 @@
 
 The prompts are drawn with keys, the common values at random. A noise is taken if the probe finds every part that the
 prompt asks for, the rare values that are wanted, and no other rare value, in the picture of **each** model: of the
-original one, and of the one that judges removals, since a detail that this one never draws can't be lost. In the group "named" the prompt asks for
-these. In the group "unnamed" no prompt can ask: it only has the named values that the detail goes with, and the noise
-decides. The two groups take turns, and each goes round its rare values, so that the first 8, 16 and 32 queries are
-balanced too. The weights of the models come from safetensors files, such as `benchmarks.faces_recipe --weights` keeps.
+original one, and of the one that judges removals, since a detail that this one never draws can't be lost. In the
+group "named" the prompt asks for these. In the group "unnamed" no prompt can ask: it only has the named values that
+the detail goes with, and the noise decides. The two groups take turns, and each goes round its rare values, so that
+the first 8, 16 and 32 queries are balanced too. The weights of the models come from safetensors files, such as
+`benchmarks.faces_recipe --weights` keeps.
 
 Usage: python -m bench.building.face_queries WEIGHTS WEIGHTS --output DIR
 """
@@ -157,7 +158,9 @@ def build(weights: Sequence[Path], output: Path) -> None:
 def main() -> None:
     """Parse the command line and build."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("weights", type=Path, nargs="+", help="safetensors file with a model's weights, the original first")
+    parser.add_argument(
+        "weights", type=Path, nargs="+", help="safetensors file with a model's weights, the original first"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder to write queries.json into")
     arguments = parser.parse_args()
     build(arguments.weights, arguments.output)

@@ -33,13 +33,13 @@ class Shown:
         method: its label.
         top: ids of its most influential training images, the most influential first.
         made: by K, the image that the model retrained without its top K makes from the query's noise.
-        values: by K, what each metric says of this removal: its paired value, a mean over seeds.
+        measured: by K, what each metric says of this removal: its paired value, a mean over seeds.
     """
 
     method: str
     top: tuple[str, ...]
     made: Mapping[int, Tensor]
-    values: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    measured: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

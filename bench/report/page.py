@@ -261,7 +261,7 @@ def _chosen(pictures: Gallery, count: int, shown: int, drawn: dict[int, str]) ->
                     images[image] = uri(pictures.training[image])
             made = {str(k): kept(picture) for k, picture in method.made.items()}
             values = {
-                str(k): {metric: number(value) for metric, value in of_k.items()} for k, of_k in method.values.items()
+                str(k): {metric: number(value) for metric, value in of_k.items()} for k, of_k in method.measured.items()
             }
             methods.append({"method": method.method, "top": top, "made": made, "values": values})
         queries.append(
