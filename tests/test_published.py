@@ -146,6 +146,7 @@ def test_the_readme_says_of_faces_what_the_rows_say():
     folder = ROOT / "results" / "faces"
     rows = pd.read_parquet(folder / "results.parquet")
     rows = rows[(rows["design"] == "paired") & (rows["status"] == "done")]
+    rows = rows.assign(method=labels(rows))
     values = {
         name: own.pivot_table(index="query", columns="method", values="value") for name, own in rows.groupby("metric")
     }
