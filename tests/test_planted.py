@@ -24,8 +24,8 @@ from bench.report.statistics import interval
 
 COPIES, QUERIES = 15, 6
 LEVELS = (0.0, 0.3, 5.0)
-STEPS = 100
-"""Of the models of the board: one that has hardly begun loses little with any 15 images."""
+LONGER = {"num_steps": 100}
+"""How the models of the board are trained: one that has hardly begun loses little with any 15 images."""
 MUST_LEAD = {
     "pixel": {},
     "nda": {},
@@ -81,10 +81,10 @@ def with_copies(plain, queries, images):
     return planted
 
 
-def plant(root, steps):
-    """A workspace whose model was trained on the copies for so many steps, and the queries that they are copies of."""
+def plant(root, **recipe):
+    """A workspace whose model was trained on the copies, and the queries that they are copies of."""
     tiny = study("tiny")
-    plain = replace(tiny, recipe=replace(tiny.recipe, num_steps=steps))
+    plain = replace(tiny, recipe=replace(tiny.recipe, **recipe))
     with compute_threads(1):
         before = Run(study=plain, methods=[], num_queries=QUERIES, results=root / "before").open()
         queries = before.queries(plain.queries(QUERIES))
@@ -97,7 +97,7 @@ def plant(root, steps):
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
     """As ``tiny`` is trained."""
-    return plant(tmp_path_factory.mktemp("planted"), study("tiny").recipe.num_steps)
+    return plant(tmp_path_factory.mktemp("planted"))
 
 
 @pytest.mark.parametrize("name", MUST_LEAD)
@@ -112,8 +112,9 @@ def test_copies_of_the_query_lead_in_every_method(planted, name):
     assert np.mean(found) > 8 * by_chance  # 0.41, where 0.05 are found by chance
 
 
+@pytest.mark.slow
 def test_a_board_ranks_noisy_copies_of_the_truth_in_the_order_of_their_noise(tmp_path):
-    the_study, workspace, _ = plant(tmp_path, STEPS)
+    the_study, workspace, _ = plant(tmp_path, **LONGER)
     levels = [Planted(level=level) for level in LEVELS]
     report = Run(
         study=the_study, methods=levels, floors=["random"], num_queries=QUERIES, results=workspace.store.root,
