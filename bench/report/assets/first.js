@@ -10,7 +10,7 @@ function widest() { // the query on which the methods' removals and the baseline
   const effects = data.gallery.queries.map(effect);
   return Math.max(0, effects.indexOf(Math.max(...effects)));
 }
-const LEADING = 5;
+const LEADING = 4;
 const UNNAMED = { named: "which the prompt asks for", unnamed: "which no caption mentions" };
 const lookFor = (query) => (query.rare.length ? `Look at the ${query.rare.join(" and the ")}${UNNAMED[query.group] ? `, ${UNNAMED[query.group]}` : ""}. ` : "");
 function first() {
