@@ -28,12 +28,13 @@ from bench.registry import methods
 from bench.report.board import charted, leaderboard
 from bench.report.board_figures import ablations, cost, curves, families, order, page_charts, verdict_matrix
 from bench.report.figures import MARKS, colour_of
-from bench.report.floors import in_words, notes
+from bench.report.floors import Parts, in_words, not_beaten, notes
 from bench.report.gallery import Gallery
 from bench.report.localized import COLUMNS, merge
 from bench.report.merging import merge_folders, open_folder
 from bench.report.page import SCRIPTS, escaped, payload, script
 from bench.report.publishing import publish
+from bench.report.verdicts import BETTER, UNSETTLED
 from bench.studies import Study, study
 from cli import main
 
@@ -236,6 +237,12 @@ def test_queries_won_against_each_floor_stand_beside_the_mean(tmp_path, tiny_stu
     [line] = [one for one in page_data((folder.root / "leaderboard.html").read_text())["lines"]
               if (one["method"], one["k"]) == ("pixel", 20)]  # fmt: skip
     assert line["cells"]["loss_change"]["won"]["same_caption"]["of"] == 8
+
+
+def test_where_no_method_beats_a_floor_one_sentence_says_so():
+    verdicts = {name: {"random": BETTER, "same_caption": UNSETTLED} for name in ("ours", "trak")}
+    told = not_beaten(verdicts, Parts(("ours", "trak"), ("random", "same_caption"), ()))
+    assert told == "every method beats random; none of the 2 methods beats same_caption (a reader of captions)"
 
 
 def test_the_verdict_against_each_floor_is_told_in_words(tmp_path, tiny_study):

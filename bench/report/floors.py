@@ -89,6 +89,8 @@ def not_beaten(verdicts_on: Mapping[str, Mapping[str, str]], parts: Parts) -> st
             texts.append(f"too few queries for a verdict against {called} ({FEWEST_SETTLED} at least)")
         elif not left:
             texts.append(f"every method beats {called}")
+        elif len(left) == len(words) > 1 and set(left.values()) == {UNSETTLED}:
+            texts.append(f"none of the {len(words)} methods beats {called}")
         else:
             listed = ", ".join(label if word == UNSETTLED else f"{label} ({word})" for label, word in left.items())
             texts.append(f"{len(left)} of {len(words)} methods do not beat {called}: {listed}")
