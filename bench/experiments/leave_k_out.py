@@ -156,18 +156,40 @@ class Removals(Experiment[R]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Removals[RunReport]):
-    """A run of the benchmark.
+class MethodRemovals(Removals[R]):
+    """Removals that methods choose, beside floors.
 
     Attributes:
         methods: to compare.
         floors: names of those to add where they are missing; every floor by default. ``random`` always is one.
-        floor_seeds: models with nothing removed, for the unpaired floor; the first ones are the pairs' own originals.
-        held_out: run on the held-out queries, to tune; their rows go to the folder ``tuning``, never to the table.
     """
 
     methods: Sequence[Method]
     floors: Sequence[str] = ()
+
+    @property
+    def with_floors(self) -> list[Method]:
+        """The methods, with the floors."""
+        return with_floors(self.methods, self.floors)
+
+    def label(self, method: Method) -> str:
+        """The method's name in tables, with the settings that differ from those tuned for this study."""
+        return label_of(method, self.study.name)
+
+    def vet(self, workspace: Workspace) -> None:
+        """Try every method, so that one that is broken costs no training."""
+        workspace.vet(self.with_floors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(MethodRemovals[RunReport]):
+    """A run of the benchmark.
+
+    Attributes:
+        floor_seeds: models with nothing removed, for the unpaired floor; the first ones are the pairs' own originals.
+        held_out: run on the held-out queries, to tune; their rows go to the folder ``tuning``, never to the table.
+    """
+
     floor_seeds: int = 1
     held_out: bool = False
 
@@ -182,23 +204,10 @@ class Run(Removals[RunReport]):
         """The queries to run on."""
         return (self.study.held_out_queries if self.held_out else self.study.queries)(self.query_count)
 
-    @property
-    def with_floors(self) -> list[Method]:
-        """The methods, with the floors."""
-        return with_floors(self.methods, self.floors)
-
     def control_specs(self, query: Query | QuerySpec) -> list[QuerySpec]:
         """The control queries of ``query``; those of a held-out query are held out too."""
         needed = any(metric.relative_to_controls for metric in self.metrics)
         return self.study.controls(query, held_out=self.held_out) if needed else []
-
-    def label(self, method: Method) -> str:
-        """The method's name in tables, with the settings that differ from those tuned for this study."""
-        return label_of(method, self.study.name)
-
-    def vet(self, workspace: Workspace) -> None:
-        """Try every method, so that one that is broken costs no training."""
-        workspace.vet(self.with_floors)
 
     def store(self, workspace: Workspace) -> Store:
         """Where the rows go: those of held-out queries stay apart."""

@@ -24,8 +24,8 @@ from bench.diffusion.training import TrainingJob
 from bench.errors import InvalidInput
 from bench.experiments.design import Chosen, Controls, Design
 from bench.experiments.evaluation import Comparison
-from bench.experiments.experiment import Measured, with_floors
-from bench.experiments.leave_k_out import Removals, keep_manifest, manifest_of
+from bench.experiments.experiment import Measured
+from bench.experiments.leave_k_out import MethodRemovals, keep_manifest, manifest_of
 from bench.experiments.left_out import LeftOut
 from bench.experiments.scoring import check_regions
 from bench.experiments.workspace import Workspace
@@ -35,8 +35,8 @@ from bench.records import folder
 from bench.records.names import MethodName
 from bench.records.rows import Row, labels
 from bench.records.store import write_whole
-from bench.registry import label_of, named
 from bench.registry import metrics as metric_registry
+from bench.registry import named
 from bench.report import figures
 from bench.report.localized import CHANCE, COLUMNS, OF_THE_CHOICE, RANDOM_BOX, SHARE, WHOLE, LocalReport, merge
 from bench.studies import Study
@@ -74,7 +74,7 @@ class LocalChosen(Chosen):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Localized(Removals[LocalReport]):
+class Localized(MethodRemovals[LocalReport]):
     """Boxes on two parts of every query.
 
     Attributes:
@@ -85,10 +85,8 @@ class Localized(Removals[LocalReport]):
         metrics: that measure in a box; METRICS where none is named.
     """
 
-    methods: Sequence[Method]
     boxes: Sequence[str]
     retrain: bool = True
-    floors: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not self.metrics:
@@ -155,22 +153,9 @@ class Localized(Removals[LocalReport]):
         """Those of every removal, and the boxes."""
         return super().facts | {"boxes": {region.label: region.corners for region in self.regions}}
 
-    @property
-    def with_floors(self) -> list[Method]:
-        """The methods, with the floors."""
-        return with_floors(self.methods, self.floors)
-
-    def label(self, method: Method) -> str:
-        """The method's name in tables."""
-        return label_of(method, self.study.name)
-
     def originals(self) -> list[TrainingJob]:
         """Those that removals are compared with; none where nothing is removed."""
         return super().originals() if self.retrain else []
-
-    def vet(self, workspace: Workspace) -> None:
-        """Try every method, so that one that is broken costs no training."""
-        workspace.vet(self.with_floors)
 
     def choices(self, method: Method, query: Query) -> dict[str, Query]:
         """What ``method`` is asked for, by name: ``query`` in each region; whole alone where it is a floor."""
