@@ -445,11 +445,11 @@ def _run(given: dict[str, Any]) -> Run | Localized:
 
     _import_scores(given["score_files"], given["score_names"])
     chosen = _methods([*given["method_names"], *given["score_names"]], given["study_name"], given["settings"])
-    own = {name: given[name] for name in ("floors", "budgets", "seeds", "pairing")} | _shared(given)
     if given["boxes"]:
         if given["order"] is not None or given["max_queries"] is not None:
             raise InvalidInput("--box and --until-settled do not go together: give --queries for a fixed number.")
         return _localized(chosen, given, seeds=given["seeds"], pairing=given["pairing"])
+    own = {name: given[name] for name in ("floors", "budgets", "seeds", "pairing")} | _shared(given)
     if given["order"] is None:
         if given["max_queries"] is not None:
             raise InvalidInput("--max-queries is the limit of --until-settled; give --queries for a fixed number.")

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from bench.contracts import AttributionContext, Method
 from bench.diffusion.queries import Query
-from bench.diffusion.regions import Region
+from bench.diffusion.regions import Region, inside_image
 from bench.registry import register_method
 
 
@@ -51,7 +51,7 @@ class Pixel(Method):
         """Cosines of the pixels in ``region``, the larger of both sides of an image."""
 
         def flat(pixels: Tensor) -> Tensor:
-            return functional.normalize((region.of_image(pixels) if region else pixels).flatten(1), dim=1)
+            return functional.normalize(inside_image(pixels, region).flatten(1), dim=1)
 
         sides = [flat(generated) @ flat(context.dataset.pixels(flipped=flipped)).T for flipped in (False, True)]
         return torch.maximum(*sides)

@@ -15,6 +15,7 @@ from torch import Tensor
 from bench.contracts import Metric
 from bench.diffusion.observations import Observation, Regeneration
 from bench.diffusion.queries import Query
+from bench.diffusion.regions import inside_image
 from bench.registry import register_metric
 
 
@@ -30,5 +31,4 @@ class RegenerationMseInside(Metric):
 
     def value(self, query: Query, original: Tensor, retrained: Tensor) -> float:
         """Mean over pixels of the squared difference."""
-        difference = (retrained.double() - original.double()).square()
-        return float((query.region.of_image(difference) if query.region else difference).mean())
+        return float(inside_image((retrained.double() - original.double()).square(), query.region).mean())

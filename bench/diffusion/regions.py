@@ -93,6 +93,11 @@ def inside(values: Tensor, region: Region | None) -> Tensor:
     return values if region is None else region.of_latent(values)
 
 
+def inside_image(pixels: Tensor, region: Region | None) -> Tensor:
+    """What of ``pixels``, … × height × width, is in ``region``; all of it where that is None."""
+    return pixels if region is None else region.of_image(pixels)
+
+
 def parsed_corners(text: str) -> Corners | None:
     """The four whole numbers of "X0,Y0,X1,Y1"; None where ``text`` is something else."""
     try:
