@@ -160,6 +160,7 @@ def _line(line: Line, num_images: int) -> dict[str, Any]:
             "end": number(left.end),
         },
         "seconds": number(line.score_seconds),
+        "shared": number(line.shared),
         "settings": dict(line.settings),
         "digest": line.digest,
         "tuned": line.tuned_on,
