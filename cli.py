@@ -139,7 +139,9 @@ retraining_options = _options(
 )
 run_options = _options(
     methods_option,
-    click.option("--scores", "score_files", multiple=True, type=FOLDER, help="Scores made elsewhere."),
+    click.option(
+        "--scores", "score_files", multiple=True, type=FOLDER, help="Scores made elsewhere."
+    ),
     click.option("--name", "score_names", multiple=True, metavar="NAME", help="What to call the method of --scores."),
     click.option(
         "--floor", "floors", type=METHOD, multiple=True, help="Beside random; may be given repeatedly. [default: all]"
@@ -352,6 +354,36 @@ def attribute_(
         home = Run(study=study(given["study_name"]), methods=[], results=given["results"], device=given["device"])
         answer = attribute(home.open(progress), method, prompt, seed=seed, top=top, box=box, with_maps=with_maps)
     _show(answer)
+
+
+@main.group("queries", cls=BenchGroup)
+def queries_() -> None:
+    """Write the queries of a study as plain files, for methods that run elsewhere."""
+
+
+@queries_.command("export")
+@click.argument("output", type=FOLDER, metavar="DIR")
+@plugins
+@study_option
+@_folder("results/runs/STUDY")
+@device_option
+@click.option("--queries", "count", type=int, help="How many of the study's queries. [default: the study's]")
+@click.option("--images", "with_images", is_flag=True, help="Write the training images too.")
+def export_(output: Path, study_name: str, count: int | None, with_images: bool, **given: Any) -> None:
+    """Write pictures, prompts, noises and ids of the queries into DIR, so that a method in any language can start.
+
+    Scores come back by `bench run --scores FILE --name NAME`. Where the results folder has no queries yet, the
+    original model is trained first, which makes them.
+    """
+    from bench.experiments.exporting import export
+    from bench.experiments.leave_k_out import Run
+    from bench.foundation.console import console_here, progress_on
+    from bench.studies import study
+
+    with progress_on(console_here()) as progress:
+        home = Run(study=study(study_name), methods=[], num_queries=count, **given)
+        exported = export(home.open(progress), home.specs, output, with_images=with_images)
+    _show(exported)
 
 
 @main.command("tune")
