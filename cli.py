@@ -39,27 +39,21 @@ class _Folder(click.Path):
 
 FOLDER = _Folder(path_type=Path)
 KINDS = ("studies", "methods", "metrics")
+PLUGINS = "bench.plugins"
 
 
-def _method_names() -> list[str]:
-    from bench.registry import methods
+def _named(kind: str, *others: str) -> Named:
+    """A name that is completed without importing what it names."""
 
-    return ["all", *methods.names()]
+    def known() -> list[str]:
+        from bench.authoring.declared import declared
 
+        return [*others, *(name for each in declared(kind) for name in each.names)]
 
-def _metric_names() -> list[str]:
-    from bench.registry import metrics
-
-    return metrics.names()
-
-
-def _study_names() -> list[str]:
-    from bench.studies import STUDIES
-
-    return list(STUDIES)
+    return Named("NAME", known)
 
 
-METHOD, METRIC, STUDY = Named("NAME", _method_names), Named("NAME", _metric_names), Named("NAME", _study_names)
+METHOD, METRIC, STUDY = _named("methods", "all"), _named("metrics"), _named("studies")
 
 
 def _options(*options: Command) -> Command:
@@ -77,6 +71,7 @@ def _load_plugins(context: click.Context, option: click.Parameter, paths: Sequen
 
         for path in paths:
             load_plugin(path)
+        context.meta[PLUGINS] = paths
 
 
 def _use_weights(context: click.Context, option: click.Parameter, given: Sequence[Assigned]) -> None:
@@ -139,9 +134,7 @@ retraining_options = _options(
 )
 run_options = _options(
     methods_option,
-    click.option(
-        "--scores", "score_files", multiple=True, type=FOLDER, help="Scores made elsewhere."
-    ),
+    click.option("--scores", "score_files", multiple=True, type=FOLDER, help="Scores made elsewhere."),
     click.option("--name", "score_names", multiple=True, metavar="NAME", help="What to call the method of --scores."),
     click.option(
         "--floor", "floors", type=METHOD, multiple=True, help="Beside random; may be given repeatedly. [default: all]"
@@ -181,12 +174,19 @@ def main() -> None:
 @click.argument("kind", type=click.Choice(KINDS), required=False)
 @weights_option
 def list_(kind: str | None) -> None:
-    """List studies, methods and metrics, or one KIND of these."""
-    from bench.authoring.listing import listing
+    """List studies, methods and metrics; of one KIND, also variants, what each needs, and whether it runs here."""
+    if kind is not None or click.get_current_context().meta.get(PLUGINS):
+        from bench.authoring.listing import listing
+
+        for title in KINDS:
+            if kind in (None, title):
+                _table(*listing(title), title=title)
+        return
+    from bench.authoring.declared import declared
 
     for title in KINDS:
-        if kind in (None, title):
-            _table(*listing(title), title=title)
+        _table(("name", "what it is"), [(each.name, each.summary) for each in declared(title)], title=title)
+    _line("`bench list methods` and `bench list metrics` say more: variants, needs, and whether each runs here")
 
 
 @main.command()

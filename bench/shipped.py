@@ -28,6 +28,12 @@ def module(name: str) -> ModuleType:
     return import_module(f"{PRIVATE}.{name}")
 
 
+def folder(name: str) -> Path:
+    """Where the package ``name`` lies, which is not imported."""
+    inside = HERE / "_shipped"
+    return (inside if inside.is_dir() else CHECKOUT) / name
+
+
 def _is_ours(name: str) -> bool:
     """Whether ``import name`` finds what lies in this checkout, and not a module of the user's."""
     if (HERE / "_shipped").is_dir():
