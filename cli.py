@@ -427,10 +427,73 @@ def tune_(
 @_folder("results/STUDY")
 def leaderboard_(study_name: str, sources: Sequence[Path], results: Path | None) -> None:
     """Merge runs into a leaderboard: parquet, CSV, Markdown, figures and one HTML page. Trains nothing."""
+    from bench.experiments.submissions import accepted
     from bench.report.publishing import publish
     from bench.studies import study
 
-    _show(publish(study(study_name), sources, results or Path("results") / study_name))
+    board = results or Path("results") / study_name
+    _show(publish(study(study_name), [*sources, *accepted(board)], board))
+
+
+@main.command("submit")
+@plugins
+@weights_option
+@click.option("--results", type=FOLDER, help="Folder of the run.")
+@click.option("--method", "label", type=METHOD, help="As its table calls the method.")
+@click.option("--out", "output", type=FOLDER, help="Folder to write. [default: submissions/STUDY-METHOD]")
+@click.option("--check", "checked", type=FOLDER, help="Instead: a submission to check.")
+@click.option("--board", type=FOLDER, help="Results folder of the board. [default: results/STUDY]")
+@click.option("--sample", type=click.IntRange(0), default=0, help="With --check: how many removals to retrain.")
+@click.option("--seed", type=int, help="Of that draw. [default: another one each time]")
+@device_option
+def submit_(
+    results: Path | None, label: str | None, output: Path | None, checked: Path | None, board: Path | None, **given: Any
+) -> None:
+    """Write a method's rows, with all that they rest on, into a folder for a pull request; or check such a folder.
+
+    docs/taking-part.md tells the way from a run to the board. Exit code 1 where a submission is refused.
+    """
+    from bench.experiments.submissions import check, submit
+    from bench.foundation.console import console_here, progress_on
+
+    if checked is not None:
+        if results is not None or label is not None or output is not None:
+            raise InvalidInput("--check FOLDER stands alone, with --board, --sample, --seed and --device.")
+        with progress_on(console_here()) as progress:
+            found = check(checked, board=board, progress=progress, **given)
+    elif results is None or label is None:
+        raise InvalidInput("Give --results DIR and --method NAME to write a submission, or --check FOLDER.")
+    else:
+        found = submit(results, label, output, board=board)
+    _show(found)
+
+
+@main.group("season", cls=BenchGroup)
+def season_() -> None:
+    """Hidden queries: commit to them before a season, reveal them after it (docs/taking-part.md)."""
+
+
+@season_.command("commit")
+@click.argument("season", type=FOLDER, metavar="SEASON.json")
+@study_option
+@click.option("--queries", type=FOLDER, required=True, help="CSV file with the columns prompt and seed.")
+@click.option("--secret", type=FOLDER, required=True, help="File to write queries and salt to; keep it to yourself.")
+@click.option("--closes", required=True, metavar="DATE", help="Last day on which methods are taken.")
+def commit_(season: Path, study_name: str, queries: Path, secret: Path, closes: str) -> None:
+    """Write the hash of hidden queries to SEASON.json, which is published, and what it is of to --secret."""
+    from bench.experiments.seasons import commit
+
+    _show(commit(study_name, queries, season, secret, closes))
+
+
+@season_.command("reveal")
+@click.argument("season", type=FOLDER, metavar="SEASON.json")
+@click.option("--secret", type=FOLDER, required=True, help="The file of queries and salt, published by now.")
+def reveal_(season: Path, secret: Path) -> None:
+    """Say whether the queries of --secret are those that SEASON.json committed to."""
+    from bench.experiments.seasons import reveal
+
+    _show(reveal(season, secret))
 
 
 @main.command("doctor")
