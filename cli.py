@@ -496,6 +496,15 @@ def reveal_(season: Path, secret: Path) -> None:
     _show(reveal(season, secret))
 
 
+@main.command("compare")
+@click.argument("folders", nargs=-1, required=True, metavar="RESULTS…", type=FOLDER)
+def compare_(folders: Sequence[Path]) -> None:
+    """Say whether the boards in the folders RESULTS, and MSCOCO's as published, put the methods into the same order."""
+    from bench.report.agreement import compare
+
+    _show(compare(folders))
+
+
 @main.command("doctor")
 @click.argument("results", type=FOLDER)
 @click.option("--seal", is_flag=True, help="Write the digests of files that carry none into digests.json.")
