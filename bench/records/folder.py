@@ -10,6 +10,7 @@ A results folder belongs to one version of one study. Each function or constant 
     localized.*      what was attributed and measured in boxes    forgetting.*           what unlearning itself forgets
     reliability.*    what two scorings have in common
     failures/        requests and methods that failed, with their tracebacks
+    submissions/     of a board: what was sent in, each a results folder with a submission.json
     digests.json     sha256 of files that do not carry their own
     models/, checkpoints/, cache/, locks/, damaged/               large or transient: never committed
 """
@@ -36,6 +37,8 @@ BOARD_PAGE, BOARD_TABLE, BOARD_CSV = "leaderboard.html", "leaderboard.md", "lead
 DIGESTS = "digests.json"
 INDEX = "index.json"
 """The record of an encoded data set, in its folder."""
+SUBMISSION, SUBMISSIONS = "submission.json", "submissions"
+"""What a submission says of itself; the folder of a board's submissions, each of which is a results folder."""
 TUNING = "tuning"
 """The folder of held-out runs, which is a results folder of its own."""
 NEEDED = (STUDY, ROWS, MANIFEST, QUERIES)
@@ -137,7 +140,9 @@ def selections(root: Path, *, method: str = "*", method_digest: str = "*", query
     return sorted((root / "selections").glob(f"{method}-{method_digest}-{query_digest}{RECORD}"))
 
 
-OF_THE_FOLDER = (STUDY, QUERIES, ROWS, MANIFEST, LDS, LOCALIZED, LOCALIZED_MANIFEST, RELIABILITY, FORGETTING, DIGESTS)
+OF_THE_FOLDER = (
+    STUDY, QUERIES, ROWS, MANIFEST, LDS, LOCALIZED, LOCALIZED_MANIFEST, RELIABILITY, FORGETTING, DIGESTS, SUBMISSION,
+)  # fmt: skip
 COSTS = {
     "models": ("the weights of one model; what was observed of it stays", "it is trained again when they are needed"),
     "checkpoints": ("the steps of one training under way", "the training begins anew"),
@@ -156,6 +161,7 @@ COSTS = {
     LOCALIZED_MANIFEST: ("the record of what produced the values in boxes", "each command writes its part again"),
     RELIABILITY: ("what two scorings have in common", "`bench reliability` writes it again"),
     FORGETTING: ("what unlearning forgets", "`bench forgetting` writes it again"),
+    SUBMISSION: ("the list of what was sent in", "`bench submit` writes it again, from the run's folder"),
     DIGESTS: ("the digests of files without their own", "restore it, or `bench doctor --seal`"),
 }  # fmt: skip
 """What damage of each kind of artifact costs, and how it heals."""
