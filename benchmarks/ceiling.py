@@ -2,9 +2,10 @@
 
 Usage: python -m benchmarks.ceiling [--study small] [--queries 4] [--models 16] [--share 0.05] [--method magic]
 
-Each model is trained by the harness without ``--share`` of the images, drawn by chance, with the seed of the training
-that is differentiated, so that nothing else differs. The prediction is the sum of the removed images' scores. Printed: for each
-query the correlations of Pearson and Spearman over the models, the slope of measured on predicted, and the times.
+Each model is trained by the harness without ``--share`` of the images, drawn by chance, with the seed of the
+training that is differentiated, so that nothing else differs. The prediction is the sum of the removed images' scores.
+Printed: for each query the correlations of Pearson and Spearman over the models, the slope of measured on predicted;
+and the times.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ def main() -> None:
                 run.advance()
             model = DiffusionModel(training.config).load(run.trained_state())
             times = range(0, training.config.num_timesteps, 5)
-            return torch.stack([query_losses(model, query, times, seed=chosen.seed).double().mean() for query in queries])
+            return torch.stack(
+                [query_losses(model, query, times, seed=chosen.seed).double().mean() for query in queries]
+            )
 
         started = time.perf_counter()
         before = losses(())
@@ -71,9 +74,10 @@ def main() -> None:
         one, two = torch.stack(predicted).numpy(), torch.stack(measured).numpy()
     for column, query in enumerate(queries):
         x, y = one[:, column], two[:, column]
+        linear, ranks, slope = pearsonr(x, y).statistic, spearmanr(x, y).statistic, np.polyfit(x, y, 1)[0]
         print(
-            f"{query.id} {query.prompt}: Pearson {pearsonr(x, y).statistic:.2f}, Spearman {spearmanr(x, y).statistic:.2f}; "
-            f"predicted SD {x.std():.5f}, measured SD {y.std():.5f}, slope {np.polyfit(x, y, 1)[0]:.3f}"
+            f"{query.id} {query.prompt}: Pearson {linear:.2f}, Spearman {ranks:.2f}; predicted SD {x.std():.5f}, "
+            f"measured SD {y.std():.5f}, slope {slope:.3f}"
         )
     print(f"{given.models} models without {count} of {len(chosen.dataset)} images; {describe()}")
 

@@ -49,7 +49,9 @@ def test_datainf_is_the_mean_of_explicit_inverses_layer_by_layer(context, querie
             v = slope[name].flatten()
             along = (flat @ v / flat.square().sum(1))[:, None] * flat
             solved = along / (added + flat.square().sum(1))[:, None] + (v - along) / added
-            torch.testing.assert_close(direction[name].flatten(), solved.mean(0), rtol=1e-3, atol=1e-3 * float(v.norm()))
+            torch.testing.assert_close(
+                direction[name].flatten(), solved.mean(0), rtol=1e-3, atol=1e-3 * float(v.norm())
+            )
 
 
 @pytest.mark.parametrize("method", METHODS, **names)

@@ -77,7 +77,8 @@ def test_derivatives_equal_finite_differences_in_float64(training):
             weights[image] += sign * 1e-7  # the second step bends sharply: moments near AdamW's ε
             values.append(float(outcome(steps, trained(steps, weights)[-1].average, asked)))
         assert float(found[image]) == pytest.approx((values[0] - values[1]) / 2e-7, rel=1e-4, abs=2e-9)
-    assert found.count_nonzero() == len(drawn.unique())
+    counted = drawn[:32].unique()  # the last step has a learning rate of zero
+    assert found.nonzero().flatten().tolist() == counted.tolist()
 
 
 def test_the_steps_are_the_trainers(training):
@@ -95,7 +96,8 @@ def test_a_replay_of_the_trainer_gives_the_derivatives_of_its_steps(training):
     asked = inputs_of(exact, training)
     expected = derivatives(exact, training, trained(exact), asked)
     replay, steps = replayed(training, CPU, with_progress), Steps(training, CPU)
-    assert isinstance(replay, Replayed) and len(replay.kept) == 2  # every third step
+    assert isinstance(replay, Replayed)
+    assert len(replay.kept) == 2
     average = replay.run.average.clone().requires_grad_(True)
     slope = torch.autograd.grad(outcome(steps, average, asked), average)[0]
     found, counts = replay.derivatives(steps, [slope, -2 * slope], with_progress)
@@ -107,7 +109,8 @@ def test_a_replay_of_the_trainer_gives_the_derivatives_of_its_steps(training):
 def test_scores_follow_ids_and_sum_to_zero_over_draws(context, queries, training):
     known = replace(context, trainings={"judge": training})
     scores = Magic(timestep_stride=100).scores(known, queries)
-    assert scores.shape == (2, 80) and (scores.std(1) > 0).all()
+    assert scores.shape == (2, 80)
+    assert (scores.std(1) > 0).all()
     torch.testing.assert_close(scores.double().sum(1), torch.zeros(2).double(), rtol=0, atol=1e-6)
     order = torch.randperm(80, generator=torch.Generator().manual_seed(0))
     dataset = replace(context.dataset, ids=tuple(context.dataset.ids[i] for i in order))

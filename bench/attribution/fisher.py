@@ -4,17 +4,17 @@ A draw is one training image, flip, noise and timestep, and a sample of its own:
 
     F = mean over draws of g gᵀ,   g = ∇L_t(z, θ0) of one draw           (the empirical Fisher of the loss itself)
 
-The generalised Gauss-Newton matrix of that loss, a mean over E elements, is a mean over draws and over sampled targets:
+The generalised Gauss-Newton matrix of that loss, a mean over E elements, is a mean over draws and sampled targets:
 
-    G = mean over draws of (2 / E) JᵀJ,   J = ∂ε_θ/∂θ,   = mean of s sᵀ,   s = √(2 / E) Jᵀu,   u ~ N(0, 1) for each element
+    G = mean over draws of (2 / E) JᵀJ = mean of s sᵀ,   J = ∂ε_θ/∂θ,   s = √(2 / E) Jᵀu,   u ~ N(0, 1) each
 
 which are gradients too, of √(2 / E) u·ε_θ (Martens, 2020, arXiv 1412.1193). Sums over draws are kept in float64.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import torch
@@ -64,11 +64,11 @@ def mean_over_draws(
         unet = differentiable_copy(model.unet, selection)
         inputs = (data.latents[images, mirrored], data.states_of(images), timesteps, noise)
         moved = [part.to(model.device) for part in inputs]
-        outputs = partial(model.losses, *moved, unet=unet)
         if output == PREDICTION:
-            sampled = seeds.normal(tuple(noise.shape), "ggn", context.seed, int(draws[0])).to(model.device)
-            outputs = partial(along, model, unet, *moved, sampled)
-        summed = sums(unet, outputs)
+            u = seeds.normal(tuple(noise.shape), "ggn", context.seed, int(draws[0])).to(model.device)
+            summed = sums(unet, lambda: along(u, model, unet, *moved))
+        else:
+            summed = sums(unet, lambda: model.losses(*moved, unet=unet))
         return {name: value.double().cpu() for name, value in summed.items()}
 
     parts = parallel(part_sums, torch.arange(num_draws).split(DRAWS_AT_ONCE))
@@ -76,11 +76,11 @@ def mean_over_draws(
 
 
 def along(
-    model: DiffusionModel, unet: nn.Module, latents: Tensor, states: Tensor, timesteps: Tensor, noise: Tensor, u: Tensor
+    u: Tensor, model: DiffusionModel, unet: nn.Module, latents: Tensor, states: Tensor, timesteps: Tensor, noise: Tensor
 ) -> Float[Tensor, " batch"]:
     """√(2 / E) u·ε_θ of each draw: its gradient is s."""
     predicted = model.predict_noise(model.noised(latents, noise, timesteps), timesteps, states, unet=unet)
-    return (2 / u[0].numel()) ** 0.5 * (u * predicted).flatten(1).sum(1)
+    return (u * predicted).flatten(1).sum(1) * math.sqrt(2 / u[0].numel())
 
 
 def diagonal_fisher(context: AttributionContext, selection: str, num_draws: int) -> Gradients:

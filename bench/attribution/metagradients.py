@@ -1,8 +1,8 @@
 """Derivatives through a whole training: of a function of the trained weights by the weight of every training image.
 
 A training is a chain of steps x_{s+1} = step(x_s, w), with x the weights, AdamW's two moments and the running average
-of the weights, and w the weight of each image's loss, all 1. The chain is gone through backwards: the adjoint of x_{s+1}
-becomes that of x_s, and what it says of w is added up. For step s with gradient g of the batch's loss,
+of the weights, and w the weight of each image's loss, all 1. The chain is gone through backwards: the adjoint of
+x_{s+1} becomes that of x_s, and what it says of w is added up. For step s with gradient g of the batch's loss,
 
     ĝ = g · min(1, clip / ‖g‖)      m' = β₁ m + (1 − β₁) ĝ      v' = β₂ v + (1 − β₂) ĝ²
     θ' = (1 − η λ) θ − η m̂ / (√v̂ + ε)                           a' = a + (1 − d)(θ' − a)
@@ -50,10 +50,10 @@ class WithWeights(nn.Module):
 
     def __init__(self, unet: nn.Module, weights: Float[Tensor, " weights"]) -> None:
         super().__init__()
-        self.parts, start = (unet, {}), 0
-        for name, parameter in unet.named_parameters():
-            self.parts[1][name] = weights[start : start + parameter.numel()].view_as(parameter)
-            start += parameter.numel()
+        named = dict(unet.named_parameters())
+        pieces = weights.split([parameter.numel() for parameter in named.values()])
+        views = {name: piece.view_as(named[name]) for name, piece in zip(named, pieces, strict=True)}
+        self.parts = unet, views  # in a tuple: not a submodule, whose weights would be looked for
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The U-Net's output."""
@@ -72,7 +72,8 @@ class Steps:
     def __init__(self, training: Training, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.training, self.recipe, self.dtype = training, training.recipe, dtype
         self.model = DiffusionModel(training.config, seed=training.job.seed, device=device)
-        self.model.unet.to(dtype)
+        for weight in self.model.unet.parameters():
+            weight.data = weight.data.to(dtype)
         self.draws = training.draws(self.model)
 
     def start(self) -> State:
