@@ -11,8 +11,8 @@ differs from another's by the image alone.
 Reference: Serrà et al., arXiv 2605.17938, and its released code (Apache-2.0, read and not copied) for what the paper's
 text leaves out: λ = 0.2, the stop at 95 % of the null loss, 100 noises, 10⁻³. In its weighting (EDM's) the null loss is
 1 at all noise levels; dividing by the null loss of each timestep gives the same here. Deviations: all weights move
-(theirs: the MLPs of a transformer, without biases); the stop takes a running mean of the batches' losses, and a limit
-of steps; the larger of both sides; the learning rate is a setting (theirs: a tenth of the training's). They leave out the
+(theirs: a transformer's MLPs, without biases); the stop takes a running mean of the batches' losses, and a limit of
+steps; the larger of both sides; the learning rate is a setting (theirs: a tenth of the training's). They leave out the
 least noisy 30 % of EDM's schedule, σ < 0.32: in this one, t < 100.
 """
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bench.attribution.metagradients import Replayed, State, Steps, WithWeights, _state, replayed
+from bench.diffusion.losses import query_loss_inputs
 from bench.diffusion.training import Training, TrainingJob
 from bench.errors import InvalidInput, MethodFailed, Unavailable
 from methods.magic import Magic
@@ -116,6 +117,20 @@ def test_scores_follow_ids_and_sum_to_zero_over_draws(context, queries, training
     dataset = replace(context.dataset, ids=tuple(context.dataset.ids[i] for i in order))
     reordered = Magic(timestep_stride=100).scores(replace(known, dataset=dataset), queries)
     torch.testing.assert_close(reordered, scores[:, order])
+
+
+def test_a_score_is_the_rise_of_the_loss_when_an_images_draws_go_to_others(context, queries, training):
+    scores = Magic(timestep_stride=100).scores(replace(context, trainings={"judge": training}), queries[:1])[0]
+    steps, step = Steps(training, CPU, torch.float64), 1e-7
+    inputs = query_loss_inputs(context.model, queries[0], range(0, 1000, 100), context.seed)
+    drawn = torch.cat([steps.draws.at(number).images for number in range(5)])
+    for image in (int(scores.argmax()), int(scores.argmin())):
+        values = []
+        for sign in (1, -1):
+            weights = torch.ones(80).double() + sign * step * int((drawn == image).sum()) / 40
+            weights[image] -= sign * step
+            values.append(float(outcome(steps, trained(steps, weights)[-1].average, inputs)))
+        assert float(scores[image]) == pytest.approx((values[0] - values[1]) / (2 * step), rel=0.05)
 
 
 def test_what_it_cannot_do_is_refused(context, queries, training):
