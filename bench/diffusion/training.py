@@ -283,6 +283,32 @@ class TrainingRun:
         }
 
 
+@dataclass(frozen=True, eq=False)
+class Training:
+    """A training that can be done again: everything that the bits of a model depend on.
+
+    Attributes:
+        config: of the model.
+        data: all of D, as the training saw it, ids: of its images, in the order in which they are drawn.
+        recipe: how.
+        job: what is left out, and the seed.
+    """
+
+    config: ModelConfig
+    data: TrainingData
+    ids: tuple[str, ...]
+    recipe: Recipe
+    job: TrainingJob
+
+    def run(self, device: torch.device) -> TrainingRun:
+        """The training at its beginning."""
+        return TrainingRun(self.config, self.data, self.recipe, self.job, device=device)
+
+    def draws(self, model: DiffusionModel) -> DrawStream:
+        """What it draws for ``model``, which has the shape of its own."""
+        return DrawStream(self.job, len(self.data), model, self.recipe)
+
+
 @runtime_checkable
 class Trainer(Protocol):
     """Steps trainings until all are finished; yields the losses of those under way after each step."""
