@@ -1,6 +1,6 @@
-"""Who trains: one small interface with two engines, this process and N local worker processes.
+"""Who trains: one small interface with two engines of this machine, this process and N local worker processes.
 
-A cluster engine will be a third. All of them fulfil requests through the same ledger, whose files and locks are the
+``bench.retraining.crews`` has those of other machines. All of them fulfil requests through the same ledger, whose files and locks are the
 only thing they share; so it does not matter which engine, or which other run on the same folder, finished what.
 
 What one request raises is its own outcome, kept with its traceback in ``failures/``; the others go on. Two things stop
@@ -31,21 +31,15 @@ from bench.errors import PluginFailed, ResultsFolderError, TrainingFailed, Unkno
 from bench.foundation.machine import compute_threads, worker_threads
 from bench.records.store import Store, folder_error
 from bench.registry import load_plugin, metrics
-from bench.retraining.ledger import Busy, Ledger, Request
+from bench.retraining.ledger import TRIES, Busy, Ledger, Request, WorkerDied
 from bench.studies import Study
 
 REPORT_SECONDS = 0.5
 BUSY_PAUSE_SECONDS = 1.0
-TRIES = 3
-"""A request whose worker died so many times is set aside as failed."""
 TRAINING_TRIES = 2
 """A training that raises is begun so many times, unless it diverged: the same numbers would come again."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 OnStep = Callable[[int, int], None]
-
-
-class WorkerDied(TrainingFailed):
-    """The process that trained was killed, each time that it was tried."""
 
 
 @dataclass(frozen=True)
@@ -224,8 +218,11 @@ def attempt(
     except (Exception, SystemExit) as error:
         if isinstance(error, OSError) and error.errno in FULL:
             raise folder_error(ledger.store.root, error) from error
-        ledger.keep_failure(request.job, error)
-        if again and not isinstance(error, PluginFailed | TrainingFailed):  # those would fail again
+        if isinstance(error, SystemExit) and ledger.should_stop():
+            raise  # it is this process that is to end
+        goes_on = bool(again) and not isinstance(error, PluginFailed | TrainingFailed)  # those would fail again
+        ledger.keep_failure(request.job, error, again=goes_on)
+        if goes_on:
             ledger.store.note(f"A training failed ({reason_of(error)}): it is tried again.")
             return attempt(ledger, index, request, on_step, again=again - 1)
         return Outcome(index, ledger.reason(request.job, error), type(cause_of(error)).__name__)

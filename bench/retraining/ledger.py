@@ -11,15 +11,14 @@ import hashlib
 import json
 import time
 import traceback
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import Timeout
 from torch import Tensor
 
 from bench.data.dataset import places_of
@@ -27,15 +26,26 @@ from bench.diffusion.model import DiffusionModel
 from bench.diffusion.observations import Observation
 from bench.diffusion.queries import Query
 from bench.diffusion.training import Trainer, TrainingData, TrainingJob, TrainingRun, train_together
-from bench.errors import BenchError, DamagedArtifact, MetricFailed, PluginFailed, cause_of, reason_of
+from bench.errors import (
+    BenchError,
+    DamagedArtifact,
+    MetricFailed,
+    PluginFailed,
+    TrainingFailed,
+    cause_of,
+    reason_of,
+)
 from bench.foundation import border
 from bench.foundation.digests import digest_of
 from bench.foundation.machine import active_threads, machine_kind
 from bench.records import folder
+from bench.records.claims import Claim, Held
 from bench.records.store import Store
 from bench.studies import Study
 
 CHECKPOINT_SECONDS = 15.0
+TRIES = 3
+"""A request whose worker died so many times in a row, without a new checkpoint, is set aside as failed."""
 OBSERVED = "observing "
 """Begins the names of the facts that say how many seconds an observation takes for as many queries as threads."""
 Steps = Callable[[int], None]
@@ -43,6 +53,10 @@ Steps = Callable[[int], None]
 
 class Busy(Exception):
     """Another process is at work on this model."""
+
+
+class WorkerDied(TrainingFailed):
+    """The process that trained was killed, each time that it was tried."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +87,8 @@ class Ledger:
         workers: how many processes such as this one train side by side; kept with the times, which depend on it.
         should_stop: asked after each step; True leaves a checkpoint and raises KeyboardInterrupt.
         trainer: steps the trainings.
+        most_deaths: a model that so many processes in a row died of, without a new checkpoint, is not tried
+            again; None for no such limit.
     """
 
     def __init__(
@@ -87,6 +103,7 @@ class Ledger:
         workers: int = 1,
         should_stop: Callable[[], bool] = lambda: False,
         trainer: Trainer = train_together,
+        most_deaths: int | None = None,
     ) -> None:
         self.study, self.store, self.device = study, store, device
         self.observations = {observation.name: observation for observation in observations}
@@ -95,6 +112,7 @@ class Ledger:
         self.workers = workers
         self.should_stop = should_stop
         self.trainer = trainer
+        self.most_deaths = most_deaths
         self._data: TrainingData | None = None
         self._seconds: dict[str, str] = {}
         self._keys: dict[TrainingJob, str] = {}
@@ -165,18 +183,43 @@ class Ledger:
         """
         found = self._load(job)
         if found is None:
-            try:
-                with self.store.lock(f"model-{self.key(job)}", timeout=-1.0 if wait else 0.0):
-                    found = self._load(job) or self._train(job, on_step)
-            except Timeout:
-                raise Busy(self.key(job)) from None
+            with self._claimed(job, wait=wait) as claim:
+                found = self._load(job) or self._train(job, on_step, claim)
         return found
+
+    @contextmanager
+    def _claimed(self, job: TrainingJob, *, wait: bool) -> Iterator[Claim]:
+        """Be the only one at work on the model of ``job``.
+
+        Raises Busy where another process is and ``wait`` is False, WorkerDied where too many died of it.
+        """
+        try:
+            with self.store.lock(f"model-{self.key(job)}", timeout=-1.0 if wait else 0.0, mark=self._mark(job)) as claim:
+                if self.most_deaths is not None and claim.deaths >= self.most_deaths:
+                    raise WorkerDied(
+                        f"Its worker died {claim.deaths} times (the last one on {claim.taken_from}): memory may be short."
+                    )
+                yield claim
+        except Held:
+            raise Busy(self.key(job)) from None
+
+    def _mark(self, job: TrainingJob) -> str:
+        """How far the training of ``job`` has come: differs for each checkpoint."""
+        try:
+            facts = self.store.path(*folder.checkpoint(self.key(job))).stat()
+        except FileNotFoundError:
+            return ""
+        return f"{facts.st_mtime_ns}"
 
     def fulfil(self, request: Request, on_step: Steps = lambda step: None, *, wait: bool = True) -> None:
         """Train (or find) the model of ``request`` and observe on it what is missing."""
-        if not self.is_due(request):
-            return
-        model = self.model(request.job, on_step, wait=wait)
+        if self.is_due(request):
+            with self._claimed(request.job, wait=wait):
+                if self.is_due(request):
+                    self._fulfil(request, on_step)
+
+    def _fulfil(self, request: Request, on_step: Steps) -> None:
+        model = self.model(request.job, on_step)
         if not request.queries:
             return
         key = self.key(request.job)
@@ -214,13 +257,14 @@ class Ledger:
         facts[f"{OBSERVED}{observation.name}"] = f"{(time.monotonic() - started) / rounds:.4f}"
         return dict(zip([query.observed_as(observation.name) for query in queries], values, strict=True))
 
-    def keep_failure(self, job: TrainingJob, error: BaseException) -> None:
-        """Keep why ``job`` failed, with the traceback and how often it did."""
+    def keep_failure(self, job: TrainingJob, error: BaseException, *, again: bool = False) -> None:
+        """Keep why ``job`` failed, with the traceback, how often it did, and whether it is being tried ``again``."""
         before = self.store.record(*folder.failure(self.key(job))) or {}
         cause = cause_of(error)
         record = {
             "tries": int(before.get("tries", 0)) + 1,
             "set_aside": not isinstance(error, PluginFailed),
+            "tried_again": again,
             "type": type(cause).__name__,
             "message": str(cause),
             "traceback": "".join(traceback.format_exception(error)),
@@ -239,6 +283,13 @@ class Ledger:
         if not found.get("set_aside"):
             return ""
         return f"{found['type']}: {found['message']} (set aside on {found['date']}; --retry-failed tries it again)"
+
+    def failure(self, job: TrainingJob) -> tuple[str, str]:
+        """Why ``job`` failed when it was tried last, and the type of the exception; both "" where it did not."""
+        found = self.store.record(*folder.failure(self.key(job))) or {}
+        if not found or found.get("tried_again"):
+            return "", ""
+        return f"{found['type']}: {found['message']}", str(found["type"])
 
     def forget_failure(self, job: TrainingJob) -> None:
         """It succeeded in the end."""
@@ -274,7 +325,7 @@ class Ledger:
             return None
         return DiffusionModel(self.study.model, seed=job.seed, device=self.device).load(found[0])
 
-    def _train(self, job: TrainingJob, on_step: Steps) -> DiffusionModel:
+    def _train(self, job: TrainingJob, on_step: Steps, claim: Claim) -> DiffusionModel:
         run = TrainingRun(self.study.model, self.data, self.study.recipe, job, device=self.device)
         place = folder.checkpoint(self.key(job))
         kept = self.store.tensors(*place)
@@ -290,6 +341,8 @@ class Ledger:
                 if self.should_stop():
                     raise KeyboardInterrupt
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    if not claim.is_held():  # this machine was asleep, and another went on
+                        raise Busy(self.key(job))
                     self._save_checkpoint(place, run, spent + time.monotonic() - started)
                     saved = time.monotonic()
         except KeyboardInterrupt:
