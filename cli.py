@@ -135,6 +135,10 @@ retraining_options = _options(
     click.option("--queries", type=int, help="How many of the study's queries. [default: the study's]"),
     click.option("--workers", type=int, default=1, show_default=True, help="Processes that train side by side."),
     click.option(
+        "--stack", type=int, default=1, show_default=True, metavar="M",
+        help="Train M models in one stack, for a GPU; another version of the study, as the last digits differ.",
+    ),
+    click.option(
         "--engine", default="local", show_default=True, metavar="NAME",
         help="Who trains: local processes, slurm, dask, or external: whoever runs `bench work` on the results folder.",
     ),
@@ -490,8 +494,10 @@ def _shared(given: dict[str, Any]) -> dict[str, Any]:
     from bench.registry import metrics
     from bench.studies import study
 
+    chosen = study(given["study_name"])
+    recipe = replace(chosen.recipe, stack=given.get("stack", 1))
     return {
-        "study": replace(study(given["study_name"]), seed=given["seed"]),
+        "study": replace(chosen, seed=given["seed"], recipe=recipe),
         "metrics": [metrics.create(name) for name in given["metric_names"]],
         "num_queries": given["queries"],
         "results": given["results"],

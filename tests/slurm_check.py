@@ -120,16 +120,14 @@ def disturb(root: Path) -> list[str]:
     ):
 
         def running(act: Callable[[str], object] = act) -> bool:
-            for path in (root / "logs").glob("*_log.out"):
-                job = path.name.split("_0_log")[0]
-                if job not in disturbed and said("squeue", "--noheader", f"--jobs={job}", "--format=%T") == "RUNNING":
-                    if not list((root / "locks").glob("model-*.claim")):
-                        return False
-                    time.sleep(1)
-                    act(job)
-                    disturbed.append(job)
-                    return True
-            return False
+            jobs = said("squeue", "--noheader", "--states=RUNNING", "--format=%i").split()
+            other = [job for job in jobs if job not in disturbed]
+            if len(list((root / "locks").glob("model-*.claim"))) < len(jobs) or not other:
+                return False
+            time.sleep(1)
+            act(other[0])
+            disturbed.append(other[0])
+            return True
 
         wait_for("a task that trains", running, 240)
     return disturbed
@@ -159,11 +157,11 @@ def check(home: Path) -> None:
     for path in folder.models(alone):
         one, other = read_tensors(path)[0], read_tensors(array / "models" / path.name)[0]
         assert all(torch.equal(one[name], other[name]) for name in one), path.name
-    logs = "\n".join(path.read_text() for path in (array / "logs").glob("*.out"))
+    logs = "\n".join(path.read_text() for path in (array / "logs").rglob("*.out"))
     trained = Counter(re.findall(r"^([0-9a-f]{16}): trained", logs, re.MULTILINE))
     assert trained, "the workers trained nothing"
     assert set(trained.values()) == {1}, f"trained twice: {trained}"
-    restarts = len(re.findall(r"Caught signal SIGUSR2", "".join(p.read_text() for p in (array / "logs").glob("*"))))
+    restarts = len(re.findall(r"Caught signal SIGUSR2", "".join(p.read_text() for p in (array / "logs").rglob("*.err"))))
     print(
         f"check-slurm: {len(left)} values and {len(folder.models(alone))} models equal; "
         f"{sum(trained.values())} models trained by the array, each once; {restarts} task checkpointed by submitit"

@@ -92,6 +92,8 @@ class Experiment(ABC, Generic[R]):
 
     def __post_init__(self) -> None:
         check_engine(self.engine, self.engine_options)
+        if self.study.recipe.stack > 1 and self.engine == "local" and self.workers > 1:
+            raise InvalidInput("--stack and --workers do not go together: one process trains the whole stack.")
         for name, most in (("workers", MOST_WORKERS), ("threads", MOST_WORKERS)):
             check_count(name, getattr(self, name), most)
         if not math.isfinite(self.size_limit_mib) or self.size_limit_mib < 0:
@@ -124,7 +126,9 @@ class Experiment(ABC, Generic[R]):
     @property
     def folder(self) -> Path:
         """The results folder."""
-        return Path(self.results) if self.results else Path("results/runs") / self.study.name
+        stack = self.study.recipe.stack
+        name = self.study.name + (f"-stack{stack}" if stack > 1 else "")  # another version of the study
+        return Path(self.results) if self.results else Path("results/runs") / name
 
     @property
     def query_count(self) -> int:
@@ -233,7 +237,8 @@ class Experiment(ABC, Generic[R]):
     def _train_originals(self, workspace: Workspace) -> None:
         """In a new folder, θ0 and the models that removals are compared with, side by side where there are workers."""
         known = set(load_queries(workspace.store))
-        if (self.workers > 1 or self.engine != "local") and not known.issuperset(spec.id for spec in self.specs):
+        side_by_side = self.workers > 1 or self.engine != "local" or self.study.recipe.stack > 1
+        if side_by_side and not known.issuperset(spec.id for spec in self.specs):
             workspace.train([workspace.original_job(), *self.originals()])
 
 

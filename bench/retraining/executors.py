@@ -10,6 +10,7 @@ all of them: an interrupt, which leaves a checkpoint, and a results folder that 
 from __future__ import annotations
 
 import errno
+import itertools
 import multiprocessing
 import os
 import signal
@@ -124,6 +125,7 @@ class Inline(Executor):
         """Each in its turn."""
         pending = Pending(requests)
         while pending.left:
+            prepare(self.ledger, dict(pending.left), on_step)
             index, request = pending.left.popleft()
             try:
                 yield attempt(self.ledger, index, request, lambda step, index=index: on_step(index, step))  # type: ignore[misc]
@@ -131,6 +133,24 @@ class Inline(Executor):
                 pending.put_last(index, request)
             else:
                 pending.one_is_done()
+
+
+def prepare(ledger: Ledger, requests: Mapping[int, Request], on_step: OnStep) -> None:
+    """Where the recipe stacks models and the first request's is untrained: train it with as many others as fit."""
+    if ledger.study.recipe.stack == 1 or ledger.is_trained(next(iter(requests.values())).job):
+        return
+    wanted = {
+        index: each.job
+        for index, each in requests.items()
+        if ledger.is_due(each) and not ledger.is_trained(each.job)
+    }
+    chosen = dict(itertools.islice(wanted.items(), ledger.study.recipe.stack))
+    try:
+        ledger.prepare(list(chosen.values()), lambda step: [on_step(index, step) for index in chosen] and None)
+    except ResultsFolderError:
+        raise
+    except Exception as error:  # each is tried by itself next, and its failure kept
+        ledger.store.note(f"A stack of {len(chosen)} models failed ({reason_of(error)}): they are tried one by one.")
 
 
 class LocalWorkers(Executor):

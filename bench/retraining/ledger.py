@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ from bench.data.dataset import places_of
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.observations import Observation
 from bench.diffusion.queries import Query
+from bench.diffusion.stacking import train_stacked
 from bench.diffusion.training import Trainer, TrainingData, TrainingJob, TrainingRun, train_together
 from bench.errors import (
     BenchError,
@@ -86,7 +88,7 @@ class Ledger:
         size_limit_mib: trained models beyond it are deleted, the oldest first; their observations stay.
         workers: how many processes such as this one train side by side; kept with the times, which depend on it.
         should_stop: asked after each step; True leaves a checkpoint and raises KeyboardInterrupt.
-        trainer: steps the trainings.
+        trainer: steps the trainings; by default what the recipe asks for.
         most_deaths: a model that so many processes in a row died of, without a new checkpoint, is not tried
             again; None for no such limit.
     """
@@ -102,7 +104,7 @@ class Ledger:
         size_limit_mib: float = 1024.0,
         workers: int = 1,
         should_stop: Callable[[], bool] = lambda: False,
-        trainer: Trainer = train_together,
+        trainer: Trainer | None = None,
         most_deaths: int | None = None,
     ) -> None:
         self.study, self.store, self.device = study, store, device
@@ -111,10 +113,11 @@ class Ledger:
         self.size_limit_mib = size_limit_mib
         self.workers = workers
         self.should_stop = should_stop
-        self.trainer = trainer
+        self.trainer = trainer or (train_stacked if study.recipe.stack > 1 else train_together)
         self.most_deaths = most_deaths
         self._data: TrainingData | None = None
         self._seconds: dict[str, str] = {}
+        self._spent: dict[str, float] = {}
         self._keys: dict[TrainingJob, str] = {}
 
     @property
@@ -325,40 +328,82 @@ class Ledger:
             return None
         return DiffusionModel(self.study.model, seed=job.seed, device=self.device).load(found[0])
 
-    def _train(self, job: TrainingJob, on_step: Steps, claim: Claim) -> DiffusionModel:
+    def prepare(self, jobs: Sequence[TrainingJob], on_step: Steps = lambda step: None) -> None:
+        """Train as many of ``jobs`` in one stack as the recipe says: those that nobody is at work on.
+
+        What diverges is left untrained, so that whoever needs it meets its failure.
+        """
+        with ExitStack() as stack:
+            runs: dict[TrainingRun, Claim] = {}
+            for job in dict.fromkeys(jobs):
+                if len(runs) == self.study.recipe.stack:
+                    break
+                with suppress(Busy, WorkerDied):
+                    claim = stack.enter_context(self._claimed(job, wait=False))
+                    if not self.is_trained(job):
+                        runs[self._run(job)] = claim
+            if runs:
+                first = min(run.step for run in runs)
+                self._advance({run: claim for run, claim in runs.items() if run.step == first}, on_step)
+
+    def _run(self, job: TrainingJob) -> TrainingRun:
+        """The training of ``job``, from its checkpoint where there is one."""
         run = TrainingRun(self.study.model, self.data, self.study.recipe, job, device=self.device)
-        place = folder.checkpoint(self.key(job))
-        kept = self.store.tensors(*place)
-        spent = 0.0
+        kept = self.store.tensors(*folder.checkpoint(self.key(job)))
         if kept is not None:
             run.restore(kept[0])
-            spent = float(kept[1]["seconds"])
-        started = saved = time.monotonic()
-        steps = self.trainer([run])
-        try:
-            for _ in steps:
-                on_step(run.step)
-                if self.should_stop():
-                    raise KeyboardInterrupt
-                if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    if not claim.is_held():  # this machine was asleep, and another went on
-                        raise Busy(self.key(job))
-                    self._save_checkpoint(place, run, spent + time.monotonic() - started)
-                    saved = time.monotonic()
-        except KeyboardInterrupt:
-            self._save_checkpoint(place, run, spent + time.monotonic() - started)
-            raise
-        seconds = spent + time.monotonic() - started
-        self._seconds[self.key(job)] = f"{seconds:.2f}"
-        state = run.trained_state()
-        self.store.write_tensors(folder.model(self.key(job)), state, seconds=f"{seconds:.2f}", seed=str(job.seed))
-        self.store.path(*place).unlink(missing_ok=True)
+        self._spent[self.key(job)] = float(kept[1]["seconds"]) if kept else 0.0
+        return run
+
+    def _train(self, job: TrainingJob, on_step: Steps, claim: Claim) -> DiffusionModel:
+        run = self._run(job)
+        [state] = self._advance({run: claim}, on_step)
+        if state is None:
+            raise TrainingFailed(f"The loss was not finite at step {run.step - 1}; lower the recipe's learning_rate.")
         self._prune()
         return DiffusionModel(self.study.model, seed=job.seed, device=self.device).load(state)
 
-    def _save_checkpoint(self, place: tuple[str, ...], run: TrainingRun, seconds: float) -> None:
-        if not run.finished:
-            self.store.write_tensors(place, run.checkpoint(), seconds=f"{seconds:.2f}")
+    def _advance(self, runs: Mapping[TrainingRun, Claim], on_step: Steps) -> list[dict[str, Tensor] | None]:
+        """Train ``runs`` together; keeps their models and returns their states, None for those that diverged."""
+        began = saved = time.monotonic()
+        healthy = set(runs)
+
+        def seconds(run: TrainingRun) -> float:
+            """Of one model: its share."""
+            return self._spent[self.key(run.job)] + (time.monotonic() - began) / len(runs)
+
+        def save() -> None:
+            for run in healthy:
+                if not run.finished:
+                    place = folder.checkpoint(self.key(run.job))
+                    self.store.write_tensors(place, run.checkpoint(), seconds=f"{seconds(run):.2f}")
+
+        try:
+            for losses in self.trainer(list(runs)):
+                healthy -= {run for run, loss in zip(runs, losses, strict=True) if not math.isfinite(loss)}
+                if not healthy:
+                    break
+                on_step(min(run.step for run in runs))
+                if self.should_stop():
+                    raise KeyboardInterrupt
+                if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    for run, claim in runs.items():
+                        if not claim.is_held():  # this machine was asleep, and another went on
+                            raise Busy(self.key(run.job))
+                    save()
+                    saved = time.monotonic()
+        except KeyboardInterrupt:
+            save()
+            raise
+        return [self._kept(run, seconds(run)) if run in healthy else None for run in runs]
+
+    def _kept(self, run: TrainingRun, seconds: float) -> dict[str, Tensor]:
+        """The weights of a finished training, kept in place of its checkpoint."""
+        key, state = self.key(run.job), run.trained_state()
+        self._seconds[key] = f"{seconds:.2f}"
+        self.store.write_tensors(folder.model(key), state, seconds=f"{seconds:.2f}", seed=str(run.job.seed))
+        self.store.path(*folder.checkpoint(key)).unlink(missing_ok=True)
+        return state
 
     def _prune(self) -> None:
         """Delete the oldest models beyond the size limit; the original and the newest stay."""

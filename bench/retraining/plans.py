@@ -31,6 +31,7 @@ def write(store: Store, engine: Engine, requests: Sequence[Request]) -> Path:
     record = {
         "study": engine.study.name,
         "seed": engine.study.seed,
+        "stack": engine.study.recipe.stack,
         "digest": engine.study.digest,
         "metrics": list(engine.metric_names),
         "plugins": [str(Path(path).resolve()) for path in engine.plugins],
@@ -68,7 +69,8 @@ def read(path: Path, root: Path, device: str) -> tuple[Engine, list[Request]] | 
         return None
     for plugin in record["plugins"]:
         load_plugin(Path(plugin))
-    chosen = replace(study(record["study"]), seed=record["seed"])
+    named = study(record["study"])
+    chosen = replace(named, seed=record["seed"], recipe=replace(named.recipe, stack=record["stack"]))
     if chosen.digest != record["digest"]:
         raise ResultsFolderError(
             f"The plan {path} is for version {record['digest']} of study '{chosen.name}', and this machine has version "

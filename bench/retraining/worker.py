@@ -20,7 +20,7 @@ from bench.foundation.machine import available_threads, compute_threads
 from bench.foundation.progress import Progress
 from bench.records import folder
 from bench.retraining import plans
-from bench.retraining.executors import BUSY_PAUSE_SECONDS, attempt
+from bench.retraining.executors import BUSY_PAUSE_SECONDS, attempt, prepare
 from bench.retraining.ledger import TRIES, Busy, Ledger, Request
 
 
@@ -65,6 +65,11 @@ class _Desk:
         self._done.add((path, request))
 
 
+def _beside(left: list[tuple[Path, Ledger, Request]], plan: Path, request: Request) -> list[Request]:
+    """The other requests of the same plan."""
+    return [each for path, _, each in left if path == plan and each is not request]
+
+
 def work(
     root: Path,
     *,
@@ -103,6 +108,7 @@ def work(
             word = "observed" if ledger.is_trained(request.job) else "trained"
             began = time.monotonic()
             try:
+                prepare(ledger, {0: request, **dict(enumerate(_beside(left, path, request), 1))}, lambda index, step: None)
                 outcome = attempt(ledger, 0, request, lambda step, n=name, t=total: shown.advance(n, step, t))  # type: ignore[misc]
             except Busy:
                 continue
