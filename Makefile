@@ -16,7 +16,7 @@ $(VENV)/vision: $(VENV)/installed constraints.txt requirements-vision.txt
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-vision.txt
 	touch $@
 
-.PHONY: setup vision run test check
+.PHONY: setup vision run test check check-slurm
 setup: $(VENV)/installed
 vision: $(VENV)/vision
 
@@ -32,3 +32,7 @@ check: vision
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(PYTEST)
+
+# A SLURM of one node on this machine, as root: apt-get install slurmctld slurmd slurm-client munge
+check-slurm: setup
+	$(BIN)/python tests/slurm_check.py

@@ -135,16 +135,27 @@ retraining_options = _options(
     click.option("--queries", type=int, help="How many of the study's queries. [default: the study's]"),
     click.option("--workers", type=int, default=1, show_default=True, help="Processes that train side by side."),
     click.option(
-        "--stack", type=int, default=1, show_default=True, metavar="M",
+        "--stack",
+        type=int,
+        default=1,
+        show_default=True,
+        metavar="M",
         help="Train M models in one stack, for a GPU; another version of the study, as the last digits differ.",
     ),
     click.option(
-        "--engine", default="local", show_default=True, metavar="NAME",
+        "--engine",
+        default="local",
+        show_default=True,
+        metavar="NAME",
         help="Who trains: local processes, slurm, dask, or external: whoever runs `bench work` on the results folder.",
     ),
     click.option(
-        "--engine-set", "engine_options", multiple=True, type=Assignment("--engine-set NAME=VALUE"),
-        metavar="NAME=VALUE", help="Of the engine, such as partition=gpu, time=4h or scheduler=tcp://…; repeatable.",
+        "--engine-set",
+        "engine_options",
+        multiple=True,
+        type=Assignment("--engine-set NAME=VALUE"),
+        metavar="NAME=VALUE",
+        help="Of the engine, such as partition=gpu, time=4h or scheduler=tcp://…; repeatable.",
     ),
     click.option("--keep-models-mib", type=float, default=1024.0, show_default=True, help="Older models are deleted."),
     click.option("--retry-failed", is_flag=True, help="Try trainings again that were set aside as failed."),
@@ -221,7 +232,9 @@ def run(dry_run: bool, **given: Any) -> None:
 @click.option("--max-models", type=click.IntRange(1), help="End after so many. [default: no limit]")
 @click.option("--wait", is_flag=True, help="Where nothing is left, wait for more until --for is over.")
 @click.option("--threads", type=click.IntRange(1), help="[default: as many as this process may use]")
-def work_(results: Path, device: str, seconds: float | None, max_models: int | None, wait: bool, threads: int | None) -> None:
+def work_(
+    results: Path, device: str, seconds: float | None, max_models: int | None, wait: bool, threads: int | None
+) -> None:
     """Train what a `bench run` on the same folder asks for, here or on another machine, beside others that do so.
 
     Exit code 0 where nothing is left, 75 where there is more to do.
@@ -232,8 +245,8 @@ def work_(results: Path, device: str, seconds: float | None, max_models: int | N
 
     device_of(device)
     with progress_on(console_here()) as progress, compute_threads(threads or available_threads()):
-        given = {"seconds": seconds or math.inf, "most": max_models, "wait": wait}
-        finished = work(results, device=device, progress=progress, **given)
+        limit = seconds or math.inf
+        finished = work(results, device=device, seconds=limit, most=max_models, wait=wait, progress=progress)
     if not finished:
         raise EngineStopped("the time or the number of models is used up, and there is more to do.")
     _line("nothing is left to do")

@@ -161,7 +161,9 @@ def check(home: Path) -> None:
     trained = Counter(re.findall(r"^([0-9a-f]{16}): trained", logs, re.MULTILINE))
     assert trained, "the workers trained nothing"
     assert set(trained.values()) == {1}, f"trained twice: {trained}"
-    restarts = len(re.findall(r"Caught signal SIGUSR2", "".join(p.read_text() for p in (array / "logs").rglob("*.err"))))
+    restarts = len(
+        re.findall(r"Caught signal SIGUSR2", "".join(p.read_text() for p in (array / "logs").rglob("*.err")))
+    )
     print(
         f"check-slurm: {len(left)} values and {len(folder.models(alone))} models equal; "
         f"{sum(trained.values())} models trained by the array, each once; {restarts} task checkpointed by submitit"

@@ -72,9 +72,7 @@ def own_registry(monkeypatch):
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
     """The models of an undisturbed run, by key."""
-    ledger = Ledger(
-        study("tiny"), Store(tmp_path_factory.mktemp("alone")), device=torch.device("cpu"), observations=[]
-    )
+    ledger = Ledger(study("tiny"), Store(tmp_path_factory.mktemp("alone")), device=torch.device("cpu"), observations=[])
     return {ledger.key(job): ledger.model(job).state() for job in JOBS}
 
 
@@ -118,9 +116,7 @@ def assert_each_once(home, expected):
 
 def test_two_hosts_share_a_folder_and_one_killed_in_mid_training_is_taken_over(planned, tmp_path, expected):
     line = ["work", "--results", planned.root, "--threads", "1"]
-    one, two = (
-        command(line, {"BENCH_HOST": name, "BENCH_HEARTBEAT": "0.3"}) for name in ("one", "two")
-    )
+    one, two = (command(line, {"BENCH_HOST": name, "BENCH_HEARTBEAT": "0.3"}) for name in ("one", "two"))
     for process in (one, two):
         process.join(120)
     assert (one.exitcode, two.exitcode) == (-signal.SIGKILL, 0)
@@ -158,7 +154,7 @@ def test_a_request_that_kills_its_workers_is_set_aside_and_said(tmp_path):
     place.write_text(json.dumps(last))
     assert work(tmp_path)
     assert [ledger.is_trained(job) for job in JOBS[:2]] == [False, True]
-    assert "died 3 times (the last one on elsewhere, process 1)" in ledger.failure(JOBS[0])[0]
+    assert "died 3 times (the last on elsewhere, process 1)" in ledger.failure(JOBS[0])[0]
     said = workspace.fulfil([Request(job) for job in JOBS[:2]])
     assert "set aside" in said[JOBS[0]]
     assert "--retry-failed" in said[JOBS[0]]

@@ -103,7 +103,7 @@ class Stack:
         def losses(weights: Mapping[str, Tensor], *given: Tensor) -> Tensor:
             return model.losses(*given, unet=_WithWeights(unet, weights))
 
-        found = vmap(losses)(self.named, *inputs)
+        found: Tensor = vmap(losses)(self.named, *inputs)
         scale = model.alphas_cumprod[inputs[2]].pow(-self.recipe.weight_power)
         gradients = torch.autograd.grad((found * scale).mean(1).sum(), list(self.named.values()))
         return found.detach().mean(1), torch.cat([each.flatten(1) for each in gradients], 1)
@@ -114,11 +114,11 @@ class _WithWeights(nn.Module):
 
     def __init__(self, unet: nn.Module, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.call = lambda *inputs, **named: functional_call(unet, dict(weights), inputs, named)
+        self._inside = unet, dict(weights)  # in a tuple: not a part of this module
 
     def forward(self, *inputs: Tensor, **named: Any) -> Any:
         """As the U-Net's."""
-        return self.call(*inputs, **named)
+        return functional_call(*self._inside, inputs, named)
 
 
 def _inputs(run: TrainingRun, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

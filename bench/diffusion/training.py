@@ -35,7 +35,6 @@ from bench.errors import InvalidInput, TrainingFailed
 from bench.foundation import seeds
 from bench.foundation.machine import parallel
 
-
 MOST_STACKED = 4096
 """Models in one stack: more than any device holds."""
 

@@ -124,9 +124,7 @@ class Workspace:
     def executor(self, workers: int) -> Executor:
         """This process, ``workers`` local processes, or a crew of as many elsewhere."""
         if self.crew != "local":
-            return Elsewhere(
-                self.ledger, crew(self.crew, self.engine, workers, self.progress.say, self.crew_options)
-            )
+            return Elsewhere(self.ledger, crew(self.crew, self.engine, workers, self.progress.say, self.crew_options))
         return executor("inline" if workers <= 1 else "local", self.engine, self.ledger, workers)
 
     def fulfil(self, requests: Sequence[Request]) -> dict[TrainingJob, str]:

@@ -20,7 +20,7 @@ def parsed(text: str) -> Any:
 
 
 def seconds(text: str) -> float:
-    """Of a time such as 90s, 55m, 4h, 2d or a number of seconds; raises InvalidInput where it is none, or not above 0."""
+    """Of a time such as 90s, 55m, 4h, 2d or a number of seconds; raises InvalidInput where it is none, or 0."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
     if not found or not float(found[1]):
         raise InvalidInput(f"'{text}' is no time: 90s, 55m, 4h or a number of seconds is expected.")

@@ -2,8 +2,8 @@
 
 A claim is a file that says who holds it. It is made with ``O_CREAT | O_EXCL``, which one process alone can do; its
 owner's heartbeat is its time of modification. It is dropped where its owner is dead: on the owner's own machine as
-soon as the process is gone, elsewhere when three heartbeats in a row were missed. Nobody compares clocks: a watcher sees
-whether the time of modification changes while three intervals pass on its own clock.
+soon as the process is gone, elsewhere when three heartbeats in a row were missed. Nobody compares clocks: a watcher
+sees whether the time of modification changes while three intervals pass on its own clock.
 
 What ends a claim, its release or its takeover, is itself exclusive: whoever ends the claim with token T first makes
 the file ``NAME.T.end``. So two watchers cannot take over one claim, and an owner that was thought dead and wakes up
@@ -62,7 +62,7 @@ def here() -> str:
 @cache
 def _started() -> str:
     try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return ""
 

@@ -134,7 +134,17 @@ def damaged(name: str) -> Parts:
 
 def places(root: Path) -> list[Path]:
     """The folders of a results folder that hold files."""
-    kinds = ("models", "checkpoints", "observations", "selections", "failures", "subsets", "figures", "attributions", "work")
+    kinds = (
+        "models",
+        "checkpoints",
+        "observations",
+        "selections",
+        "failures",
+        "subsets",
+        "figures",
+        "attributions",
+        "work",
+    )
     return [root, root / "cache", root / "cache" / "scores", root / TUNING, *(root / kind for kind in kinds)]
 
 

@@ -111,7 +111,9 @@ class Dask(Crew):
         try:
             self._client = Client(self._local or address, timeout=20)
         except (OSError, ValueError) as error:
-            raise Unavailable(f"--engine-set scheduler={address}: no Dask scheduler answers there ({error}).") from error
+            raise Unavailable(
+                f"--engine-set scheduler={address}: no Dask scheduler answers there ({error})."
+            ) from error
         threads = self.number("threads", worker_threads(workers) if address is None else available_threads())
         where = "local processes" if address is None else address
         self.say(f"{workers} workers on Dask ({where})")
@@ -144,6 +146,9 @@ class Slurm(Crew):
         "setup": "a line of shell before the worker starts",
     }  # fmt: skip
 
+    passed = ("partition", "account", "qos", "constraint", "gres", "mem")
+    """Options that mean what they mean to sbatch."""
+
     def start(self, count: int) -> None:
         """Submit min(workers, requests) workers, in arrays of at most ``max_array`` tasks."""
         try:
@@ -171,10 +176,10 @@ class Slurm(Crew):
 
     def _settings(self, cpus: int, wanted: int) -> dict[str, Any]:
         """What submitit is told."""
-        named = {f"slurm_{name}": self.options[name] for name in ("partition", "account", "qos", "constraint", "gres", "mem") if name in self.options}  # fmt: skip
+        given = {f"slurm_{name}": value for name, value in self.options.items() if name in self.passed}
         setup = {"slurm_setup": [self.options["setup"]]} if "setup" in self.options else {}
         return {
-            **named,
+            **given,
             **setup,
             "name": "bench-work",
             "timeout_min": max(1, round(seconds(self.options.get("time", "1h")) / 60)),
@@ -194,7 +199,7 @@ class Slurm(Crew):
         self._asked = time.monotonic()
         command = ["squeue", "--noheader", "--format=%i", f"--jobs={self._arrays.replace(' ', '')}"]
         found = subprocess.run(command, capture_output=True, text=True, check=False)
-        gone = found.returncode == 0 and not found.stdout.strip() or "Invalid job id" in found.stderr
+        gone = (found.returncode == 0 and not found.stdout.strip()) or "Invalid job id" in found.stderr
         return f"array {self._arrays} is not in SLURM's queue any more" if gone else ""
 
     def leave(self, *, finished: bool) -> None:

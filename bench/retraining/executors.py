@@ -1,7 +1,8 @@
 """Who trains: one small interface with two engines of this machine, this process and N local worker processes.
 
-``bench.retraining.crews`` has those of other machines. All of them fulfil requests through the same ledger, whose files and locks are the
-only thing they share; so it does not matter which engine, or which other run on the same folder, finished what.
+``bench.retraining.crews`` has those of other machines. All of them fulfil requests through the same ledger, whose files
+and locks are the only thing they share; so it does not matter which engine, or which other run on the same folder,
+finished what.
 
 What one request raises is its own outcome, kept with its traceback in ``failures/``; the others go on. Two things stop
 all of them: an interrupt, which leaves a checkpoint, and a results folder that cannot be written.
@@ -18,7 +19,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
@@ -125,7 +126,7 @@ class Inline(Executor):
         """Each in its turn."""
         pending = Pending(requests)
         while pending.left:
-            prepare(self.ledger, dict(pending.left), on_step)
+            prepare(self.ledger, pending.left, on_step)
             index, request = pending.left.popleft()
             try:
                 yield attempt(self.ledger, index, request, lambda step, index=index: on_step(index, step))  # type: ignore[misc]
@@ -135,18 +136,22 @@ class Inline(Executor):
                 pending.one_is_done()
 
 
-def prepare(ledger: Ledger, requests: Mapping[int, Request], on_step: OnStep) -> None:
+def prepare(ledger: Ledger, requests: Iterable[tuple[int, Request]], on_step: OnStep) -> None:
     """Where the recipe stacks models and the first request's is untrained: train it with as many others as fit."""
-    if ledger.study.recipe.stack == 1 or ledger.is_trained(next(iter(requests.values())).job):
+    if ledger.study.recipe.stack == 1:
         return
-    wanted = {
-        index: each.job
-        for index, each in requests.items()
-        if ledger.is_due(each) and not ledger.is_trained(each.job)
-    }
-    chosen = dict(itertools.islice(wanted.items(), ledger.study.recipe.stack))
+    first, *others = requests
+    if ledger.is_trained(first[1].job):
+        return
+    wanted = ((i, each.job) for i, each in [first, *others] if ledger.is_due(each) and not ledger.is_trained(each.job))
+    chosen = dict(itertools.islice(wanted, ledger.study.recipe.stack))
+
+    def all_at(step: int) -> None:
+        for index in chosen:
+            on_step(index, step)
+
     try:
-        ledger.prepare(list(chosen.values()), lambda step: [on_step(index, step) for index in chosen] and None)
+        ledger.prepare(list(chosen.values()), all_at)
     except ResultsFolderError:
         raise
     except Exception as error:  # each is tried by itself next, and its failure kept

@@ -197,10 +197,12 @@ class Ledger:
         Raises Busy where another process is and ``wait`` is False, WorkerDied where too many died of it.
         """
         try:
-            with self.store.lock(f"model-{self.key(job)}", timeout=-1.0 if wait else 0.0, mark=self._mark(job)) as claim:
+            with self.store.lock(
+                f"model-{self.key(job)}", timeout=-1.0 if wait else 0.0, mark=self._mark(job)
+            ) as claim:
                 if self.most_deaths is not None and claim.deaths >= self.most_deaths:
                     raise WorkerDied(
-                        f"Its worker died {claim.deaths} times (the last one on {claim.taken_from}): memory may be short."
+                        f"Its worker died {claim.deaths} times (the last on {claim.taken_from}): memory may be short."
                     )
                 yield claim
         except Held:
@@ -333,6 +335,7 @@ class Ledger:
 
         What diverges is left untrained, so that whoever needs it meets its failure.
         """
+        self._prune()  # none of the stack itself, before it was observed
         with ExitStack() as stack:
             runs: dict[TrainingRun, Claim] = {}
             for job in dict.fromkeys(jobs):

@@ -12,6 +12,8 @@ import secrets
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,6 @@ from bench.records import folder
 from bench.retraining import plans
 from bench.retraining.executors import BUSY_PAUSE_SECONDS, attempt, prepare
 from bench.retraining.ledger import TRIES, Busy, Ledger, Request
-
 
 _leaving = threading.Event()
 """Whether the job is about to be ended."""
@@ -65,11 +66,6 @@ class _Desk:
         self._done.add((path, request))
 
 
-def _beside(left: list[tuple[Path, Ledger, Request]], plan: Path, request: Request) -> list[Request]:
-    """The other requests of the same plan."""
-    return [each for path, _, each in left if path == plan and each is not request]
-
-
 def work(
     root: Path,
     *,
@@ -108,8 +104,10 @@ def work(
             word = "observed" if ledger.is_trained(request.job) else "trained"
             began = time.monotonic()
             try:
-                prepare(ledger, {0: request, **dict(enumerate(_beside(left, path, request), 1))}, lambda index, step: None)
-                outcome = attempt(ledger, 0, request, lambda step, n=name, t=total: shown.advance(n, step, t))  # type: ignore[misc]
+                on_step = partial(shown.advance, name, total=total)
+                others = (each for plan, _, each in left if plan == path and each is not request)
+                prepare(ledger, enumerate(chain([request], others)), lambda index, step, show=on_step: show(step))
+                outcome = attempt(ledger, 0, request, on_step)
             except Busy:
                 continue
             except KeyboardInterrupt:
