@@ -453,6 +453,15 @@ def leaderboard_(study_name: str, sources: Sequence[Path], results: Path | None)
     _show(publish(study(study_name), sources, results or Path("results") / study_name))
 
 
+@main.command("compare")
+@click.argument("folders", nargs=-1, required=True, metavar="RESULTS…", type=FOLDER)
+def compare_(folders: Sequence[Path]) -> None:
+    """Say whether the boards in the folders RESULTS, and MSCOCO's as published, put the methods into the same order."""
+    from bench.report.agreement import compare
+
+    _show(compare(folders))
+
+
 @main.command("doctor")
 @click.argument("results", type=FOLDER)
 @click.option("--seal", is_flag=True, help="Write the digests of files that carry none into digests.json.")
