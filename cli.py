@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import bench  # noqa: F401 - sets the thread environment before torch is imported
-from bench.errors import InvalidInput, PartlyFailed
-from bench.foundation.commands import EXIT_CODES, Assigned, Assignment, BenchGroup, Named
+from bench.errors import EngineStopped, InvalidInput, PartlyFailed
+from bench.foundation.commands import EXIT_CODES, Assigned, Assignment, BenchGroup, Duration, Named
 
 if TYPE_CHECKING:
     from bench.contracts import Method
@@ -129,6 +129,29 @@ boxes_option = click.option(
 retraining_options = _options(
     click.option("--queries", type=int, help="How many of the study's queries. [default: the study's]"),
     click.option("--workers", type=int, default=1, show_default=True, help="Processes that train side by side."),
+    click.option(
+        "--stack",
+        type=int,
+        default=1,
+        show_default=True,
+        metavar="M",
+        help="Train M models in one stack, for a GPU; another version of the study, as the last digits differ.",
+    ),
+    click.option(
+        "--engine",
+        default="local",
+        show_default=True,
+        metavar="NAME",
+        help="Who trains: local processes, slurm, dask, or external: whoever runs `bench work` on the results folder.",
+    ),
+    click.option(
+        "--engine-set",
+        "engine_options",
+        multiple=True,
+        type=Assignment("--engine-set NAME=VALUE"),
+        metavar="NAME=VALUE",
+        help="Of the engine, such as partition=gpu, time=4h or scheduler=tcp://…; repeatable.",
+    ),
     click.option("--keep-models-mib", type=float, default=1024.0, show_default=True, help="Older models are deleted."),
     click.option("--retry-failed", is_flag=True, help="Try trainings again that were set aside as failed."),
 )
@@ -200,6 +223,35 @@ def run(dry_run: bool, **given: Any) -> None:
     Scores made elsewhere enter by --scores FILE --name NAME; results/README.md tells how the file must look.
     """
     _execute(_run(given), dry_run)
+
+
+@main.command("work")
+@plugins
+@weights_option
+@click.option("--results", type=FOLDER, required=True, help="The results folder of a `bench run`.")
+@device_option
+@click.option("--for", "seconds", type=Duration(), help="End after 55m, 4h, 90s. [default: never]")
+@click.option("--max-models", type=click.IntRange(1), help="End after so many. [default: no limit]")
+@click.option("--wait", is_flag=True, help="Where nothing is left, wait for more until --for is over.")
+@click.option("--threads", type=click.IntRange(1), help="[default: as many as this process may use]")
+def work_(
+    results: Path, device: str, seconds: float | None, max_models: int | None, wait: bool, threads: int | None
+) -> None:
+    """Train what a `bench run` on the same folder asks for, here or on another machine, beside others that do so.
+
+    Exit code 0 where nothing is left, 75 where there is more to do.
+    """
+    from bench.foundation.console import console_here, progress_on
+    from bench.foundation.machine import available_threads, compute_threads, device_of
+    from bench.retraining.worker import work
+
+    device_of(device)
+    with progress_on(console_here()) as progress, compute_threads(threads or available_threads()):
+        limit = seconds or math.inf
+        finished = work(results, device=device, seconds=limit, most=max_models, wait=wait, progress=progress)
+    if not finished:
+        raise EngineStopped("the time or the number of models is used up, and there is more to do.")
+    _line("nothing is left to do")
 
 
 @main.command("plan")
@@ -559,8 +611,10 @@ def _shared(given: dict[str, Any]) -> dict[str, Any]:
     from bench.registry import metrics
     from bench.studies import study
 
+    chosen = study(given["study_name"])
+    recipe = replace(chosen.recipe, stack=given.get("stack", 1))
     return {
-        "study": replace(study(given["study_name"]), seed=given["seed"]),
+        "study": replace(chosen, seed=given["seed"], recipe=recipe),
         "metrics": [metrics.create(name) for name in given["metric_names"]],
         "num_queries": given["queries"],
         "results": given["results"],
@@ -568,6 +622,8 @@ def _shared(given: dict[str, Any]) -> dict[str, Any]:
         "workers": given["workers"],
         "size_limit_mib": given.get("keep_models_mib", 1024.0),
         "retry_failed": given.get("retry_failed", False),
+        "engine": given.get("engine", "local"),
+        "engine_options": {one.name: one.text for one in given.get("engine_options", ())},
     }
 
 

@@ -13,6 +13,7 @@ A results folder belongs to one version of one study. Each function or constant 
     submissions/     of a board: what was sent in, each a results folder with a submission.json
     digests.json     sha256 of files that do not carry their own
     models/, checkpoints/, cache/, locks/, damaged/               large or transient: never committed
+    work/, logs/     what workers elsewhere are to train, and what a cluster's jobs print: never committed
 """
 
 from __future__ import annotations
@@ -111,7 +112,22 @@ def sheet(name: str, suffix: str = ".png") -> Parts:
 
 def lock(name: str) -> Parts:
     """The lock that is called ``name``."""
-    return "locks", f"{name}.lock"
+    return "locks", f"{name}.claim"
+
+
+def plan(name: str) -> Parts:
+    """The requests of one run that are to be fulfilled, for workers elsewhere."""
+    return "work", name + RECORD
+
+
+def plans(root: Path) -> list[Path]:
+    """All such plans under ``root``."""
+    return sorted((root / "work").glob(f"*{RECORD}"))
+
+
+def logs() -> Parts:
+    """Where a cluster's jobs write what they print."""
+    return ("logs",)
 
 
 def damaged(name: str) -> Parts:
@@ -121,7 +137,17 @@ def damaged(name: str) -> Parts:
 
 def places(root: Path) -> list[Path]:
     """The folders of a results folder that hold files."""
-    kinds = ("models", "checkpoints", "observations", "selections", "failures", "subsets", "figures", "attributions")
+    kinds = (
+        "models",
+        "checkpoints",
+        "observations",
+        "selections",
+        "failures",
+        "subsets",
+        "figures",
+        "attributions",
+        "work",
+    )
     return [root, root / "cache", root / "cache" / "scores", root / TUNING, *(root / kind for kind in kinds)]
 
 
@@ -133,6 +159,11 @@ def models(root: Path) -> list[Path]:
 def observations(root: Path) -> list[Path]:
     """All records of observations under ``root``."""
     return sorted((root / "observations").glob(f"*{TENSORS}"))
+
+
+def failures(root: Path) -> list[Path]:
+    """All records of failures under ``root``."""
+    return sorted((root / "failures").glob(f"*{RECORD}"))
 
 
 def selections(root: Path, *, method: str = "*", method_digest: str = "*", query_digest: str = "*") -> list[Path]:
@@ -150,6 +181,7 @@ COSTS = {
     "selections": ("the top K of one method for one query", "the same run takes them from the scores, or scores again"),
     "failures": ("the reason of one failure", "nothing: the same run tries again"),
     "subsets": ("the record of which random halves were drawn", "`bench lds` writes it again"),
+    "work": ("the list of what workers are to train", "the same run writes it again"),
     "cache": ("time", "whoever needs it builds it again"),
     "scores": ("the scores of one method for one query", "the same run scores again"),
     STUDY: ("the record of which study the folder belongs to", "the next run writes it; see that --study is the same"),
