@@ -60,6 +60,8 @@ class AttributionContext:
             study and θ0, best as a digest.
         ensemble: ``ensemble(count)`` returns θ0 and ``count − 1`` models trained on the same data with other seeds.
         progress: ``progress(done, total)``, called now and then.
+        base: of the model that θ0 was fine-tuned from, on its own training data; None where θ0 was not. What is known
+            of the data before the fine-tuning, such as the Fisher information, is taken there.
     """
 
     dataset: Dataset
@@ -69,6 +71,7 @@ class AttributionContext:
     cached: Callable[[str, Build], dict[str, Tensor]]
     ensemble: Callable[[int], Sequence[DiffusionModel]]
     progress: Callable[[int, int], None]
+    base: AttributionContext | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

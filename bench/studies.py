@@ -345,8 +345,23 @@ def faces() -> Study:
     )  # fmt: skip
 
 
+def customized() -> Study:
+    """Models that were customized on known exemplars (``bench.data.customizations``), with ``faces`` as their base.
+
+    No retraining: a method is to name a model's exemplars among images of the base's training data
+    (``bench.experiments.customized``). This is the base: the study ``faces`` by another name, so settings are tuned
+    for it apart.
+    """
+    return replace(
+        faces(),
+        name="customized",
+        description="20 models of faces, each customized on 1 to 12 known exemplars that methods are to name",
+    )
+
+
 STUDIES: dict[str, Callable[[], Study]] = {
     "faces": faces,
+    "customized": customized,
     "fashion": fashion,
     "emoji": emoji,
     "small": small,

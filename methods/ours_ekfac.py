@@ -58,6 +58,7 @@ class OursEkfac(Unlearning):
 
     def fisher_of(self, context: AttributionContext) -> tuple[Gradients, Gradients]:
         """The bases U_A and U_S of each layer, and Λ in them, shared by all queries."""
+        context = context.base or context
         key = digest_of([self.weights, self.num_fisher_draws])
 
         def factors() -> Gradients:
