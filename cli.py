@@ -302,6 +302,35 @@ def lds_(dry_run: bool, subsets: int, seeds: int, **given: Any) -> None:
     _execute(DatamodelTest(methods=chosen, subsets=subsets, seeds=seeds, **shared), dry_run)
 
 
+@main.command("reliability")
+@common
+@methods_option
+@click.option("--k", "budgets", multiple=True, type=int, help="Of the top K to compare. [default: the study's]")
+@click.option("--queries", type=int, help="How many of the study's queries. [default: the study's]")
+@dry_run_option
+def reliability_(dry_run: bool, budgets: Sequence[int], **given: Any) -> None:
+    """Score every query twice, all noise drawn anew: does a method name the same images again? No retraining."""
+    from bench.experiments.reliability import Reliability
+
+    chosen = _methods(given["method_names"], given["study_name"], given["settings"])
+    shared = _shared(given | {"metric_names": (), "seed": 0, "workers": 1})
+    _execute(Reliability(methods=chosen, budgets=budgets, **shared), dry_run)
+
+
+@main.command("forgetting")
+@common
+@methods_option
+@click.option("--queries", type=int, help="How many of the study's queries. [default: the study's]")
+@metrics_option
+@dry_run_option
+def forgetting_(dry_run: bool, **given: Any) -> None:
+    """Ask what unlearning a query forgets: the query alone, or other prompts too? No retraining."""
+    from bench.experiments.forgetting import Forgetting
+
+    chosen = _methods(given["method_names"], given["study_name"], given["settings"])
+    _execute(Forgetting(methods=chosen, **_shared(given | {"seed": 0, "workers": 1})), dry_run)
+
+
 @main.command("localized")
 @common
 @methods_option
@@ -400,6 +429,15 @@ def leaderboard_(study_name: str, sources: Sequence[Path], results: Path | None)
         _show(customized.publish(study(study_name), sources or own, target))
         return
     _show(publish(study(study_name), sources, target))
+
+
+@main.command("compare")
+@click.argument("folders", nargs=-1, required=True, metavar="RESULTS…", type=FOLDER)
+def compare_(folders: Sequence[Path]) -> None:
+    """Say whether the boards in the folders RESULTS, and MSCOCO's as published, put the methods into the same order."""
+    from bench.report.agreement import compare
+
+    _show(compare(folders))
 
 
 @main.command("doctor")

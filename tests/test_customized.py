@@ -1,6 +1,7 @@
 """Customized models: exemplars that the base never saw, one pool, the model as unit, and a board that mixes nothing."""
 
 import math
+import shutil
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -129,8 +130,7 @@ def test_without_the_word_a_method_sees_the_rest_of_the_prompt(finished, quick):
     assert not found["prompt"].str.contains("V*", regex=False).any()
     rows = Store(root).frame(folder.RETRIEVAL)
     best = rows[rows["method"] == "same_caption"].groupby("with_word")["average_precision"].mean()
-    assert best[True] == 1.0
-    assert best[False] < 1.0
+    assert best[True] > best[False]
     assert "same_caption (without V*)" in set(summary(rows)["method"])
 
 
@@ -145,6 +145,7 @@ def test_a_board_shows_every_model_and_mixes_no_pools(finished, quick, tmp_path)
         assert f"figures/{name}.png" in text
         assert (tmp_path / "board" / "figures" / f"{name}.png").stat().st_size > 1000
     other = tmp_path / "other"
+    shutil.copytree(root / "models", other / "models")
     run_of(quick, other, methods=[methods.create("pixel")], models=1, distractors=10).execute()
     with pytest.raises(ResultsFolderError, match="several versions of the models alien"):
         publish(quick, [root, other], tmp_path / "mixed")

@@ -17,10 +17,10 @@ from bench.errors import InvalidInput
 from bench.experiments.localized import Localized, partner, random_box
 from bench.experiments.planning import plan
 from bench.foundation.progress import Progress
-from bench.records import folder
+from bench.records import folder, tables
 from bench.records.store import Store
 from bench.registry import methods, metrics
-from bench.report.localized import CHANCE, COLUMNS, RANDOM_BOX, SHARE, WHOLE, contrasts, merge, switches
+from bench.report.localized import CHANCE, COLUMNS, RANDOM_BOX, SHARE, WHOLE, contrasts, switches
 from bench.report.statistics import interval
 from bench.studies import study
 from cli import main
@@ -36,13 +36,13 @@ def faces():
     return replace(whole, recipe=replace(whole.recipe, num_steps=2), sampler=Sampler(num_steps=2, guidance=1.0))
 
 
-def frame_of(tables, metric="m", k=5, label="x"):
+def frame_of(given, metric="m", k=5, label="x"):
     """Rows from (chosen, measured) → values of the queries."""
     return pd.DataFrame(
         [
             {"metric": metric, "k": k, "label": label, "query": f"q{i}", "chosen_in": chosen, "measured_in": measured,
              "value": value}
-            for (chosen, measured), values in tables.items()
+            for (chosen, measured), values in given.items()
             for i, value in enumerate(values)
         ]
     )  # fmt: skip
@@ -92,7 +92,8 @@ def test_a_random_box_that_falls_on_a_box_keeps_its_own_row(tmp_path):
     blank = dict.fromkeys(COLUMNS, "") | {"k": 5, "seed": 0, "study_digest": "s"}
     lines = [blank | {**row, "chosen_box": "2,0,14,4"} for row in rows.drop(columns="label").to_dict("records")]
     new = pd.DataFrame(lines, columns=list(COLUMNS))
-    assert len(merge(Store(tmp_path), new)) == len(merge(Store(tmp_path), new)) == 2
+    kept = [tables.LOCALIZED.merge(Store(tmp_path), new) for _ in range(2)]
+    assert [len(frame) for frame in kept] == [2, 2]
 
 
 def test_the_partner_lies_elsewhere_and_is_about_as_large(faces):

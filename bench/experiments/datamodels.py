@@ -34,7 +34,7 @@ from bench.experiments.left_out import LeftOut
 from bench.experiments.selection import drawn
 from bench.experiments.workspace import Workspace
 from bench.foundation.digests import digest_of
-from bench.records import folder
+from bench.records import folder, tables
 from bench.records.names import MethodName
 from bench.records.rows import Row, frame_of
 from bench.records.store import Store, write_whole
@@ -44,7 +44,6 @@ from bench.report.shown import Report, Table, as_markdown
 from bench.report.statistics import Interval, resampled_bounds
 from bench.studies import Study
 
-KEYS = ["study_digest", "method_digest", "query_digest", "subsets_digest", "seeds"]
 TABLE_HEAD = ("method", "LDS [95 % interval over subsets]", "subsets")
 MIN_SUBSETS = 10
 """Fewer give no interval."""
@@ -156,7 +155,7 @@ class DatamodelTest(Experiment["Datamodels"]):
                 found.append(self._row(method, query, float(value), int(there.sum()), record))
         table = pd.DataFrame(lines, columns=["method", "lds", "low", "high", "subsets"])
         table = table.sort_values("lds", ascending=False, ignore_index=True)
-        frame = _merge(workspace.store, pd.DataFrame(found))
+        frame = tables.LDS.merge(workspace.store, pd.DataFrame(found))
         write_whole(workspace.store.path(folder.LDS_TABLE), markdown(table, len(queries), self.seeds).encode())
         return Datamodels(table, frame, left_out.skipped, left_out.failed, sorted(set(measured.failed.values())))
 
@@ -274,17 +273,6 @@ def _losses(rows: Sequence[Row], subsets: int, queries: Sequence[str]) -> np.nda
     )
     found: np.ndarray = table.reindex(index=range(subsets), columns=list(queries)).to_numpy(float)
     return found
-
-
-def _merge(store: Store, new: pd.DataFrame) -> pd.DataFrame:
-    """Keep ``new`` rows with the earlier ones; a new row replaces its older self."""
-    with store.lock("results"):
-        kept = store.frame(folder.LDS)
-        earlier = [kept] if kept is not None and set(KEYS) <= set(kept.columns) else []
-        merged = pd.concat([*earlier, new], ignore_index=True).drop_duplicates(KEYS, keep="last")
-        merged = merged.sort_values(["method", "query", "subsets", "seeds"], ignore_index=True)
-        store.write_frame((folder.LDS,), merged)
-    return merged
 
 
 def markdown(table: pd.DataFrame, queries: int, seeds_each: int) -> str:

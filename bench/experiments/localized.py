@@ -31,14 +31,14 @@ from bench.experiments.scoring import check_regions
 from bench.experiments.workspace import Workspace
 from bench.foundation import seeds
 from bench.foundation.digests import digest_of
-from bench.records import folder
+from bench.records import folder, tables
 from bench.records.names import MethodName
 from bench.records.rows import Row, labels
 from bench.records.store import write_whole
 from bench.registry import metrics as metric_registry
 from bench.registry import named
 from bench.report import figures
-from bench.report.localized import CHANCE, COLUMNS, OF_THE_CHOICE, RANDOM_BOX, SHARE, WHOLE, LocalReport, merge
+from bench.report.localized import CHANCE, COLUMNS, RANDOM_BOX, SHARE, WHOLE, LocalReport
 from bench.studies import Study
 
 USUAL_QUERIES = 16
@@ -237,7 +237,7 @@ class Localized(MethodRemovals[LocalReport]):
         with workspace.store.lock("results"):
             manifest = manifest_of(self, workspace, design, measured, self.with_floors)
             keep_manifest(workspace.store, folder.LOCALIZED_MANIFEST, manifest)
-        merged = merge(workspace.store, pd.DataFrame(rows, columns=list(COLUMNS)))
+        merged = tables.LOCALIZED.merge(workspace.store, pd.DataFrame(rows, columns=list(COLUMNS)))
         own = merged[merged["measured_in"].isin(self.parts)]
         report = LocalReport(
             parts=self.parts,
@@ -321,7 +321,8 @@ class Localized(MethodRemovals[LocalReport]):
 
 def _line(row: Row, query: Query, where: tuple[str, ...]) -> dict[str, Any]:
     """A row of ``evaluate`` with where images were chosen, and where it was measured."""
-    found = asdict(row) | {"query_digest": query.image_digest} | dict(zip(OF_THE_CHOICE, where, strict=True))
+    chosen: dict[str, Any] = dict(zip(tables.CHOICE, where, strict=True))
+    found = asdict(row) | {"query_digest": query.image_digest} | chosen
     return {name: found[name] for name in COLUMNS}
 
 

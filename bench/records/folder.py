@@ -7,7 +7,8 @@ A results folder belongs to one version of one study. Each function or constant 
     selections/      top-K ids by (method, settings, query)       observations/          what was measured, by model key
     results.parquet  one row per value; manifest.json, table.md, figures/ beside it
     subsets/, lds.*  the linear datamodeling score                attributions/, tuning/ contact sheets; held-out runs
-    localized.*      what was attributed and measured in boxes
+    localized.*      what was attributed and measured in boxes    forgetting.*           what unlearning itself forgets
+    reliability.*    what two scorings have in common             retrieval.parquet      ranks of known exemplars
     customized/      a results folder for each customized model
     failures/        requests and methods that failed, with their tracebacks
     digests.json     sha256 of files that do not carry their own
@@ -32,6 +33,8 @@ RETRIEVAL = "retrieval.parquet"
 """How high the exemplars of customized models stand."""
 LDS, LDS_TABLE = "lds.parquet", "lds.md"
 LOCALIZED, LOCALIZED_TABLE, LOCALIZED_MANIFEST = "localized.parquet", "localized.md", "localized.json"
+RELIABILITY, RELIABILITY_TABLE = "reliability.parquet", "reliability.md"
+FORGETTING, FORGETTING_TABLE = "forgetting.parquet", "forgetting.md"
 BOARD_PAGE, BOARD_TABLE, BOARD_CSV = "leaderboard.html", "leaderboard.md", "leaderboard.csv"
 DIGESTS = "digests.json"
 INDEX = "index.json"
@@ -79,6 +82,11 @@ def scores(method: str, method_digest: str, query_digest: str) -> Parts:
 def artifact(key: str) -> Parts:
     """Tensors that methods share."""
     return "cache", key + TENSORS
+
+
+def again() -> Parts:
+    """The folder of second scorings, which is a results folder of its own."""
+    return "cache", "again"
 
 
 def encoded(digest: str) -> Parts:
@@ -137,7 +145,9 @@ def selections(root: Path, *, method: str = "*", method_digest: str = "*", query
     return sorted((root / "selections").glob(f"{method}-{method_digest}-{query_digest}{RECORD}"))
 
 
-OF_THE_FOLDER = (STUDY, QUERIES, ROWS, RETRIEVAL, MANIFEST, LDS, LOCALIZED, LOCALIZED_MANIFEST, DIGESTS)
+OF_THE_FOLDER = (
+    STUDY, QUERIES, ROWS, RETRIEVAL, MANIFEST, LDS, LOCALIZED, LOCALIZED_MANIFEST, RELIABILITY, FORGETTING, DIGESTS,
+)  # fmt: skip
 COSTS = {
     "models": ("the weights of one model; what was observed of it stays", "it is trained again when they are needed"),
     "checkpoints": ("the steps of one training under way", "the training begins anew"),
@@ -155,6 +165,8 @@ COSTS = {
     LDS: ("the linear datamodeling scores", "`bench lds` writes them again from observations/"),
     LOCALIZED: ("what was measured in boxes", "`bench localized`, `bench run --box` write it again from observations/"),
     LOCALIZED_MANIFEST: ("the record of what produced the values in boxes", "each command writes its part again"),
+    RELIABILITY: ("what two scorings have in common", "`bench reliability` writes it again"),
+    FORGETTING: ("what unlearning forgets", "`bench forgetting` writes it again"),
     DIGESTS: ("the digests of files without their own", "restore it, or `bench doctor --seal`"),
 }  # fmt: skip
 """What damage of each kind of artifact costs, and how it heals."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,7 @@ class Line:
         cells: by metric.
         equivalent: number of random images whose removal does as much; None without a random reference.
         score_seconds: wall time of scoring one query, a mean.
+        shared: of its top K, what a second scoring with other draws names too, a mean; None where nobody measured it.
         settings, digest, tuned_on: of the method.
     """
 
@@ -112,6 +114,7 @@ class Line:
     cells: Mapping[str, Cell]
     equivalent: Equivalent | None
     score_seconds: float
+    shared: float | None
     settings: Mapping[str, Any]
     digest: str
     tuned_on: str
@@ -180,6 +183,11 @@ class Board:
         return tuple(sorted({line.k for line in self.lines}))
 
     @property
+    def shared_known(self) -> bool:
+        """Whether any method was scored twice."""
+        return any(line.shared is not None for line in self.lines)
+
+    @property
     def main_k(self) -> int:
         """The budget with most methods, the middle one of several."""
         counts = {k: sum(line.k == k for line in self.lines) for k in self.ks}
@@ -199,7 +207,12 @@ class Board:
 
 
 def leaderboard(
-    frame: pd.DataFrame, manifest: Mapping[str, Any], study: str, num_images: int, margin: float | None = None
+    frame: pd.DataFrame,
+    manifest: Mapping[str, Any],
+    study: str,
+    num_images: int,
+    margin: float | None = None,
+    shared: Mapping[tuple[str, int], float] = MappingProxyType({}),
 ) -> Board:
     """The numbers of the leaderboard.
 
@@ -209,6 +222,7 @@ def leaderboard(
         study: its name, to look up what untold settings were tuned on.
         num_images: N, the size of the training set.
         margin: of the ranking metric, within which two methods are equivalent.
+        shared: by digest of a method and K, what two scorings have in common (``bench.report.reliability``).
     """
     rows = frame.assign(label=labels(frame), done=(frame["status"] == "done") & np.isfinite(frame["value"]))
     ranked = rows[(rows["design"] == "paired") & (rows["k"] > 0) & ~rows["method"].isin(NOT_RANKED)]
@@ -248,7 +262,8 @@ def leaderboard(
                 table, role = tables.get(key), role_of(labelled[str(label)].method)
                 cells[key[0]] = _cell(str(label), role, table, found[key], competing[key], parts, failed, higher)
             lines.append(_line(str(label), int(k), own, cells, tables, reference, manifest, study, notes))
-            lines[-1] = replace(lines[-1], group=group.get(str(label)))
+            found_again = shared.get((lines[-1].digest, int(k)))
+            lines[-1] = replace(lines[-1], group=group.get(str(label)), shared=found_again)
     notes += _over_k(pairs, {k: competing.get((RANKED_BY, k), []) for k in ks})
     return Board(
         metrics=tuple(facts.values()),
@@ -381,6 +396,7 @@ def _line(
         cells=cells,
         equivalent=amount,
         score_seconds=float(rows.drop_duplicates("query")["score_seconds"].mean()),
+        shared=None,
         settings=settings,
         digest=str(rows["method_digest"].iloc[0]),
         tuned_on=tuned_on,

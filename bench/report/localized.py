@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bench.records import folder
+from bench.records import tables
 from bench.records.rows import labels
 from bench.records.store import Store
 from bench.report.shown import Report, Table, as_markdown
@@ -41,14 +41,12 @@ CONTRAST_HEAD = (
     "metric", "K", "method", "interaction [95 % interval]", "minus whole image [95 % interval]",
     "minus random box [95 % interval]", "queries",
 )  # fmt: skip
-OF_THE_CHOICE = ("chosen_in", "chosen_box", "measured_in", "measured_box")
 COLUMNS = (
     "study", "study_digest", "method", "variant", "settings", "method_digest", "query", "query_digest", "prompt",
-    "k", *OF_THE_CHOICE, "metric", "evaluator", "design", "seed", "value", "status", "reason", "model_key",
+    "k", *tables.CHOICE, "metric", "evaluator", "design", "seed", "value", "status", "reason", "model_key",
 )  # fmt: skip
 """Of ``localized.parquet``: those of ``bench.records.rows``, and for which box images were chosen (name, corners) and
 in which one the value was measured. ``query_digest`` is that of the whole image."""
-UNIQUE = ["study_digest", "method_digest", "query_digest", "k", *OF_THE_CHOICE, "metric", "design", "seed"]
 KEYS = ["metric", "k", "label"]
 Parts = tuple[str, str]
 
@@ -120,18 +118,6 @@ def _known(column: pd.Series) -> np.ndarray:
     return found
 
 
-def merge(store: Store, new: pd.DataFrame) -> pd.DataFrame:
-    """Keep ``new`` rows with the earlier ones in ``localized.parquet``; a new row replaces its older self."""
-    with store.lock("results"):
-        kept = store.frame(folder.LOCALIZED)
-        earlier = [kept] if kept is not None and set(COLUMNS) <= set(kept.columns) else []
-        merged = pd.concat([*earlier, new], ignore_index=True).drop_duplicates(UNIQUE, keep="last")
-        order = ["metric", "k", "method", "variant", "settings", "query", "chosen_in", "measured_in", "design", "seed"]
-        merged = merged.sort_values(order, ignore_index=True)
-        store.write_frame((folder.LOCALIZED,), merged)
-    return merged
-
-
 def pairs_of(frame: pd.DataFrame) -> list[Parts]:
     """The pairs of boxes that were attributed and measured together."""
     found = zip(frame["chosen_in"], frame["measured_in"], strict=True)
@@ -141,8 +127,8 @@ def pairs_of(frame: pd.DataFrame) -> list[Parts]:
 
 def kept_tables(store: Store) -> dict[Parts, list[Table]]:
     """The tables of every pair of boxes in the folder of ``store``; none where nothing was attributed in boxes."""
-    frame = store.frame(folder.LOCALIZED)
-    if frame is None or not set(COLUMNS) <= set(frame.columns):
+    frame = tables.LOCALIZED.read(store)
+    if frame is None:
         return {}
     labelled = frame.assign(label=labels(frame))
     return {parts: tables_of(labelled, parts) for parts in pairs_of(labelled)}

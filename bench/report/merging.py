@@ -19,6 +19,7 @@ from bench.diffusion import queries as query_file
 from bench.errors import DamagedArtifact, ResultsFolderError
 from bench.records import folder as names
 from bench.records import rows as results
+from bench.records import tables
 from bench.records.sealing import read_frame, read_json, read_tensors
 from bench.records.selections import selected
 from bench.records.store import Store
@@ -118,6 +119,7 @@ def keep(merged: Merged, folders: Sequence[RunFolder], store: Store) -> None:
     for folder in folders:
         if folder.root.resolve() != store.root.resolve():
             _copy_records(folder.root, store)
+            _copy_tables(folder.root, store)
     store.write_record((names.STUDY,), merged.record)
     store.write_record((names.MANIFEST,), merged.manifest)
     store.write_frame((names.ROWS,), merged.frame)
@@ -265,3 +267,11 @@ def _copy_records(root: Path, store: Store) -> None:
             kept, own = store.tensors(*parts) or ({}, {})
             if not kept or not tensors.keys() <= kept.keys():
                 store.write_tensors(parts, tensors | kept, **(facts | own))
+
+
+def _copy_tables(root: Path, store: Store) -> None:
+    """The lines of every other table of ``root`` joined to those of ``store``."""
+    for table in tables.EVERY:
+        lines = table.read(Store(root, read_only=True))
+        if lines is not None:
+            table.merge(store, lines)

@@ -21,6 +21,7 @@ import pandas as pd
 from PIL import Image
 from torch import Tensor
 
+from bench.data.face_queries import part_words
 from bench.records.rows import BASELINE
 from bench.report.board import RANKED_BY, Board, Cell, Line, charted
 from bench.report.figures import MARKS, colour_of, mark_of, style_of_colours
@@ -160,6 +161,7 @@ def _line(line: Line, num_images: int) -> dict[str, Any]:
             "end": number(left.end),
         },
         "seconds": number(line.score_seconds),
+        "shared": number(line.shared),
         "settings": dict(line.settings),
         "digest": line.digest,
         "tuned": line.tuned_on,
@@ -270,7 +272,7 @@ def _chosen(pictures: Gallery, count: int, shown: int, drawn: dict[int, str]) ->
                 "prompt": query.prompt,
                 "image": kept(query.image),
                 "untouched": kept(query.untouched),
-                "rare": [f"{part.replace('_', ' ')}: {value}" for part, value in query.rare],
+                "rare": [part_words(part, value) for part, value in query.rare],
                 "group": query.group,
                 "methods": methods,
             }

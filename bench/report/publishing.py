@@ -25,11 +25,13 @@ from bench.report.gallery import gallery
 from bench.report.localized import kept_tables
 from bench.report.merging import Merged, RunFolder, has_rows, keep, merge_folders, open_folder
 from bench.report.page import page
+from bench.report.reliability import shared_tops
 from bench.report.shown import Report, Table, as_markdown, markdown_cell
 from bench.report.statistics import Won
 from bench.studies import Study
 
 NAME = "leaderboard"
+AGREES = "of its top K in a second scoring too"
 BOXES = (
     "Images were named for one box, for the other, for the whole image and for a random box, and measured in both. "
     "Switch: measured in a box, what was named for it less what was named for the other. Interaction: the mean of both "
@@ -82,8 +84,15 @@ def publish(study: Study, sources: Sequence[Path], root: Path) -> Published:
     with store.lock("results"):  # what is read here must still be there when it is written
         folders = [open_folder(path, study.name) for path in _places(study, sources, root)]
         merged = merge_folders(folders)
-        board = leaderboard(merged.frame, merged.manifest, study.name, len(study.dataset), study.margin(RANKED_BY))
         keep(merged, folders, store)
+        board = leaderboard(
+            merged.frame,
+            merged.manifest,
+            study.name,
+            len(study.dataset),
+            study.margin(RANKED_BY),
+            shared_tops(store),
+        )
         return _write(store, study, merged, folders, board)
 
 
@@ -192,7 +201,12 @@ def _record(line: Line, board: Board) -> dict[str, Any]:
         "equivalent_random_high": found.high if found else None,
         "equivalent_random_outside": found.outside if found else "",
     }
-    return record | {"score_seconds": line.score_seconds, "tuned_on": line.tuned_on, "digest": line.digest}
+    return record | {
+        "score_seconds": line.score_seconds,
+        "shared_top": line.shared,
+        "tuned_on": line.tuned_on,
+        "digest": line.digest,
+    }
 
 
 def markdown(board: Board, study: str, notes: Sequence[str] = ()) -> str:
@@ -207,7 +221,7 @@ def markdown(board: Board, study: str, notes: Sequence[str] = ()) -> str:
             "as bad as trained on … random images",
             *(f"queries won against {floor}" for floor in board.floors_named),
         ]
-        head += ["scoring s/query", "tuned on"]
+        head += ["scoring s/query", *([AGREES] if board.shared_known else []), "tuned on"]
         lines = [_cells(line, board) for line in board.lines if line.k == k]
         parts.append(f"## K = {k}\n\n{as_markdown((head, lines))}")
         parts.append(_groups_text(board.groups.get(k, ())) + "\n")
@@ -292,7 +306,8 @@ def _cells(line: Line, board: Board) -> list[str]:
     texts.append(line.equivalent.left(board.num_images).text if line.equivalent else "")
     won = line.cells[RANKED_BY].won if RANKED_BY in line.cells else {}
     texts += [_won_text(won.get(floor)) for floor in board.floors_named]
-    return [*texts, f"{line.score_seconds:.2f}", line.tuned_on]
+    shared = ["" if line.shared is None else f"{line.shared:.0%}"] if board.shared_known else []
+    return [*texts, f"{line.score_seconds:.2f}", *shared, line.tuned_on]
 
 
 def _mean_text(cell: Cell) -> str:
