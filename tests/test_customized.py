@@ -135,9 +135,12 @@ def test_without_the_word_a_method_sees_the_rest_of_the_prompt(finished, quick):
 
 
 def test_a_board_shows_every_model_and_mixes_no_pools(finished, quick, tmp_path):
-    root, _ = finished
+    root, report = finished
     board = publish(quick, [root], tmp_path / "board")
     assert not board.remarks
+    manifest = Store(tmp_path / "board").record(folder.MANIFEST)
+    assert set(manifest["methods"]) >= set(report.frame["method"])
+    assert manifest["runs"][0]["distractors"] == 15
     table = pd.read_csv(tmp_path / "board" / folder.BOARD_CSV)
     assert {"recall_at_10", "map", "chance", "ceiling", "pool"} <= set(table.columns)
     text = (tmp_path / "board" / folder.BOARD_TABLE).read_text()

@@ -11,11 +11,15 @@ How strongly models are fine-tuned was chosen on held-out models: docs/log/2026-
 from __future__ import annotations
 
 import json
+import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,16 +32,17 @@ from bench.data.dataset import Dataset, load_embedded
 from bench.diffusion.fine_tuning import FineTuning
 from bench.diffusion.queries import Query, QuerySpec
 from bench.errors import InvalidInput
+from bench.experiments.leave_k_out import keep_manifest
 from bench.experiments.left_out import LeftOut
 from bench.experiments.retrieval import average_precision, recall_at_k
 from bench.experiments.selection import drawn
 from bench.experiments.workspace import Workspace
 from bench.foundation import seeds
-from bench.foundation.machine import available_threads, compute_threads
+from bench.foundation.machine import available_threads, compute_threads, describe
 from bench.foundation.progress import Progress
 from bench.records import folder
 from bench.records.store import Artifacts
-from bench.registry import named
+from bench.registry import named, tuned
 from bench.report.customized import CustomizedReport, RetrievalRow, merge
 from bench.studies import Study
 
@@ -197,7 +202,7 @@ class CustomizedRun:
 
     def execute(self, progress: Progress | None = None) -> CustomizedReport:
         """Do what is not done yet, model by model, then report. May be interrupted and called again at any time."""
-        progress = progress or Progress()
+        progress, started = progress or Progress(), time.perf_counter()
         with compute_threads(self.threads):
             base = Workspace(self.study, self.folder, metrics=(), device=self.device, progress=progress)
             left_out = LeftOut(base)
@@ -212,8 +217,43 @@ class CustomizedRun:
                 progress.say(f"model {number}: {customization.name} ({customization.kind})")
                 rows += self._rows(base, customization, usable, left_out, progress)
                 merge(base.store, rows)
-        frame = pd.DataFrame(rows)
-        return CustomizedReport(frame, base.store.root, left_out.skipped, left_out.failed)
+            with base.store.lock("results"):
+                keep_manifest(base.store, folder.MANIFEST, self._manifest(base, usable, time.perf_counter() - started))
+        return CustomizedReport(pd.DataFrame(rows), base.store.root, left_out.skipped, left_out.failed)
+
+    def _manifest(self, base: Workspace, methods: Sequence[Method], seconds: float) -> dict[str, Any]:
+        """What produced the rows (law 6)."""
+        names = {method: named(method, self.study.name) for method in methods}
+        return {
+            "study": self.study.name,
+            "study_digest": self.study.digest,
+            "parts": self.study.parts,
+            "version": version("attribution-bench"),
+            "fine_tuning": {"steps": STEPS, "batch": BATCH, "learning_rate": RATE, "word_rate": WORD_RATE},
+            "metrics": {},
+            "methods": {
+                name.label: {
+                    "settings": method.settings(),
+                    "sources": method.sources(),
+                    "digest": method.digest,
+                    "tuned_on": tuned(type(method), self.study.name, named(method, self.study.name).variant)[
+                        "tuned_on"
+                    ],
+                }
+                for method, name in names.items()
+            },
+            "run": {
+                "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+                "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+                "machine": describe(base.device),
+                "threads": self.threads,
+                "models": [each.name for each in self.customizations[: self.models]],
+                "queries": self.queries,
+                "distractors": self.distractors,
+                "without_word": self.without_word,
+                "wall_seconds": round(seconds, 2),
+            },
+        }
 
     def _rows(
         self,

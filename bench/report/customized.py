@@ -243,6 +243,11 @@ def publish(study: Study, sources: Sequence[Path], target: Path) -> CustomizedBo
     board = summary(whole)
     pictures, remarks = _pictures(study, whole, sources, store)
     store.write_frame((folder.RETRIEVAL,), whole)
+    manifests = [Store(source, read_only=True).record(folder.MANIFEST) or {} for source in sources]
+    runs = [run for manifest in manifests for run in manifest.get("runs", [])]
+    methods = {name: facts for manifest in manifests for name, facts in manifest.get("methods", {}).items()}
+    shown = {name: facts for name, facts in methods.items() if name in set(whole["method"])}
+    store.write_record((folder.MANIFEST,), {**manifests[-1], "methods": shown, "runs": runs})
     csv, page = store.path(folder.BOARD_CSV), store.path(folder.BOARD_TABLE)
     write_whole(csv, board.to_csv(index=False, float_format="%.6g").encode())
     lines = [f"# {study.name}: customized models", "", explained(whole), "", as_markdown(table_of(board))]
