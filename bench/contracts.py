@@ -62,6 +62,8 @@ class AttributionContext:
         progress: ``progress(done, total)``, called now and then.
         trainings: how θ0 ("original") and the model that judges removals ("judge") are trained, to be done again; empty
             where that is not known. Only a ceiling may read them.
+        base: of the model that θ0 was fine-tuned from, on its own training data; None where θ0 was not. What is known
+            of the data before the fine-tuning, such as the Fisher information, is taken there.
     """
 
     dataset: Dataset
@@ -72,6 +74,7 @@ class AttributionContext:
     ensemble: Callable[[int], Sequence[DiffusionModel]]
     progress: Callable[[int, int], None]
     trainings: Mapping[str, Training] = field(default_factory=dict)
+    base: AttributionContext | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -227,7 +227,7 @@ class Workspace:
         known = partial(Training, study.model, self.ledger.data, study.dataset.ids, study.recipe)
         return AttributionContext(
             dataset=study.dataset,
-            data=self.ledger.data,
+            data=self.ledger.data.as_read_by(self.original, study.dataset.captions),
             model=self.original,
             seed=study.seed,
             cached=artifacts or Artifacts(self.store),
