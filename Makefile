@@ -21,7 +21,7 @@ $(VENV)/docs: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
-.PHONY: setup vision run test check docs
+.PHONY: setup vision run test check check-slurm docs
 setup: $(VENV)/installed
 vision: $(VENV)/vision
 
@@ -41,3 +41,7 @@ check: vision
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(PYTEST)
+
+# A SLURM of one node on this machine, as root: apt-get install slurmctld slurmd slurm-client munge
+check-slurm: setup
+	$(BIN)/python tests/slurm_check.py

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import bench  # noqa: F401 - sets the thread environment before torch is imported
-from bench.errors import InvalidInput, PartlyFailed
-from bench.foundation.commands import EXIT_CODES, Assigned, Assignment, BenchGroup, Named
+from bench.errors import EngineStopped, InvalidInput, PartlyFailed
+from bench.foundation.commands import EXIT_CODES, Assigned, Assignment, BenchGroup, Duration, Named
 
 if TYPE_CHECKING:
     from bench.contracts import Method
@@ -40,6 +40,8 @@ class _Folder(click.Path):
 FOLDER = _Folder(path_type=Path)
 KINDS = ("studies", "methods", "metrics")
 PLUGINS = "bench.plugins"
+CUSTOMIZED = "customized"
+"""The study in which nothing is retrained."""
 
 
 def _named(kind: str, *others: str, form: str = "NAME") -> Named:
@@ -129,6 +131,29 @@ boxes_option = click.option(
 retraining_options = _options(
     click.option("--queries", type=int, help="How many of the study's queries. [default: the study's]"),
     click.option("--workers", type=int, default=1, show_default=True, help="Processes that train side by side."),
+    click.option(
+        "--stack",
+        type=int,
+        default=1,
+        show_default=True,
+        metavar="M",
+        help="Train M models in one stack, for a GPU; another version of the study, as the last digits differ.",
+    ),
+    click.option(
+        "--engine",
+        default="local",
+        show_default=True,
+        metavar="NAME",
+        help="Who trains: local processes, slurm, dask, or external: whoever runs `bench work` on the results folder.",
+    ),
+    click.option(
+        "--engine-set",
+        "engine_options",
+        multiple=True,
+        type=Assignment("--engine-set NAME=VALUE"),
+        metavar="NAME=VALUE",
+        help="Of the engine, such as partition=gpu, time=4h or scheduler=tcp://…; repeatable.",
+    ),
     click.option("--keep-models-mib", type=float, default=1024.0, show_default=True, help="Older models are deleted."),
     click.option("--retry-failed", is_flag=True, help="Try trainings again that were set aside as failed."),
 )
@@ -157,6 +182,13 @@ until_options = _options(
     ),
     click.option("--max-queries", type=int, help="The limit of --until-settled. [default: all queries of the study]"),
 )  # fmt: skip
+
+customized_options = _options(
+    click.option("--models", type=int, help="Customized models: the first so many, of both kinds in turn. [all 20]"),
+    click.option("--distractors", type=int, help="Customized models: images beside the exemplars. [default: 1000]"),
+    click.option("--held-out", is_flag=True, help="Customized models: those held out, to tune settings on."),
+    click.option("--without-word", is_flag=True, help="Customized models: leave V* out of the prompt to attribute."),
+)
 
 
 @click.group(
@@ -193,13 +225,56 @@ def list_(kind: str | None) -> None:
 @common
 @run_options
 @until_options
+@customized_options
 @dry_run_option
-def run(dry_run: bool, **given: Any) -> None:
+def run(
+    dry_run: bool, models: int | None, distractors: int | None, held_out: bool, without_word: bool, **given: Any
+) -> None:
     """Run the gold-standard test: score, remove the top K, retrain, measure.
 
     Scores made elsewhere enter by --scores FILE --name NAME; results/README.md tells how the file must look.
+
+    With --study customized nothing is removed: models were customized on known exemplars, and the table tells how high
+    each method ranks these among distractors.
     """
+    own = {"models": models, "distractors": distractors, "held_out": held_out, "without_word": without_word}
+    if given["study_name"] == CUSTOMIZED:
+        if dry_run:
+            raise InvalidInput(f"--dry-run: nothing is retrained in study '{CUSTOMIZED}'; try --models 1.")
+        _run_customized(own, given)
+        return
+    if named := [f"--{name.replace('_', '-')}" for name, value in own.items() if value]:
+        raise InvalidInput(f"{', '.join(named)}: for --study {CUSTOMIZED} alone.")
     _execute(_run(given), dry_run)
+
+
+@main.command("work")
+@plugins
+@weights_option
+@click.option("--results", type=FOLDER, required=True, help="The results folder of a `bench run`.")
+@device_option
+@click.option("--for", "seconds", type=Duration(), help="End after 55m, 4h, 90s. [default: never]")
+@click.option("--max-models", type=click.IntRange(1), help="End after so many. [default: no limit]")
+@click.option("--wait", is_flag=True, help="Where nothing is left, wait for more until --for is over.")
+@click.option("--threads", type=click.IntRange(1), help="[default: as many as this process may use]")
+def work_(
+    results: Path, device: str, seconds: float | None, max_models: int | None, wait: bool, threads: int | None
+) -> None:
+    """Train what a `bench run` on the same folder asks for, here or on another machine, beside others that do so.
+
+    Exit code 0 where nothing is left, 75 where there is more to do.
+    """
+    from bench.foundation.console import console_here, progress_on
+    from bench.foundation.machine import available_threads, compute_threads, device_of
+    from bench.retraining.worker import work
+
+    device_of(device)
+    with progress_on(console_here()) as progress, compute_threads(threads or available_threads()):
+        limit = seconds or math.inf
+        finished = work(results, device=device, seconds=limit, most=max_models, wait=wait, progress=progress)
+    if not finished:
+        raise EngineStopped("the time or the number of models is used up, and there is more to do.")
+    _line("nothing is left to do")
 
 
 @main.command("plan")
@@ -432,6 +507,12 @@ def leaderboard_(study_name: str, sources: Sequence[Path], results: Path | None)
     from bench.studies import study
 
     board = results or Path("results") / study_name
+    if study_name == CUSTOMIZED:
+        from bench.report import customized
+
+        own = [Path("results/runs") / study_name]
+        _show(customized.publish(study(study_name), sources or own, board))
+        return
     _show(publish(study(study_name), [*sources, *accepted(board)], board))
 
 
@@ -554,13 +635,44 @@ def new_method(name: str, folder: Path) -> None:
     _line(f"then: bench run --plugin {source} --method {name} --queries 2")
 
 
+def _run_customized(own: dict[str, Any], given: dict[str, Any]) -> None:
+    """Rank the exemplars of customized models, and show the table."""
+    from bench.experiments.customized import CustomizedRun
+    from bench.foundation.console import console_here, progress_on
+    from bench.studies import study
+
+    names = ("score_files", "floors", "budgets", "boxes", "metric_names", "order", "max_queries", "retry_failed")
+    refused = [name for name in names if given[name]]
+    if refused or given["seeds"] != 1 or given["pairing"] != "paired" or given["workers"] != 1:
+        raise InvalidInput(
+            f"Study '{CUSTOMIZED}' retrains nothing: leave out options of retraining, of floors, boxes and metrics. "
+            "Of use are --method, --set, --queries, --models, --distractors, --held-out, --without-word, --results."
+        )
+    chosen = _methods(given["method_names"], CUSTOMIZED, given["settings"])
+    base = replace(study(CUSTOMIZED), seed=given["seed"])
+    if given["queries"] is not None:
+        own = own | {"queries": given["queries"]}
+    shared = {"results": given["results"], "device": given["device"]}
+    made = CustomizedRun(study=base, methods=chosen, **shared, **{k: v for k, v in own.items() if v is not None})
+    with progress_on(console_here()) as progress:
+        found = made.execute(progress)
+    _show(found)
+
+
 def _shared(given: dict[str, Any]) -> dict[str, Any]:
     """What every experiment takes."""
     from bench.registry import metrics
     from bench.studies import study
 
+    if given["study_name"] == CUSTOMIZED:
+        raise InvalidInput(
+            f"Study '{CUSTOMIZED}' retrains nothing, so it has `bench run` and `bench leaderboard` alone; its base is "
+            "the study 'faces'."
+        )
+    chosen = study(given["study_name"])
+    recipe = replace(chosen.recipe, stack=given.get("stack", 1))
     return {
-        "study": replace(study(given["study_name"]), seed=given["seed"]),
+        "study": replace(chosen, seed=given["seed"], recipe=recipe),
         "metrics": [metrics.create(name) for name in given["metric_names"]],
         "num_queries": given["queries"],
         "results": given["results"],
@@ -568,6 +680,8 @@ def _shared(given: dict[str, Any]) -> dict[str, Any]:
         "workers": given["workers"],
         "size_limit_mib": given.get("keep_models_mib", 1024.0),
         "retry_failed": given.get("retry_failed", False),
+        "engine": given.get("engine", "local"),
+        "engine_options": {one.name: one.text for one in given.get("engine_options", ())},
     }
 
 

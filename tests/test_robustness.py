@@ -1017,7 +1017,7 @@ def test_a_leaderboard_reads_within_its_lock(copy, quick, monkeypatch):
     from bench.report import publishing
 
     def opened(root, name):
-        assert [path.name for path in module._held.locks] == ["results.lock"]
+        assert [path.name for path in module._held.locks] == ["results.claim"]
         raise ResultsFolderError("seen")
 
     monkeypatch.setattr(publishing, "open_folder", opened)
