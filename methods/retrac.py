@@ -7,9 +7,9 @@
 TracIn follows how much a step on z lowers the loss of ẑ. The length of a gradient depends on the timestep far more
 than on the image, so without the division images drawn at loud timesteps are influential for every query.
 
-Reference: Xie et al., arXiv 2401.09031 (ICML 2024 workshops). Written from the paper's idea; OURS: both gradients at the
-same strided timesteps, one noise of an image and ``num_query_noises`` of the query at each; checkpoints at equal
-distances of the plain weights, of a training that is done again where it was not kept; the larger of both sides.
+Reference: Xie et al., arXiv 2401.09031. Written from the paper's idea; OURS: both gradients at the same strided
+timesteps, one noise of an image and ``num_query_noises`` of the query at each; checkpoints at equal distances, of the
+plain weights, from a training that is done again; the larger of both sides.
 """
 
 from __future__ import annotations
