@@ -25,6 +25,10 @@ seen.legend = charted(); document.querySelector('#curve-legend button[data-key="
 seen.active = document.activeElement.dataset.key;
 click("#queries button:nth-child(3)"); seen.query = document.querySelector("#gallery .query p").textContent;
 seen.pictures = document.querySelectorAll("#gallery img").length;
+const choose = (index, name) => { const box = document.querySelectorAll(".compare select")[index]; box.value = name; box.dispatchEvent(new Event("change")); };
+const rows = () => [...document.querySelectorAll("#gallery .shown:not(.head) > .name")].map((name) => name.textContent);
+seen.every = rows(); choose(0, seen.every[1]); choose(1, seen.every[0]); seen.compared = rows(); seen.framed = document.querySelectorAll("#gallery img.both").length;
+choose(0, ""); choose(1, ""); seen.again = rows();
 seen.silent = [...document.querySelectorAll("#gallery img, .chart svg")].filter((one) => !(one.alt || one.getAttribute("aria-label"))).length;
 seen.charts = document.querySelectorAll(".chart svg").length;
 seen.overflow = document.documentElement.scrollWidth - window.innerWidth;

@@ -21,6 +21,7 @@ from matplotlib.colors import to_hex
 
 from bench.diffusion.queries import Query, save_queries
 from bench.foundation.digests import digest_of
+from bench.records import tables
 from bench.records.names import MethodName
 from bench.records.rows import NOTHING_REMOVED, REFERENCE, Row, frame_of
 from bench.records.store import Store, read_tensors, write_json, write_tensors
@@ -30,7 +31,7 @@ from bench.report.board_figures import ablations, cost, curves, families, order,
 from bench.report.figures import MARKS, colour_of
 from bench.report.floors import Parts, in_words, not_beaten, notes
 from bench.report.gallery import Gallery
-from bench.report.localized import COLUMNS, merge
+from bench.report.localized import COLUMNS
 from bench.report.merging import merge_folders, open_folder
 from bench.report.page import SCRIPTS, escaped, payload, script
 from bench.report.publishing import publish
@@ -770,6 +771,9 @@ def test_the_page_works_in_a_browser(published, tmp_path, width):
     assert seen["legend"] == seen["extended"]  # no variants, no button
     assert "a photo of a bag 2" in seen["query"]
     assert seen["pictures"] > 8
+    assert seen["compared"] == [seen["every"][1], seen["every"][0]]
+    assert seen["again"] == seen["every"]
+    assert seen["framed"] % 2 == 0
     assert (seen["silent"], seen["charts"], seen["injected"]) == (0, 4, 0)
     assert seen["width"] == width
     assert seen["overflow"] <= 0
@@ -815,7 +819,7 @@ def test_boxes_have_a_section_of_their_own(tmp_path, tiny_study):
     text, page = ((root / f"leaderboard.{kind}").read_text() for kind in ("md", "html"))
     assert "Boxes" not in text
     assert page_data(page)["facts"]["boxes"] == []
-    merge(Store(root), box_rows(("left_half", "right_half"), root))
+    tables.LOCALIZED.merge(Store(root), box_rows(("left_half", "right_half"), root))
     publish(tiny_study, [], root)
     again, page = ((root / f"leaderboard.{kind}").read_text() for kind in ("md", "html"))
     assert again.startswith(text.rstrip("\n"))
@@ -833,7 +837,7 @@ def test_the_section_of_boxes_is_seen_in_a_browser(tmp_path, tiny_study):
     root = Folder(tmp_path / "run", ordinary()).root
     for shown in (False, True):
         if shown:
-            merge(Store(root), box_rows(("left_half", "right_half"), root))
+            tables.LOCALIZED.merge(Store(root), box_rows(("left_half", "right_half"), root))
         publish(tiny_study, [], root)
         command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
                    "--enable-logging=stderr", "--v=0", "--virtual-time-budget=5000", "--dump-dom",

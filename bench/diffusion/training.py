@@ -35,6 +35,9 @@ from bench.errors import InvalidInput, TrainingFailed
 from bench.foundation import seeds
 from bench.foundation.machine import parallel
 
+MOST_STACKED = 4096
+"""Models in one stack: more than any device holds."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -54,6 +57,7 @@ class Recipe:
         num_shards: parts of a batch whose gradients are computed side by side.
         channels_last: whether training runs the forward pass of ``bench.diffusion.channels_last``, faster at 16×16
             pixels; the same function, but not the same rounding.
+        stack: models that are trained in one stack (``bench.diffusion.stacking``); 1 for one by one.
     """
 
     num_steps: int
@@ -68,10 +72,13 @@ class Recipe:
     weight_power: float = 0.0
     num_shards: int = 2
     channels_last: bool = False
+    stack: int = 1
 
     def __post_init__(self) -> None:
         if self.num_steps < 1 or self.batch_size < 1 or self.batch_size % self.num_shards:
             raise InvalidInput(f"{self}: num_steps ≥ 1 and a batch_size divisible by num_shards are expected.")
+        if not 1 <= self.stack <= MOST_STACKED:
+            raise InvalidInput(f"stack = {self.stack}: 1 to {MOST_STACKED} models are expected.")
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of optimizer step ``step`` (from 0)."""
@@ -199,7 +206,7 @@ class TrainingRun:
         device: torch.device,
     ) -> None:
         self.model = DiffusionModel(config, seed=job.seed, device=device)
-        self.data, self.recipe = data, recipe
+        self.data, self.recipe, self.job = data, recipe, job
         self.draws = DrawStream(job, len(data), self.model, recipe)
         self.step = 0
         weights = torch.cat([weight.detach().flatten() for weight in self.model.unet.parameters()])
@@ -320,7 +327,7 @@ def train_together(runs: Sequence[TrainingRun]) -> Iterator[list[float]]:
     """Advance many trainings in step until all are finished; yields their losses after each step.
 
     The runs share data, recipe and device and differ in what they leave out. Here they take turns, which is best on
-    a CPU; an engine for a GPU will stack their weights behind this same call.
+    a CPU; ``bench.diffusion.stacking`` stacks their weights behind this same call.
     """
     while any(not run.finished for run in runs):
         yield [run.advance() for run in runs if not run.finished]

@@ -1,6 +1,6 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
-const state = { k: data.mainK, metric: data.metrics[0].name, text: "", sort: "rank", down: false, lit: new Set(), variants: false, query: 0 };
+const state = { k: data.mainK, metric: data.metrics[0].name, text: "", sort: "rank", down: false, lit: new Set(), variants: false, query: 0, compare: ["", ""] };
 const SVG = "http://www.w3.org/2000/svg";
 const MINUS = "\u2212";
 

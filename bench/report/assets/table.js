@@ -10,7 +10,7 @@ const columns = [
   { key: "left", head: LEFT, num: true, value: (line) => (!line.left ? null : line.left.outside === "fewer" ? -Infinity : line.left.outside === "more" ? Infinity : line.left.images) },
   { key: "seconds", head: "Scoring, s a query", num: true, value: (line) => line.seconds },
   { key: "tuned", head: "Tuned on", value: (line) => line.tuned.toLowerCase() },
-];
+].filter((column) => column.key !== "left" || data.lines.some((line) => line.left)); // nothing to say without a reference
 function compare(a, b) {
   const column = columns.find((one) => one.key === state.sort);
   const [x, y] = [column.value(a), column.value(b)];
@@ -69,7 +69,7 @@ function row(line, scale) {
   else add("mean", words(metric.name), "num", plain(cell.mean) + (known(cell.se) ? ` \u00b1 ${plain(cell.se)}` : ""),
     el("span", { class: "sub" }, few ? "too few queries for an interval" : span(cell.low, cell.high, plain)), el("span", { class: "sub" }, `${cell.queries} quer${cell.queries === 1 ? "y" : "ies"}`), failed);
   const baseline = line.method === data.baseline;
-  const won = Object.entries(cell?.won ?? {}).filter(([, one]) => one.of).map(([floor, one]) => el("span", { class: "sub" }, `ahead of ${floor} on ${one.won} of ${one.of} queries${known(one.low) ? ` [${fixed(100 * one.low, 0)},\u00a0${fixed(100 * one.high, 0)}]\u00a0%` : ""}`));
+  const won = Object.entries(cell?.won ?? {}).filter(([, one]) => one.of).map(([floor, one]) => el("span", { class: "sub" }, `ahead of ${floor} on ${one.won} of ${one.of}${known(one.low) ? ` [${fixed(100 * one.low, 0)},\u00a0${fixed(100 * one.high, 0)}]\u00a0%` : ""}`));
   if (baseline) add("diff", `Minus ${data.baseline}`, "wide", el("span", { class: "sub" }, "the baseline"));
   else if (!cell || !known(cell.diff)) add("diff", `Minus ${data.baseline}`, "wide", el("span", { class: "sub" }, cell && cell.queries ? "no baseline" : "\u2013"));
   else add("diff", `Minus ${data.baseline}`, "wide", `${signed(cell.diff)} `, el("span", { class: "sub" }, span(cell.diffLow, cell.diffHigh, signed) ?? "too few queries for an interval",
@@ -77,7 +77,7 @@ function row(line, scale) {
   const places = cell && known(cell.rank) && metric.name !== data.rankedBy ? el("span", { class: "sub" }, `rank by ${words(metric.name)}: ${placesText(cell)}`) : null;
   add("verdict", "Verdict", "wide", cell?.verdict || "\u2013", places, ...won);
   const { left } = line;
-  add("left", LEFT, "num", leftText(left), left && !left.outside && span(left.low, left.high, count) ? el("span", { class: "sub" }, span(left.low, left.high, count)) : null);
+  if (columns.some((column) => column.key === "left")) add("left", LEFT, "num", leftText(left), left && !left.outside && span(left.low, left.high, count) ? el("span", { class: "sub" }, span(left.low, left.high, count)) : null);
   add("seconds", "Scoring, s a query", "num", seconds(line.seconds), known(line.shared) ? el("span", { class: "sub" }, `${fixed(100 * line.shared, 0)}\u00a0% of its top K in a second scoring too`) : null);
   add("tuned", "Tuned on", "wide", el("span", { class: "sub" }, line.tuned || "\u2013"));
   return tr;
