@@ -40,6 +40,8 @@ class _Folder(click.Path):
 FOLDER = _Folder(path_type=Path)
 KINDS = ("studies", "methods", "metrics")
 PLUGINS = "bench.plugins"
+CUSTOMIZED = "customized"
+"""The study in which nothing is retrained."""
 
 
 def _named(kind: str, *others: str) -> Named:
@@ -181,6 +183,13 @@ until_options = _options(
     click.option("--max-queries", type=int, help="The limit of --until-settled. [default: all queries of the study]"),
 )  # fmt: skip
 
+customized_options = _options(
+    click.option("--models", type=int, help="Customized models: the first so many, of both kinds in turn. [all 20]"),
+    click.option("--distractors", type=int, help="Customized models: images beside the exemplars. [default: 1000]"),
+    click.option("--held-out", is_flag=True, help="Customized models: those held out, to tune settings on."),
+    click.option("--without-word", is_flag=True, help="Customized models: leave V* out of the prompt to attribute."),
+)
+
 
 @click.group(
     cls=BenchGroup,
@@ -216,12 +225,26 @@ def list_(kind: str | None) -> None:
 @common
 @run_options
 @until_options
+@customized_options
 @dry_run_option
-def run(dry_run: bool, **given: Any) -> None:
+def run(
+    dry_run: bool, models: int | None, distractors: int | None, held_out: bool, without_word: bool, **given: Any
+) -> None:
     """Run the gold-standard test: score, remove the top K, retrain, measure.
 
     Scores made elsewhere enter by --scores FILE --name NAME; results/README.md tells how the file must look.
+
+    With --study customized nothing is removed: models were customized on known exemplars, and the table tells how high
+    each method ranks these among distractors.
     """
+    own = {"models": models, "distractors": distractors, "held_out": held_out, "without_word": without_word}
+    if given["study_name"] == CUSTOMIZED:
+        if dry_run:
+            raise InvalidInput(f"--dry-run: nothing is retrained in study '{CUSTOMIZED}'; try --models 1.")
+        _run_customized(own, given)
+        return
+    if named := [f"--{name.replace('_', '-')}" for name, value in own.items() if value]:
+        raise InvalidInput(f"{', '.join(named)}: for --study {CUSTOMIZED} alone.")
     _execute(_run(given), dry_run)
 
 
@@ -484,6 +507,12 @@ def leaderboard_(study_name: str, sources: Sequence[Path], results: Path | None)
     from bench.studies import study
 
     board = results or Path("results") / study_name
+    if study_name == CUSTOMIZED:
+        from bench.report import customized
+
+        own = [Path("results/runs") / study_name]
+        _show(customized.publish(study(study_name), sources or own, board))
+        return
     _show(publish(study(study_name), [*sources, *accepted(board)], board))
 
 
@@ -606,11 +635,40 @@ def new_method(name: str, folder: Path) -> None:
     _line(f"then: bench run --plugin {source} --method {name} --queries 2")
 
 
+def _run_customized(own: dict[str, Any], given: dict[str, Any]) -> None:
+    """Rank the exemplars of customized models, and show the table."""
+    from bench.experiments.customized import CustomizedRun
+    from bench.foundation.console import console_here, progress_on
+    from bench.studies import study
+
+    names = ("score_files", "floors", "budgets", "boxes", "metric_names", "order", "max_queries", "retry_failed")
+    refused = [name for name in names if given[name]]
+    if refused or given["seeds"] != 1 or given["pairing"] != "paired" or given["workers"] != 1:
+        raise InvalidInput(
+            f"Study '{CUSTOMIZED}' retrains nothing: leave out options of retraining, of floors, boxes and metrics. "
+            "Of use are --method, --set, --queries, --models, --distractors, --held-out, --without-word, --results."
+        )
+    chosen = _methods(given["method_names"], CUSTOMIZED, given["settings"])
+    base = replace(study(CUSTOMIZED), seed=given["seed"])
+    if given["queries"] is not None:
+        own = own | {"queries": given["queries"]}
+    shared = {"results": given["results"], "device": given["device"]}
+    made = CustomizedRun(study=base, methods=chosen, **shared, **{k: v for k, v in own.items() if v is not None})
+    with progress_on(console_here()) as progress:
+        found = made.execute(progress)
+    _show(found)
+
+
 def _shared(given: dict[str, Any]) -> dict[str, Any]:
     """What every experiment takes."""
     from bench.registry import metrics
     from bench.studies import study
 
+    if given["study_name"] == CUSTOMIZED:
+        raise InvalidInput(
+            f"Study '{CUSTOMIZED}' retrains nothing, so it has `bench run` and `bench leaderboard` alone; its base is "
+            "the study 'faces'."
+        )
     chosen = study(given["study_name"])
     recipe = replace(chosen.recipe, stack=given.get("stack", 1))
     return {

@@ -61,7 +61,9 @@ class AttributionContext:
         ensemble: ``ensemble(count)`` returns θ0 and ``count − 1`` models trained on the same data with other seeds.
         progress: ``progress(done, total)``, called now and then.
         trainings: how θ0 ("original") and the model that judges removals ("judge") are trained, to be done again; empty
-            where that is not known. A method may take checkpoints of "original"; the rest is for ceilings.
+            where that is not known, or a fine-tuning. A method may take checkpoints of "original"; the rest is for ceilings.
+        base: of the model that θ0 was fine-tuned from, on its own training data; None where θ0 was not. What is known
+            of the data before the fine-tuning, such as the Fisher information, is taken there.
     """
 
     dataset: Dataset
@@ -72,6 +74,7 @@ class AttributionContext:
     ensemble: Callable[[int], Sequence[DiffusionModel]]
     progress: Callable[[int, int], None]
     trainings: Mapping[str, Training] = field(default_factory=dict)
+    base: AttributionContext | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

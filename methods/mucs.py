@@ -28,10 +28,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bench.attribution.gradients import WEIGHT_SELECTIONS, differentiable_copy, select_weights
+from bench.attribution.gradients import differentiable_copy
 from bench.attribution.shared_noise import null_losses, shared_noise_losses
 from bench.contracts import AttributionContext, Method
 from bench.diffusion.queries import Query
+from bench.diffusion.selections import WEIGHT_SELECTIONS, select_weights
 from bench.errors import InvalidInput, UnknownName
 from bench.foundation import seeds
 from bench.foundation.digests import digest_of

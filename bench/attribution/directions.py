@@ -18,11 +18,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bench.attribution.gradients import WEIGHT_SELECTIONS, Gradients
+from bench.attribution.gradients import Gradients
 from bench.attribution.influence import checked, image_rows, over_samples
 from bench.attribution.unlearning import query_gradient
 from bench.contracts import AttributionContext, Method
 from bench.diffusion.queries import Query
+from bench.diffusion.selections import WEIGHT_SELECTIONS
 from bench.errors import InvalidInput, UnknownName
 
 T = TypeVar("T")

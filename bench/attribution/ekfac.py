@@ -25,7 +25,8 @@ KEPT_AS = {LOSS: "ekfac", PREDICTION: "ekfac-ggn"}
 def ekfac_factors(
     context: AttributionContext, selection: str, num_draws: int, output: str = LOSS
 ) -> tuple[Gradients, Gradients]:
-    """The bases U_A and U_S of each layer, and Λ in them, kept for all queries and methods.
+    """The bases U_A and U_S of each layer, and Λ in them, kept for all queries and methods; of the base model where the
+    model was fine-tuned.
 
     Args:
         context: of the method.
@@ -33,6 +34,7 @@ def ekfac_factors(
         num_draws: in each of the two passes, which see the same draws.
         output: whose gradients: ``LOSS`` or ``PREDICTION`` of ``bench.attribution.fisher``.
     """
+    context = context.base or context
     key = digest_of([selection, num_draws])
 
     def factors() -> Gradients:

@@ -224,10 +224,12 @@ class Workspace:
         """What a method may see of this study."""
         study = self.study
         jobs = {"original": self.original_job(), "judge": TrainingJob((), evaluation_seed(study))}
+        if study.fine_tuning:
+            jobs = {}  # a training from the beginning of all weights is all that can be done again
         known = partial(Training, study.model, self.ledger.data, study.dataset.ids, study.recipe)
         return AttributionContext(
             dataset=study.dataset,
-            data=self.ledger.data,
+            data=self.ledger.data.as_read_by(self.original, study.dataset.captions),
             model=self.original,
             seed=study.seed,
             cached=artifacts or Artifacts(self.store),
