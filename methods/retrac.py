@@ -23,11 +23,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bench.attribution.directions import layer_products, squared_norms, sum_over_layers
-from bench.attribution.gradients import WEIGHT_SELECTIONS, Gradients
+from bench.attribution.gradients import Gradients
 from bench.attribution.influence import Rows, keyed_rows, over_samples
 from bench.contracts import AttributionContext, Method
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.queries import Query
+from bench.diffusion.selections import WEIGHT_SELECTIONS
 from bench.errors import InvalidInput, Unavailable, UnknownName
 from bench.registry import register_method
 

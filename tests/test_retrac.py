@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench.attribution.gradients import differentiable_copy, select_weights
+from bench.attribution.gradients import differentiable_copy
 from bench.attribution.influence import keyed_rows
 from bench.diffusion.queries import Query
 from bench.diffusion.sampling import Sampler
+from bench.diffusion.selections import select_weights
 from bench.diffusion.training import Training, TrainingJob
 from bench.errors import InvalidInput, Unavailable
 from methods.retrac import Retrac
