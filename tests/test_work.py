@@ -116,7 +116,7 @@ def assert_each_once(home, expected):
 
 def test_two_hosts_share_a_folder_and_one_killed_in_mid_training_is_taken_over(planned, tmp_path, expected):
     line = ["work", "--results", planned.root, "--threads", "1"]
-    one, two = (command(line, {"BENCH_HOST": name, "BENCH_HEARTBEAT": "0.3"}) for name in ("one", "two"))
+    one, two = (command(line, {"BENCH_HOST": name, "BENCH_HEARTBEAT": "1"}) for name in ("one", "two"))
     for process in (one, two):
         process.join(120)
     assert (one.exitcode, two.exitcode) == (-signal.SIGKILL, 0)

@@ -106,7 +106,7 @@ def work(
             try:
                 on_step = partial(shown.advance, name, total=total)
                 others = (each for plan, _, each in left if plan == path and each is not request)
-                prepare(ledger, enumerate(chain([request], others)), lambda index, step, show=on_step: show(step))
+                prepare(ledger, enumerate(chain([request], others)), lambda index, step, show=on_step: show(step))  # type: ignore[misc]
                 outcome = attempt(ledger, 0, request, on_step)
             except Busy:
                 continue
