@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from bench.data.dataset import Dataset, load_embedded
 from bench.data.face_queries import FaceQuery, face_queries, fixed_query
 from bench.diffusion.autoencoder import autoencoder
-from bench.diffusion.model import ModelConfig
+from bench.diffusion.fine_tuning import FineTuning
+from bench.diffusion.model import DiffusionModel, ModelConfig
 from bench.diffusion.phrases import text_encoder
 from bench.diffusion.queries import Query, QuerySpec
 from bench.diffusion.regions import Region, parsed_corners
@@ -69,6 +70,7 @@ class Study:
         margins: (metric, difference between two methods that does not matter): inside it they are equivalent.
         looks: of a run that adds queries until an order is settled, fixed before the first one; the last at all
             queries or fewer.
+        fine_tuning: what every training starts from, and what moves; None to train all weights from the beginning.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Study:
     metrics: tuple[str, ...] = ("loss_change", "regeneration_mse")
     margins: tuple[tuple[str, float], ...] = ()
     looks: tuple[Look, ...] = LOOKS
+    fine_tuning: FineTuning | None = None
     description: str = field(default="", compare=False)
 
     @cached_property
@@ -111,7 +114,13 @@ class Study:
             "model": model,
             "recipe": recipe,
             "seed": self.seed,
+            **({"fine_tuning": self.fine_tuning.parts} if self.fine_tuning else {}),
         }
+
+    def fresh_model(self) -> DiffusionModel:
+        """An untrained model that reads the captions of D, the new word of a fine-tuning among them."""
+        model = DiffusionModel(self.model)
+        return self.fine_tuning.with_word(model) if self.fine_tuning else model
 
     @cached_property
     def digest(self) -> str:
@@ -338,8 +347,23 @@ def faces() -> Study:
     )  # fmt: skip
 
 
+def customized() -> Study:
+    """Models that were customized on known exemplars (``bench.data.customizations``), with ``faces`` as their base.
+
+    No retraining: a method is to name a model's exemplars among images of the base's training data
+    (``bench.experiments.customized``). This is the base: the study ``faces`` by another name, so settings are tuned
+    for it apart.
+    """
+    return replace(
+        faces(),
+        name="customized",
+        description="20 models of faces, each customized on 1 to 12 known exemplars that methods are to name",
+    )
+
+
 STUDIES: dict[str, Callable[[], Study]] = {
     "faces": faces,
+    "customized": customized,
     "fashion": fashion,
     "emoji": emoji,
     "small": small,

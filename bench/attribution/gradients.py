@@ -25,25 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
-from bench.errors import UnknownName
+from bench.diffusion.selections import select_weights
 
 Gradients = dict[str, Tensor]
-
-WEIGHT_SELECTIONS: dict[str, tuple[str, ...]] = {
-    "cross-attn-kv": ("attn2.to_k", "attn2.to_v"),
-    "cross-attn": ("attn2.",),
-    "attn": ("attn1.", "attn2."),
-    "all": ("",),
-}
-"""Which weights move, by parts of diffusers' names (the paper, section 4 and appendix C)."""
-
-
-def select_weights(unet: nn.Module, selection: str) -> dict[str, nn.Parameter]:
-    """The parameters of ``unet`` that ``selection`` names, in the module's order."""
-    if selection not in WEIGHT_SELECTIONS:
-        raise UnknownName("selection of weights", selection, WEIGHT_SELECTIONS)
-    parts = WEIGHT_SELECTIONS[selection]
-    return {name: weight for name, weight in unet.named_parameters() if any(part in name for part in parts)}
 
 
 def differentiable_copy(unet: nn.Module, selection: str) -> nn.Module:
@@ -81,7 +65,8 @@ def kronecker_sums(unet: nn.Module, losses: Callable[[], Float[Tensor, " batch"]
     """Σ a aᵀ and Σ g gᵀ over the examples and positions of a batch, for each Linear and Conv2d layer that moves.
 
     Args:
-        unet, losses: as for ``per_sample_gradients``.
+        unet: as for ``per_sample_gradients``.
+        losses: as there.
 
     Returns:
         ``<layer>.inputs`` and ``<layer>.outputs``, square matrices in float64. Where the layer has a bias, a ends with

@@ -28,6 +28,9 @@ from bench.diffusion.regions import Region, inside
 from bench.diffusion.text import TextEncoder
 from bench.foundation import seeds
 
+LEARNED = "text_encoder.words."
+"""Begins the names of learned words' vectors among the weights."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -166,12 +169,16 @@ class DiffusionModel:
         return (noise - predicted).square()
 
     def state(self) -> dict[str, Tensor]:
-        """The U-Net's weights by name."""
-        return {name: weight.detach() for name, weight in self.unet.state_dict().items()}
+        """The U-Net's weights by name, and the vectors of the words that were learned with them."""
+        weights = {name: weight.detach() for name, weight in self.unet.state_dict().items()}
+        return weights | {f"{LEARNED}{word}": vector for word, vector in self.text_encoder.learned.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> DiffusionModel:
-        """Take over weights; returns self."""
-        self.unet.load_state_dict(dict(state))
+        """Take over weights and learned words; returns self."""
+        words = {name.removeprefix(LEARNED): value for name, value in state.items() if name.startswith(LEARNED)}
+        self.unet.load_state_dict({name: value for name, value in state.items() if not name.startswith(LEARNED)})
+        if words:
+            self.text_encoder = self.text_encoder.with_words(words)
         return self
 
 

@@ -12,10 +12,11 @@ with rms(v) = v / sqrt(mean v²). The empty prompt, which classifier-free guidan
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Protocol, runtime_checkable
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from bench.data.captions import WORD
 from bench.errors import InvalidInput, UnknownWord
+from bench.foundation.digests import tensors_digest
 
 STOP_WORDS = frozenset(
     [
@@ -59,6 +61,17 @@ class TextEncoder(Protocol):
 
     digest: str
     dim: int
+    words: dict[str, int]
+    vectors: Tensor
+    learned: dict[str, Tensor]
+
+    def with_words(self, learned: Mapping[str, Tensor]) -> TextEncoder:
+        """The same encoder with other vectors for some words, new words among them."""
+        ...
+
+    def knows_learned(self, prompt: str) -> bool:
+        """Whether ``prompt`` holds a word of ``learned``."""
+        ...
 
     def encode(self, prompts: Sequence[str]) -> Float[Tensor, "prompts tokens dim"]:
         """Hidden states of ``prompts``."""
@@ -73,6 +86,9 @@ class WordEncoder:
         vectors: one row for each word.
         num_tokens: length of every sequence: the sentence and at most ``num_tokens - 1`` words.
         digest: of the vectors' file, part of the study digest.
+
+    Attributes:
+        learned: words whose vectors a fine-tuning learned, or will learn.
     """
 
     def __init__(
@@ -83,6 +99,24 @@ class WordEncoder:
         self.num_tokens = num_tokens
         self.digest = f"{digest}-{num_tokens}"
         self.dim = vectors.shape[1]
+        self.learned: dict[str, Tensor] = {}
+
+    def with_words(self, learned: Mapping[str, Float[Tensor, " dim"]]) -> WordEncoder:
+        """The same encoder with other vectors for some words, new words among them. Gradients flow to the vectors."""
+        changed = copy.copy(self)
+        changed.learned = {**self.learned, **learned}
+        changed.words = dict(self.words)
+        rows = list(self.vectors)
+        for word, vector in learned.items():
+            row = changed.words.setdefault(word, len(rows))
+            rows[row:] = [vector.to(self.vectors.device), *rows[row + 1 :]]
+        changed.vectors = torch.stack(rows)
+        changed.digest = f"{self.digest}+{tensors_digest(dict(learned), {})[:8]}"
+        return changed
+
+    def knows_learned(self, prompt: str) -> bool:
+        """Whether ``prompt`` holds a word of ``learned``."""
+        return not self.learned.keys().isdisjoint(WORD.findall(prompt.lower()))
 
     def tokens(self, prompt: str) -> list[str]:
         """The words of ``prompt``; raises UnknownWord with the nearest known words."""

@@ -92,6 +92,8 @@ class Experiment(ABC, Generic[R]):
 
     def __post_init__(self) -> None:
         check_engine(self.engine, self.engine_options)
+        if self.study.recipe.stack > 1 and self.study.fine_tuning is not None:
+            raise InvalidInput(f"--stack: '{self.study.name}' is a fine-tuning; its models are trained one by one.")
         if self.study.recipe.stack > 1 and self.engine == "local" and self.workers > 1:
             raise InvalidInput("--stack and --workers do not go together: one process trains the whole stack.")
         for name, most in (("workers", MOST_WORKERS), ("threads", MOST_WORKERS)):

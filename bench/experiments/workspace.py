@@ -19,8 +19,9 @@ from bench.contracts import AttributionContext, Method, Metric
 from bench.diffusion.autoencoder import Autoencoder
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.queries import Query, QuerySpec, load_queries, save_queries, synthesize
-from bench.diffusion.training import TrainingJob
+from bench.diffusion.training import Training, TrainingJob
 from bench.errors import DamagedArtifact, ResultsFolderError, TrainingFailed, Unavailable
+from bench.experiments.evaluation import evaluation_seed
 from bench.experiments.scoring import Scores, is_scored, score
 from bench.experiments.selection import top_k
 from bench.experiments.trial import vet
@@ -221,14 +222,18 @@ class Workspace:
         self, progress: Callable[[int, int], None] = lambda done, total: None, artifacts: Artifacts | None = None
     ) -> AttributionContext:
         """What a method may see of this study."""
+        study = self.study
+        jobs = {"original": self.original_job(), "judge": TrainingJob((), evaluation_seed(study))}
+        known = partial(Training, study.model, self.ledger.data, study.dataset.ids, study.recipe)
         return AttributionContext(
-            dataset=self.study.dataset,
-            data=self.ledger.data,
+            dataset=study.dataset,
+            data=self.ledger.data.as_read_by(self.original, study.dataset.captions),
             model=self.original,
-            seed=self.study.seed,
+            seed=study.seed,
             cached=artifacts or Artifacts(self.store),
             ensemble=self.ensemble,
             progress=progress,
+            trainings={role: known(job) for role, job in jobs.items()},
         )
 
     def selections(

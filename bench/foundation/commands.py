@@ -42,7 +42,8 @@ class BenchGroup(click.Group):
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         """Every command takes --debug."""
-        cmd.params.append(_debug_option())
+        if not isinstance(cmd, BenchGroup):  # which has it
+            cmd.params.append(_debug_option())
         super().add_command(cmd, name)
 
     def invoke(self, context: click.Context) -> Any:

@@ -11,6 +11,7 @@ import math
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -105,8 +106,12 @@ def work(
             began = time.monotonic()
             try:
                 on_step = partial(shown.advance, name, total=total)
+
+                def on_stacked(index: int, step: int, show: Callable[[int], None] = on_step) -> None:
+                    show(step)
+
                 others = (each for plan, _, each in left if plan == path and each is not request)
-                prepare(ledger, enumerate(chain([request], others)), lambda index, step, show=on_step: show(step))  # type: ignore[misc]
+                prepare(ledger, enumerate(chain([request], others)), on_stacked)
                 outcome = attempt(ledger, 0, request, on_step)
             except Busy:
                 continue
