@@ -143,6 +143,8 @@ def test_a_board_shows_every_model_and_mixes_no_pools(finished, quick, tmp_path)
     assert manifest["runs"][0]["distractors"] == 15
     table = pd.read_csv(tmp_path / "board" / folder.BOARD_CSV)
     assert {"recall_at_10", "map", "chance", "ceiling", "pool"} <= set(table.columns)
+    page = (tmp_path / "board" / folder.BOARD_PAGE).read_text()
+    assert page.count("data:image/png") == 2
     text = (tmp_path / "board" / folder.BOARD_TABLE).read_text()
     for name in ("alien", "inverted"):
         assert f"figures/{name}.png" in text
