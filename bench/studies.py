@@ -104,6 +104,8 @@ class Study:
         model, recipe = asdict(self.model), asdict(self.recipe)
         if not recipe["channels_last"]:
             del recipe["channels_last"]  # studies older than the setting keep their digests
+        if recipe["stack"] == 1:
+            del recipe["stack"]
         return {
             "training_version": TRAINING_VERSION,
             "dataset": self.dataset.digest,

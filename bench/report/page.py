@@ -283,8 +283,13 @@ def _chosen(pictures: Gallery, count: int, shown: int, drawn: dict[int, str]) ->
 
 def png_uri(picture: Tensor) -> str:
     """channels × height × width in [−1, 1] as a PNG data URI."""
+    return "data:image/png;base64," + base64.b64encode(png_bytes(picture)).decode()
+
+
+def png_bytes(picture: Tensor) -> bytes:
+    """channels × height × width in [−1, 1] as a PNG file, a pixel for each value."""
     pixels = ((picture.detach().clamp(-1, 1) + 1) * 127.5).round().to("cpu").permute(1, 2, 0).numpy().astype(np.uint8)
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
