@@ -225,7 +225,7 @@ class Workspace:
         study = self.study
         jobs = {"original": self.original_job(), "judge": TrainingJob((), evaluation_seed(study))}
         if study.fine_tuning:
-            jobs = {}  # a training from the beginning of all weights is all that can be done again
+            jobs = {}  # ``Training`` begins at random weights: it cannot do a fine-tuning again
         known = partial(Training, study.model, self.ledger.data, study.dataset.ids, study.recipe)
         return AttributionContext(
             dataset=study.dataset,
