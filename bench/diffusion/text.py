@@ -55,10 +55,21 @@ WORD_SHARE = 0.5
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """What a model needs of a text encoder; Stable Diffusion's CLIP will be another."""
+    """What a model needs of a text encoder.
+
+    Attributes:
+        digest: of its weights and settings, part of the study digest.
+        dim: of its states.
+        num_tokens: states of a prompt.
+    """
 
     digest: str
     dim: int
+    num_tokens: int
+
+    def tokens(self, prompt: str) -> list[str]:
+        """The words or tokens of ``prompt`` that are read; raises InvalidInput for a prompt that it cannot take."""
+        ...
 
     def encode(self, prompts: Sequence[str]) -> Float[Tensor, "prompts tokens dim"]:
         """Hidden states of ``prompts``."""

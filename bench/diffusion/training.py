@@ -96,13 +96,19 @@ class TrainingData:
     caption_of: Int[Tensor, " images"]
 
     @classmethod
-    def kept(cls, place: Path, source: DataSource, model: DiffusionModel) -> TrainingData:
+    def kept(
+        cls,
+        place: Path,
+        source: DataSource,
+        model: DiffusionModel,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> TrainingData:
         """Encoded with the autoencoder and the text encoder of ``model`` in the folder ``place``, there already or now.
 
         Raises DamagedArtifact where what is there is not what was written.
         """
         if not place.exists():
-            encode(place, source, model.autoencoder.encode, model.text_encoder.encode)
+            encode(place, source, model.autoencoder.encode, model.text_encoder.encode, progress)
         return cls(*opened(place))
 
     @classmethod

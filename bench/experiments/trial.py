@@ -52,6 +52,7 @@ def _small(study: Study) -> tuple[AttributionContext, list[Query]]:
         concepts=whole.concepts[:NUM_IMAGES],
         styles=whole.styles[:NUM_IMAGES],
         images=whole.images[:NUM_IMAGES],
+        images_digest="",
         parts={part: column[:NUM_IMAGES] for part, column in whole.parts.items()},
     )
     kept: dict[str, Mapping[str, Tensor]] = {}

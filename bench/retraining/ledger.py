@@ -25,9 +25,10 @@ from torch import Tensor
 from bench.data.dataset import places_of
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.observations import Observation
+from bench.diffusion.pipelines import unet_state
 from bench.diffusion.queries import Query
 from bench.diffusion.training import Trainer, TrainingData, TrainingJob, TrainingRun, train_together
-from bench.errors import BenchError, DamagedArtifact, MetricFailed, PluginFailed, cause_of, reason_of
+from bench.errors import BenchError, DamagedArtifact, InvalidInput, MetricFailed, PluginFailed, cause_of, reason_of
 from bench.foundation import border
 from bench.foundation.digests import digest_of
 from bench.foundation.machine import active_threads, machine_kind
@@ -72,6 +73,7 @@ class Ledger:
         size_limit_mib: trained models beyond it are deleted, the oldest first; their observations stay.
         workers: how many processes such as this one train side by side; kept with the times, which depend on it.
         should_stop: asked after each step; True leaves a checkpoint and raises KeyboardInterrupt.
+        on_encode: told how much of D is encoded, and how much there is.
         trainer: steps the trainings.
     """
 
@@ -86,6 +88,7 @@ class Ledger:
         size_limit_mib: float = 1024.0,
         workers: int = 1,
         should_stop: Callable[[], bool] = lambda: False,
+        on_encode: Callable[[int, int], None] = lambda done, total: None,
         trainer: Trainer = train_together,
     ) -> None:
         self.study, self.store, self.device = study, store, device
@@ -93,7 +96,7 @@ class Ledger:
         self.on_controls = frozenset(on_controls)
         self.size_limit_mib = size_limit_mib
         self.workers = workers
-        self.should_stop = should_stop
+        self.should_stop, self.on_encode = should_stop, on_encode
         self.trainer = trainer
         self._data: TrainingData | None = None
         self._seconds: dict[str, str] = {}
@@ -113,10 +116,10 @@ class Ledger:
         place = self.store.path(*folder.encoded(name))
         with self.store.lock(f"encoded-{name}"):
             try:
-                return TrainingData.kept(place, source, model)
+                return TrainingData.kept(place, source, model, self.on_encode)
             except DamagedArtifact as error:
                 self.store.set_aside(place, str(error))
-                return TrainingData.kept(place, source, model)
+                return TrainingData.kept(place, source, model, self.on_encode)
 
     def key(self, job: TrainingJob) -> str:
         """Names the model that ``job`` trains."""
@@ -135,7 +138,7 @@ class Ledger:
 
     def is_trained(self, job: TrainingJob) -> bool:
         """Whether the model's weights are here."""
-        return self._model_path(job).exists()
+        return self._model_path(job).exists() or (bool(self.study.given) and job == TrainingJob((), self.study.seed))
 
     def observed(self, job: TrainingJob) -> tuple[dict[str, Tensor], dict[str, str]]:
         """What is kept of a model: tensors (see ``Query.observed_as``), and facts about its training."""
@@ -270,11 +273,15 @@ class Ledger:
 
     def _load(self, job: TrainingJob) -> DiffusionModel | None:
         found = self.store.tensors(*folder.model(self.key(job)))
+        if found is None and job == TrainingJob((), self.study.seed) and self.study.given:
+            found = unet_state(self.study.given), {}
         if found is None:
             return None
         return DiffusionModel(self.study.model, seed=job.seed, device=self.device).load(found[0])
 
     def _train(self, job: TrainingJob, on_step: Steps) -> DiffusionModel:
+        if self.study.given:
+            raise InvalidInput(self.study.untrainable)
         run = TrainingRun(self.study.model, self.data, self.study.recipe, job, device=self.device)
         place = folder.checkpoint(self.key(job))
         kept = self.store.tensors(*place)
