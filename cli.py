@@ -422,8 +422,9 @@ def study_() -> None:
 @click.option("--captionless", is_flag=True, help="Take images without a caption, with the empty prompt.")
 @click.option("--model", "pipeline", type=FOLDER, help="A pretrained Stable Diffusion: a folder of `save_pretrained`.")
 @click.option(
-    "--weights", type=click.Choice(("given", "fresh")), default="given", show_default=True,
-    help="Of --model: take it as it is, for `bench attribute`; or train its architecture anew.",
+    "--weights", type=click.Choice(("given", "fresh", "fine-tune")), default="given", show_default=True,
+    help="Of --model: take it as it is, for `bench attribute`; train its architecture anew; or begin each training "
+    "with its weights.",
 )  # fmt: skip
 def study_new(
     file: Path, data: str, data_format: str, size: int | None, pipeline: Path | None, weights: str, **given: Any
@@ -600,8 +601,8 @@ def _import_scores(files: Sequence[Path], names: Sequence[str]) -> None:
 def _methods(names: Sequence[str], study_name: str, settings: Sequence[Assigned]) -> list[Method]:
     """The methods by name ("all" stands for all, without variants), with the settings of --set."""
     from bench.registry import methods
-    from bench.study_file import is_file
     from bench.studies import study
+    from bench.study_file import is_file
 
     if is_file(study_name):
         study_name = study(study_name).name

@@ -16,9 +16,10 @@ from bench import study_file
 from bench.data import prepared
 from bench.data.dataset import Dataset, load_embedded
 from bench.data.face_queries import FaceQuery, face_queries, fixed_query
-from bench.diffusion.autoencoder import autoencoder
 from bench.data.prepared import Prepared
-from bench.diffusion.model import ModelConfig
+from bench.diffusion.autoencoder import autoencoder
+from bench.diffusion.fine_tuning import FineTuning
+from bench.diffusion.model import DiffusionModel, ModelConfig
 from bench.diffusion.phrases import text_encoder
 from bench.diffusion.pipelines import unet_digest
 from bench.diffusion.queries import Query, QuerySpec
@@ -76,6 +77,7 @@ class Study:
         given: folder of the pipeline whose weights are θ0, which is then not trained; "" where it is.
         looks: of a run that adds queries until an order is settled, fixed before the first one; the last at all
             queries or fewer.
+        fine_tuning: what every training starts from, and what moves; None to train all weights from the beginning.
     """
 
     name: str
@@ -97,6 +99,7 @@ class Study:
     looks: tuple[Look, ...] = LOOKS
     data: Prepared | None = None
     given: str = ""
+    fine_tuning: FineTuning | None = None
     description: str = field(default="", compare=False)
 
     @cached_property
@@ -124,7 +127,13 @@ class Study:
             "recipe": recipe,
             "seed": self.seed,
             **({"given": unet_digest(self.given)} if self.given else {}),
+            **({"fine_tuning": self.fine_tuning.parts} if self.fine_tuning else {}),
         }
+
+    def fresh_model(self) -> DiffusionModel:
+        """An untrained model that reads the captions of D, the new word of a fine-tuning among them."""
+        model = DiffusionModel(self.model)
+        return self.fine_tuning.with_word(model) if self.fine_tuning else model
 
     @cached_property
     def digest(self) -> str:

@@ -1,7 +1,7 @@
-"""A study of one's own: a TOML file with data, model, recipe, sampler and queries, which every command takes as --study.
+"""A study of one's own: a TOML file with data, model, recipe, sampler and queries, which commands take as --study.
 
-``bench study new`` writes one (``bench.authoring.new_study``). ``arguments`` reads it; what it cannot use it names, with
-what is expected. Paths are relative to the file. The prepared images lie beside it, in ``<file>.data``; what was tuned
+``bench study new`` writes one (``bench.authoring.new_study``). ``arguments`` reads it; what it cannot use it names,
+with what is expected. Paths are relative to the file. The prepared images lie beside it, in ``<file>.data``; what was tuned
 for the study lies in ``<file>.tuned.json``.
 """
 
@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 from bench.data.prepared import Prepared
 from bench.data.source_files import Source
 from bench.diffusion.autoencoder import Identity, autoencoder
+from bench.diffusion.fine_tuning import FineTuning, Start
 from bench.diffusion.model import ModelConfig
-from bench.diffusion.pipelines import PREFIX, FolderAutoencoder, pipeline_settings
+from bench.diffusion.pipelines import PREFIX, FolderAutoencoder, pipeline_settings, unet_file
 from bench.diffusion.sampling import Sampler
 from bench.diffusion.training import Recipe
 from bench.errors import InvalidInput, UnknownName
@@ -29,7 +30,7 @@ SUFFIX = ".toml"
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 OPENED: dict[str, Path] = {}
 """Study name → the file that it was read from."""
-WEIGHTS = ("given", "fresh")
+WEIGHTS = ("given", "fresh", "fine-tune")
 MOST_PIXELS = 1024
 BUILT_IN_FACTORS = {"emoji_autoencoder": 4}
 
@@ -102,7 +103,7 @@ def arguments(file: Path, taken: Collection[str]) -> dict[str, Any]:
     """
     tables = _read(file)
     queries, held_out = (_queries(file, tables.pop(part, []), part) for part in ("queries", "held_out"))
-    parts = {name: _table(file, tables, name) for name in ("data", "model", "recipe", "sampler")}
+    parts = {name: _table(file, tables, name) for name in ("data", "model", "recipe", "sampler", "fine_tuning")}
     top = _made(file, "", Top, tables)
     if not NAME.fullmatch(top.name) or top.name in taken:
         raise InvalidInput(
@@ -116,7 +117,11 @@ def arguments(file: Path, taken: Collection[str]) -> dict[str, Any]:
     if not 1 <= top.num_queries <= len(queries):
         raise InvalidInput(f"{file}: num_queries = {top.num_queries}: there are {len(queries)} [[queries]].")
     data = _data(file, parts["data"])
-    model, given = _model(file, parts["model"], data)
+    model, start, weights = _model(file, parts["model"], data)
+    if parts["fine_tuning"] and weights != "fine-tune":
+        raise InvalidInput(f"{file} has [fine_tuning]: [model] needs pretrained = FOLDER, weights = 'fine-tune'.")
+    given = str(start) if weights == "given" else ""
+    tuning = _fine_tuning(file, start, parts["fine_tuning"]) if start and weights == "fine-tune" else None
     recipe = _made(file, "recipe", Recipe, parts["recipe"])
     sampler = _made(file, "sampler", Sampler, parts["sampler"])
     if not 1 <= sampler.num_steps <= model.num_timesteps or not 0 <= sampler.guidance <= 100:
@@ -127,7 +132,7 @@ def arguments(file: Path, taken: Collection[str]) -> dict[str, Any]:
     return {
         "name": top.name, "description": top.description, "budgets": top.budgets, "num_queries": top.num_queries,
         "metrics": top.metrics, "dataset_name": Path(data.source.path).name, "data": data,
-        "model": model, "given": given, "recipe": recipe, "sampler": sampler,
+        "model": model, "given": given, "fine_tuning": tuning, "recipe": recipe, "sampler": sampler,
         "prompts": tuple(one.prompt for one in queries), "prompt_seeds": tuple(one.seed for one in queries),
         "held_out_prompts": tuple(one.prompt for one in held_out),
         "held_out_seeds": tuple(one.seed for one in held_out),
@@ -154,17 +159,26 @@ def _data(file: Path, given: Mapping[str, Any]) -> Prepared:
     )
 
 
-def _model(file: Path, given: Mapping[str, Any], data: Prepared) -> tuple[ModelConfig, str]:
-    """The model's settings, and the folder whose weights it starts with."""
+def _fine_tuning(file: Path, pipeline: Path, given: Mapping[str, Any]) -> FineTuning:
+    """Fine-tuning from the weights of ``pipeline``."""
+    if "start" in given:
+        raise InvalidInput(f"{file}, [fine_tuning]: the start is the pipeline of [model]; leave 'start' out.")
+    return _made(file, "fine_tuning", FineTuning, {**given, "start": Start.of_file(unet_file(pipeline))})
+
+
+def _model(file: Path, given: Mapping[str, Any], data: Prepared) -> tuple[ModelConfig, Path | None, str]:
+    """The model's settings, the pipeline that it is, and what becomes of its weights."""
     own = {field.name for field in fields(ModelTable)}
     table = _made(file, "model", ModelTable, {name: value for name, value in given.items() if name in own})
     rest = {name: value for name, value in given.items() if name not in own}
     if table.weights not in WEIGHTS:
         raise InvalidInput(f"{file}, [model]: weights = '{table.weights}': one of {', '.join(WEIGHTS)} is expected.")
-    folder = ""
+    folder = None
     if table.pretrained:
-        folder = str((file.parent / Path(table.pretrained).expanduser()).resolve())
-        rest = pipeline_settings(Path(folder)) | rest
+        folder = (file.parent / Path(table.pretrained).expanduser()).resolve()
+        rest = pipeline_settings(folder) | rest
+    elif "weights" in given:
+        raise InvalidInput(f"{file}, [model]: weights are those of a pipeline: give pretrained = FOLDER too.")
     for name in ("text_encoder", "autoencoder"):
         value = rest.get(name, "")
         if isinstance(value, str) and value.startswith(PREFIX):
@@ -187,7 +201,7 @@ def _model(file: Path, given: Mapping[str, Any], data: Prepared) -> tuple[ModelC
             f"{file}: images of {data.size} × {data.size} pixels ([data], size) have latents of "
             f"{data.size / factor:g} × {data.size / factor:g}; the model's sample_size is {model.sample_size}."
         )
-    return model, folder if table.weights == "given" else ""
+    return model, folder, table.weights if folder else "fresh"
 
 
 def _queries(file: Path, given: Any, part: str) -> list[QueryTable]:

@@ -26,10 +26,10 @@ from trak import TRAKer
 from trak.modelout_functions import AbstractModelOutput
 
 import bench  # noqa: F401 - sets the thread environment before torch is imported
-from bench.attribution.gradients import select_weights
 from bench.attribution.influence import Rows, keyed_rows, projected_gradients
 from bench.attribution.projection import Projection
 from bench.diffusion.model import DiffusionModel
+from bench.diffusion.selections import select_weights
 from bench.diffusion.training import TrainingData
 from bench.foundation.machine import available_threads, compute_threads, describe, peak_memory_mib
 from bench.studies import study

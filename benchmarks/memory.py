@@ -16,10 +16,10 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 
 import bench  # noqa: F401 - sets the thread environment before torch is imported
-from bench.attribution.gradients import select_weights
 from bench.attribution.influence import Rows, keyed_rows, projected_gradients
 from bench.attribution.projection import Projection
 from bench.diffusion.model import DiffusionModel, ModelConfig
+from bench.diffusion.selections import select_weights
 from bench.foundation.machine import available_threads, compute_threads, describe, peak_memory_mib
 from bench.foundation.seeds import normal
 

@@ -9,11 +9,12 @@ from torch import nn
 import bench.attribution.fisher
 import bench.attribution.unlearning
 from bench.attribution.fisher import diagonal_fisher, newton_direction
-from bench.attribution.gradients import differentiable_copy, kronecker_sums, per_sample_gradients, select_weights
+from bench.attribution.gradients import differentiable_copy, kronecker_sums, per_sample_gradients
 from bench.attribution.unlearning import moved, query_gradient, query_loss
 from bench.diffusion.losses import image_noise, query_losses
 from bench.diffusion.queries import Query
 from bench.diffusion.sampling import Sampler
+from bench.diffusion.selections import select_weights
 from bench.errors import InvalidInput, MethodFailed
 from bench.registry import methods
 from methods.ours import Ours

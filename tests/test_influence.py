@@ -8,13 +8,14 @@ import torch
 
 import bench.attribution.influence
 from bench import methods as registry
-from bench.attribution.gradients import differentiable_copy, per_sample_gradients, select_weights
+from bench.attribution.gradients import differentiable_copy, per_sample_gradients
 from bench.attribution.influence import OUTPUTS, Kernel, gram_matrix, keyed_rows, projected_gradients
 from bench.attribution.projection import Projection
 from bench.contracts import AttributionContext
 from bench.data.dataset import Dataset
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.queries import Query
+from bench.diffusion.selections import select_weights
 from bench.diffusion.training import TrainingData
 from bench.errors import InvalidInput, MethodFailed, UnknownName
 from methods.d_trak import DTrak

@@ -7,8 +7,9 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from bench.attribution.gradients import WEIGHT_SELECTIONS, differentiable_copy, per_sample_gradients, select_weights
+from bench.attribution.gradients import differentiable_copy, per_sample_gradients
 from bench.diffusion.model import DiffusionModel
+from bench.diffusion.selections import WEIGHT_SELECTIONS, select_weights
 from bench.experiments.selection import top_k
 
 

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from bench.attribution.gradients import WEIGHT_SELECTIONS, select_weights
 from bench.diffusion.losses import training_set_losses
+from bench.diffusion.selections import WEIGHT_SELECTIONS, select_weights
 from bench.diffusion.sharing import common_modules, shared_beginning
 
 

@@ -25,25 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
-from bench.errors import UnknownName
+from bench.diffusion.selections import select_weights
 
 Gradients = dict[str, Tensor]
-
-WEIGHT_SELECTIONS: dict[str, tuple[str, ...]] = {
-    "cross-attn-kv": ("attn2.to_k", "attn2.to_v"),
-    "cross-attn": ("attn2.",),
-    "attn": ("attn1.", "attn2."),
-    "all": ("",),
-}
-"""Which weights move, by parts of diffusers' names (the paper, section 4 and appendix C)."""
-
-
-def select_weights(unet: nn.Module, selection: str) -> dict[str, nn.Parameter]:
-    """The parameters of ``unet`` that ``selection`` names, in the module's order."""
-    if selection not in WEIGHT_SELECTIONS:
-        raise UnknownName("selection of weights", selection, WEIGHT_SELECTIONS)
-    parts = WEIGHT_SELECTIONS[selection]
-    return {name: weight for name, weight in unet.named_parameters() if any(part in name for part in parts)}
 
 
 def differentiable_copy(unet: nn.Module, selection: str) -> nn.Module:

@@ -33,17 +33,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bench.attribution.gradients import (
-    WEIGHT_SELECTIONS,
     Gradients,
     differentiable_copy,
     per_sample_gradients,
-    select_weights,
 )
 from bench.attribution.projection import Projection, check_projection
 from bench.contracts import AttributionContext, Method
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.queries import Query
 from bench.diffusion.regions import Region, inside
+from bench.diffusion.selections import WEIGHT_SELECTIONS, select_weights
 from bench.errors import InvalidInput, MethodFailed, UnknownName
 from bench.foundation import seeds
 from bench.foundation.digests import digest_of

@@ -24,11 +24,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bench.attribution.gradients import WEIGHT_SELECTIONS, Gradients, differentiable_copy, select_weights
+from bench.attribution.gradients import Gradients, differentiable_copy
 from bench.attribution.kept_losses import kept_losses
 from bench.contracts import AttributionContext, Method
 from bench.diffusion.losses import image_loss_maps, strided_timesteps, training_set_losses
 from bench.diffusion.queries import Query
+from bench.diffusion.selections import WEIGHT_SELECTIONS, select_weights
 from bench.errors import InvalidInput, MethodFailed, UnknownName
 from bench.foundation import seeds
 from bench.foundation.machine import parallel

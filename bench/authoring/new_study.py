@@ -38,6 +38,11 @@ MOST_REPORTED, MOST_HELD_OUT = 16, 8
 USUAL_STEPS, BATCH = 1000, 32
 EPOCHS = 5
 LONGEST_TEXT = 24
+WEIGHTS_MEAN = {
+    "given": "# given: θ0 has the pipeline's weights. `bench attribute` needs no training; what retrains is refused.",
+    "fresh": "# fresh: the pipeline's architecture, trained from random weights by [recipe].",
+    "fine-tune": "# fine-tune: every training starts from the pipeline's weights.",
+}
 MEASURED_STEPS = 3
 
 
@@ -90,7 +95,8 @@ def new_study(
         table: where the data are; its size and digest are found here.
         size: of the images, in pixels; None to propose one.
         pipeline: folder of a pretrained model; None for a small U-Net on pixels.
-        weights: whether θ0 has the weights "given" by the pipeline, or the architecture is trained from "fresh" ones.
+        weights: whether θ0 has the weights that are "given" by the pipeline, or its architecture is trained, from "fresh"
+            weights or from the pipeline's ("fine-tune").
         progress: told how far it is.
     """
     _check_name(file)
@@ -148,7 +154,7 @@ def _size(survey: Survey, size: int | None, model: dict[str, Any]) -> int:
     step = 4 if size > LARGEST_SHALLOW else 2
     if size % step or not 8 <= size <= study_file.MOST_PIXELS:
         raise InvalidInput(
-            f"--size {size}: a multiple of {step} from 8 to {study_file.MOST_PIXELS} is expected, as the U-Net halves it."
+            f"--size {size}: a multiple of {step} from 8 to {study_file.MOST_PIXELS} is expected: the U-Net halves it."
         )
     return size
 
@@ -188,14 +194,14 @@ def _written(file: Path, table: DataTable, dataset: Dataset, survey: Survey, mod
     budgets = sorted({min(count - 1, max(1, round(share * count))) for share in SHARES} - {0}) or [1]
     reported, held_out = _queries(dataset)
     lines = [
-        f"# A study of bench, written by `bench study new {file.name}`. Everything here may be changed, until the first",
-        "# run: a results folder belongs to one version of a study.",
+        f"# A study of bench, written by `bench study new {file.name}`. Everything here may be changed until the",
+        "# first run: a results folder belongs to one version of a study.",
         "",
         f"name = {_toml(file.stem)}",
         f"description = {_toml(f'{count:,} images of {Path(table.source).name} at {size}×{size} pixels')}",
         "# K: how many images are removed. 3, 8 and 25 % of all, as in the study `fashion`.",
         f"budgets = {budgets}",
-        "# How many of the queries below a run has by default. 8 tell large differences; 16 and more tell smaller ones.",
+        "# How many of the queries below a run has by default. 8 tell large differences, 16 small ones.",
         "num_queries = 8",
         'metrics = ["loss_change", "regeneration_mse"]',
         "",
@@ -218,8 +224,9 @@ def _written(file: Path, table: DataTable, dataset: Dataset, survey: Survey, mod
     )
     lines += [
         "",
-        "# The queries: images that the model makes of a prompt and a noise, whose causes are asked for. The prompts are",
-        "# captions drawn from the data, by a draw that depends on the data alone. Put your own here, before the first run.",
+        "# The queries: images that the model makes of a prompt and a noise, whose causes are asked for. The prompts",
+        "# are captions drawn from the data, by a draw that depends on the data alone. Put your own here, before the",
+        "# first run.",
     ]
     for name, pairs in (("queries", reported), ("held_out", held_out)):
         if name == "held_out":
@@ -231,13 +238,12 @@ def _written(file: Path, table: DataTable, dataset: Dataset, survey: Survey, mod
 
 def _model_lines(dataset: Dataset, table: DataTable, model: dict[str, Any]) -> list[str]:
     if model:
-        given = model["weights"] == "given"
-        why = (
-            "# given: θ0 has the pipeline's weights. `bench attribute` needs no training then; what retrains is refused."
-            if given
-            else "# fresh: its architecture, trained from random weights by [recipe]."
-        )
-        return [f"{name} = {_toml(value)}" for name, value in model.items()] + [why]
+        lines = [f"{name} = {_toml(value)}" for name, value in model.items()]
+        if model["weights"] == "fine-tune":
+            moving = ["", "[fine_tuning]", "# What moves: cross-attn-kv, cross-attn, attn or all.", 'weights = "all"']
+            rank = ["# The rank of LoRA; 0 moves the weights freely.", "rank = 0"]
+            return [*lines, WEIGHTS_MEAN["fine-tune"], *moving, *rank]
+        return [*lines, WEIGHTS_MEAN[str(model["weights"])]]
     name, tokens, why = _text(dataset)
     deep = table.size > LARGEST_SHALLOW
     return [
@@ -260,7 +266,7 @@ def _recipe_lines(count: int, model: dict[str, Any]) -> list[str]:
             "caption_dropout = 0.1", "ema_decay = 0.999",
         ]  # fmt: skip
     return [
-        f"# {steps} × {BATCH} samples: every image is seen {steps * BATCH / count:.0f} times. The rest is as in `faces`.",
+        f"# {steps} × {BATCH} samples: each image is seen {steps * BATCH / count:.0f} times; the rest as in `faces`.",
         f"num_steps = {steps}",
         f"batch_size = {BATCH}",
         "num_shards = 1",

@@ -111,7 +111,7 @@ class Source:
             raise
         except Exception as error:  # whatever a reader of four formats may raise
             raise InvalidInput(
-                f"{self.path} cannot be read as {kind}: {_line(error)}. What it holds is not of that format, or damaged."
+                f"{self.path} cannot be read as {kind}: {_line(error)}. It is of another format, or damaged."
             ) from error
         if kind == "imagefolder" and any((root / name).exists() for name in METADATA):
             for path in sorted(root.rglob("*")):

@@ -88,7 +88,7 @@ class Embedded:
 
 @cache
 def autoencoder(name: str) -> Autoencoder:
-    """The autoencoder called ``name``: "identity", one that ships with the project, or "folder:…", one of the user's."""
+    """The autoencoder called ``name``: "identity", one that ships with the project, or "folder:…", a user's."""
     if name.startswith(PREFIX):
         return folder_autoencoder(name.removeprefix(PREFIX))
     return Identity() if name == "identity" else Embedded(name)

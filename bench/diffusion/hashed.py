@@ -20,7 +20,8 @@ Ours: the choice of binding, 64 dimensions, the share of 0.5.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import torch
@@ -30,7 +31,7 @@ from torch import Tensor
 from bench.data.captions import WORD
 from bench.diffusion.text import STOP_WORDS, _rms
 from bench.foundation import seeds
-from bench.foundation.digests import digest_of
+from bench.foundation.digests import digest_of, tensors_digest
 
 DIMENSIONS = 64
 NEIGHBOURS = 0.5
@@ -48,7 +49,23 @@ class HashedEncoder:
 
     def __init__(self, num_tokens: int) -> None:
         self.num_tokens = num_tokens
+        self.words: dict[str, int] = {}
+        self.vectors = torch.ones(1, DIMENSIONS)  # of the size of any word's
+        self.learned: dict[str, Tensor] = {}
         self.digest = digest_of(["hashed", 1, DIMENSIONS, NEIGHBOURS, LENGTHS, sorted(STOP_WORDS), num_tokens])
+
+    def with_words(self, learned: Mapping[str, Float[Tensor, " dim"]]) -> HashedEncoder:
+        """The same encoder with other vectors for some words. Gradients flow to the vectors."""
+        changed = copy.copy(self)
+        changed.learned = {**self.learned, **learned}
+        changed.words = {word: row for row, word in enumerate(changed.learned)}
+        changed.vectors = torch.stack(list(changed.learned.values()))
+        changed.digest = f"{self.digest}+{tensors_digest(dict(learned), {})[:8]}"
+        return changed
+
+    def knows_learned(self, prompt: str) -> bool:
+        """Whether ``prompt`` holds a word of ``learned``."""
+        return not self.learned.keys().isdisjoint(WORD.findall(prompt.lower()))
 
     def tokens(self, prompt: str) -> list[str]:
         """The words of ``prompt`` that are read."""
@@ -62,23 +79,22 @@ class HashedEncoder:
             words = [word for phrase in phrases for word in phrase][: self.num_tokens - 1]
             if not words:
                 continue
-            found = torch.cat([_bound(tuple(phrase)) for phrase in phrases if phrase])[: len(words)]
+            found = torch.cat([self._bound(phrase) for phrase in phrases if phrase])[: len(words)]
             meant = [place for place, word in enumerate(words) if word not in STOP_WORDS] or list(range(len(words)))
             states[row] = _rms(found[meant].mean(0))
             states[row, 1 : len(words) + 1] = found
         return states
 
-
-def _bound(words: tuple[str, ...]) -> Float[Tensor, "words dim"]:
-    """States of the words of one phrase."""
-    vectors = torch.stack([word_vector(word) for word in words])
-    meant = [place for place, word in enumerate(words) if word not in STOP_WORDS]
-    states = []
-    for place, vector in enumerate(vectors):
-        left, right = [p for p in meant if p < place][-1:], [p for p in meant if p > place][:1]
-        near = vectors[left + right].mean(0) if left or right else torch.zeros_like(vector)
-        states.append(_rms(vector + NEIGHBOURS * near))
-    return torch.stack(states)
+    def _bound(self, words: Sequence[str]) -> Float[Tensor, "words dim"]:
+        """States of the words of one phrase."""
+        vectors = torch.stack([self.learned[word] if word in self.learned else word_vector(word) for word in words])
+        meant = [place for place, word in enumerate(words) if word not in STOP_WORDS]
+        states = []
+        for place, vector in enumerate(vectors):
+            left, right = [p for p in meant if p < place][-1:], [p for p in meant if p > place][:1]
+            near = vectors[left + right].mean(0) if left or right else torch.zeros_like(vector)
+            states.append(_rms(vector + NEIGHBOURS * near))
+        return torch.stack(states)
 
 
 @lru_cache(maxsize=100_000)

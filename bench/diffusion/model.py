@@ -1,7 +1,8 @@
 """Stage 2, the model: one kind of latent diffusion model at every scale, made of diffusers parts.
 
-An autoencoder, a frozen text encoder, a ``UNet2DConditionModel`` and a DDPM noise schedule, linear-β of 1000 steps where
-nothing else is said, with ε-prediction. The DDPM loss of an example z = (x, c) at timestep t with noise ε is (Ho et al., 2020, eq. 14)
+An autoencoder, a frozen text encoder, a ``UNet2DConditionModel`` and a DDPM noise schedule, of linear β and 1000 steps
+where nothing else is said, with ε-prediction. The DDPM loss of an example z = (x, c) at timestep t with noise ε is (Ho
+et al., 2020, eq. 14)
 
     L_t(z, θ) = mean over elements of ( ε − ε_θ(x_t, t, c) )²,   x_t = sqrt(ᾱ_t) x + sqrt(1 − ᾱ_t) ε
 
@@ -28,6 +29,9 @@ from bench.diffusion.phrases import text_encoder
 from bench.diffusion.regions import Region, inside
 from bench.diffusion.text import TextEncoder
 from bench.foundation import seeds
+
+LEARNED = "text_encoder.words."
+"""Begins the names of learned words' vectors among the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,12 +186,16 @@ class DiffusionModel:
         return (noise - predicted).square()
 
     def state(self) -> dict[str, Tensor]:
-        """The U-Net's weights by name."""
-        return {name: weight.detach() for name, weight in self.unet.state_dict().items()}
+        """The U-Net's weights by name, and the vectors of the words that were learned with them."""
+        weights = {name: weight.detach() for name, weight in self.unet.state_dict().items()}
+        return weights | {f"{LEARNED}{word}": vector for word, vector in self.text_encoder.learned.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> DiffusionModel:
-        """Take over weights; returns self."""
-        self.unet.load_state_dict(dict(state))
+        """Take over weights and learned words; returns self."""
+        words = {name.removeprefix(LEARNED): value for name, value in state.items() if name.startswith(LEARNED)}
+        self.unet.load_state_dict({name: value for name, value in state.items() if not name.startswith(LEARNED)})
+        if words:
+            self.text_encoder = self.text_encoder.with_words(words)
         return self
 
 

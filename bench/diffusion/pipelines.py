@@ -14,7 +14,7 @@ which is what ``preconditioned`` says. Losses are those of the noise in either c
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class FolderAutoencoder:
     def __init__(self, folder: Path) -> None:
         self.model: Any = _loaded(AutoencoderKL, folder, "vae", "autoencoder")
         self.model.eval().requires_grad_(False)
-        settings = self.model.config
+        settings: Any = self.model.config
         self.scaling, self.shift = float(settings["scaling_factor"]), float(settings.get("shift_factor") or 0.0)
         self.digest = _digest(self.model, settings)
         self.factor = 2 ** (len(settings["block_out_channels"]) - 1)
@@ -97,7 +97,7 @@ class ClipEncoder:
             self.tokenizer = CLIPTokenizer.from_pretrained(place, local_files_only=True)
         except Exception as error:
             raise InvalidInput(f"The tokenizer in {place} cannot be loaded: {_line(error)}.") from error
-        settings = self.model.config
+        settings: Any = self.model.config
         settings = getattr(settings, "text_config", settings)
         self.dim, limit = int(settings.hidden_size), int(settings.max_position_embeddings)
         self.num_tokens = min(int(self.tokenizer.model_max_length), limit)
@@ -107,7 +107,18 @@ class ClipEncoder:
                 f"The tokenizer in {place} has the token {max(words.values())}; the text encoder beside it knows "
                 f"{settings.vocab_size} tokens. They do not belong together."
             )
+        self.words: dict[str, int] = {}
+        self.vectors = torch.ones(1, self.dim)
+        self.learned: dict[str, Tensor] = {}
         self.digest = digest_of([_digest(self.model, settings.to_dict()), sorted(words.items()), self.num_tokens])
+
+    def with_words(self, learned: Mapping[str, Tensor]) -> ClipEncoder:
+        """Not to be had: raises InvalidInput."""
+        raise InvalidInput("A CLIP text encoder learns no new word here: leave word out of the fine-tuning.")
+
+    def knows_learned(self, prompt: str) -> bool:
+        """False."""
+        return False
 
     def tokens(self, prompt: str) -> list[str]:
         """The tokens of ``prompt`` that are read; what is beyond ``num_tokens`` is cut off."""
@@ -148,6 +159,17 @@ def unet_state(folder: str) -> dict[str, Tensor]:
 def unet_digest(folder: str) -> str:
     """Of these weights."""
     return tensors_digest(unet_state(folder), {})[:16]
+
+
+def unet_file(folder: Path) -> Path:
+    """The file with the weights of the U-Net of the pipeline in ``folder``; raises InvalidInput where it is not one."""
+    found = sorted((folder / "unet").glob("*.safetensors"))
+    if len(found) != 1:
+        raise InvalidInput(
+            f"{folder / 'unet'} holds {len(found)} .safetensors files; one is expected to start a fine-tuning from "
+            "(`save_pretrained(…, max_shard_size='100GB')` writes one)."
+        )
+    return found[0]
 
 
 def pipeline_settings(folder: Path) -> dict[str, Any]:

@@ -12,10 +12,11 @@ with rms(v) = v / sqrt(mean v²). The empty prompt, which classifier-free guidan
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Protocol, runtime_checkable
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from bench.data.captions import WORD
 from bench.errors import InvalidInput, UnknownWord
+from bench.foundation.digests import tensors_digest
 
 STOP_WORDS = frozenset(
     [
@@ -61,14 +63,27 @@ class TextEncoder(Protocol):
         digest: of its weights and settings, part of the study digest.
         dim: of its states.
         num_tokens: states of a prompt.
+        words: rows of ``vectors``, for the words whose vector may be learned; vectors: of words.
+        learned: words whose vectors a fine-tuning learned, or will learn.
     """
 
     digest: str
     dim: int
     num_tokens: int
+    words: dict[str, int]
+    vectors: Tensor
+    learned: dict[str, Tensor]
 
     def tokens(self, prompt: str) -> list[str]:
         """The words or tokens of ``prompt`` that are read; raises InvalidInput for a prompt that it cannot take."""
+        ...
+
+    def with_words(self, learned: Mapping[str, Tensor]) -> TextEncoder:
+        """The same encoder with other vectors for some words, new words among them."""
+        ...
+
+    def knows_learned(self, prompt: str) -> bool:
+        """Whether ``prompt`` holds a word of ``learned``."""
         ...
 
     def encode(self, prompts: Sequence[str]) -> Float[Tensor, "prompts tokens dim"]:
@@ -84,6 +99,9 @@ class WordEncoder:
         vectors: one row for each word.
         num_tokens: length of every sequence: the sentence and at most ``num_tokens - 1`` words.
         digest: of the vectors' file, part of the study digest.
+
+    Attributes:
+        learned: words whose vectors a fine-tuning learned, or will learn.
     """
 
     def __init__(
@@ -94,6 +112,24 @@ class WordEncoder:
         self.num_tokens = num_tokens
         self.digest = f"{digest}-{num_tokens}"
         self.dim = vectors.shape[1]
+        self.learned: dict[str, Tensor] = {}
+
+    def with_words(self, learned: Mapping[str, Float[Tensor, " dim"]]) -> WordEncoder:
+        """The same encoder with other vectors for some words, new words among them. Gradients flow to the vectors."""
+        changed = copy.copy(self)
+        changed.learned = {**self.learned, **learned}
+        changed.words = dict(self.words)
+        rows = list(self.vectors)
+        for word, vector in learned.items():
+            row = changed.words.setdefault(word, len(rows))
+            rows[row:] = [vector.to(self.vectors.device), *rows[row + 1 :]]
+        changed.vectors = torch.stack(rows)
+        changed.digest = f"{self.digest}+{tensors_digest(dict(learned), {})[:8]}"
+        return changed
+
+    def knows_learned(self, prompt: str) -> bool:
+        """Whether ``prompt`` holds a word of ``learned``."""
+        return not self.learned.keys().isdisjoint(WORD.findall(prompt.lower()))
 
     def tokens(self, prompt: str) -> list[str]:
         """The words of ``prompt``; raises UnknownWord with the nearest known words."""

@@ -16,13 +16,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -30,6 +30,7 @@ from bench.data.encoded import encode, encoded, opened
 from bench.data.source import DataSource
 from bench.diffusion.channels_last import channels_last_forward
 from bench.diffusion.fast_unet import fast_forward
+from bench.diffusion.fine_tuning import Tuning
 from bench.diffusion.model import DiffusionModel, ModelConfig
 from bench.errors import InvalidInput, TrainingFailed
 from bench.foundation import seeds
@@ -116,6 +117,16 @@ class TrainingData:
         """The same in memory, for a data set that is small."""
         return cls(*encoded(dataset, model.autoencoder.encode, model.text_encoder.encode))
 
+    def as_read_by(self, model: DiffusionModel, captions: Sequence[str]) -> TrainingData:
+        """The same with the states of ``captions``, one for each image, in the words that ``model`` has learned."""
+        if not model.text_encoder.learned:
+            return self
+        texts = dict(zip(self.caption_of.tolist(), captions, strict=True))
+        rows = [row for row, caption in texts.items() if model.text_encoder.knows_learned(caption)]
+        states = self.states.clone()
+        states[rows] = model.text_encoder.encode([texts[row] for row in rows]).detach().cpu()
+        return replace(self, states=states)
+
     def __len__(self) -> int:
         return len(self.caption_of)
 
@@ -148,9 +159,15 @@ class Draws(NamedTuple):
 
 
 class DrawStream:
-    """What is drawn at each step, as a function of (seed, step) and of the removed images."""
+    """What is drawn at each step, as a function of (seed, step) and of the removed images.
 
-    def __init__(self, job: TrainingJob, num_images: int, model: DiffusionModel, recipe: Recipe) -> None:
+    Where there are ``exemplars``, the first places of each batch are drawn from them and the others from the rest, and
+    a draw of a removed image goes to a kept one of its kind, where there is any.
+    """
+
+    def __init__(
+        self, job: TrainingJob, num_images: int, model: DiffusionModel, recipe: Recipe, tuning: Tuning | None = None
+    ) -> None:
         self.seed, self.num_images, self.recipe = job.seed, num_images, recipe
         self.shape = (recipe.batch_size, *model.latent_shape)
         self.num_timesteps = model.config.num_timesteps
@@ -158,12 +175,24 @@ class DrawStream:
         self.is_removed[list(job.removed)] = True
         if self.is_removed.all():
             raise InvalidInput(f"All {num_images} images are removed; leave at least one to train on.")
+        every = np.arange(num_images)
+        self.pools = [(recipe.batch_size, every)]
+        if tuning is not None and tuning.exemplars:
+            chosen = np.array(tuning.exemplars)
+            count = round(tuning.how.exemplar_share * recipe.batch_size)
+            self.pools = [(count, chosen), (recipe.batch_size - count, np.setdiff1d(every, chosen))]
+        if any(count and not len(pool) for count, pool in self.pools):
+            raise InvalidInput(
+                "All images are exemplars, and a share of each batch is to be others: add images that keep the prior "
+                "knowledge of the model, or give exemplar_share=1."
+            )
+        self.kept_pools = [(n, every if self.is_removed[pool].all() else pool) for n, pool in self.pools]
 
     def at(self, step: int) -> Draws:
         """The draws of optimizer step ``step``."""
         stream = seeds.generator("training", self.seed, step)
         size = self.recipe.batch_size
-        images = stream.integers(0, self.num_images, size)
+        images = _chosen(stream, self.pools)
         timesteps = stream.integers(0, self.num_timesteps, size)
         mirrored = stream.integers(0, 2, size)
         captionless = stream.random(size) < self.recipe.caption_dropout
@@ -179,9 +208,14 @@ class DrawStream:
     def _redirected(self, images: np.ndarray, step: int) -> np.ndarray:
         second = seeds.generator("redirect", self.seed, step)
         while self.is_removed[images].any():
-            others = second.integers(0, self.num_images, len(images))
+            others = _chosen(second, self.kept_pools)
             images = np.where(self.is_removed[images], others, images)
         return images
+
+
+def _chosen(stream: np.random.Generator, pools: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:
+    """So many members of each pool, with replacement."""
+    return np.concatenate([pool[stream.integers(0, len(pool), count)] for count, pool in pools if count])
 
 
 class TrainingRun:
@@ -193,6 +227,7 @@ class TrainingRun:
         recipe: how to train.
         job: what to train.
         device: where.
+        tuning: where it starts from given weights.
     """
 
     def __init__(
@@ -203,16 +238,19 @@ class TrainingRun:
         job: TrainingJob,
         *,
         device: torch.device,
+        tuning: Tuning | None = None,
     ) -> None:
         self.model = DiffusionModel(config, seed=job.seed, device=device)
-        self.data, self.recipe = data, recipe
-        self.draws = DrawStream(job, len(data), self.model, recipe)
+        self.data, self.recipe, self.tuning = data, recipe, tuning
+        self.draws = DrawStream(job, len(data), self.model, recipe, tuning)
         self.step = 0
-        weights = torch.cat([weight.detach().flatten() for weight in self.model.unet.parameters()])
+        self.trainee = Trainee(self.model, tuning)
+        weights = torch.cat([weight.detach().flatten() for weight in self.trainee.moving()])
         self.weights = nn.Parameter(weights)
         self.average = weights.clone()
         forward = channels_last_forward if recipe.channels_last else fast_forward
-        self.replicas, self.gradients = _replicas(self.model.unet, weights, recipe.num_shards, forward)
+        self.replicas, self.gradients = _replicas(self.trainee, weights, recipe.num_shards)
+        self.forwards = [forward(replica.unet) for replica in self.replicas]
         self.optimizer = torch.optim.AdamW(
             [self.weights],
             lr=recipe.learning_rate,
@@ -253,19 +291,42 @@ class TrainingRun:
         self.gradients[shard].zero_()
         losses = self.model.losses(
             self.data.latents[images, draws.mirrored[part]].to(device),
-            self.data.states[empty].to(device),
+            self._states(images, empty, self.replicas[shard]),
             draws.timesteps[part].to(device),
             draws.noise[part].to(device),
-            unet=self.replicas[shard],
+            unet=self.forwards[shard],
         )
         weights = self.model.alphas_cumprod[draws.timesteps[part].to(device)].pow(-self.recipe.weight_power)
         (losses * weights).mean().backward()
         return float(losses.detach().mean())
 
+    def _states(
+        self, images: Int[Tensor, " batch"], rows: Int[Tensor, " batch"], replica: Trainee
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Text states number ``rows`` of ``images``; those with the new word by its vector of now."""
+        states = self.data.states[rows].to(self.model.device)
+        if self.tuning is None or replica.word is None:
+            return states
+        own = [
+            place
+            for place, (image, row) in enumerate(zip(images.tolist(), rows.tolist(), strict=True))
+            if image in self.tuning.texts and row != self.data.empty_state
+        ]
+        if not own:
+            return states
+        encoder = self.model.text_encoder.with_words({self.tuning.how.word: replica.vector().cpu()})
+        texts = [self.tuning.texts[int(images[place])] for place in own]
+        return states.index_put((torch.tensor(own, device=states.device),), encoder.encode(texts).to(states.device))
+
+    @torch.no_grad()
     def trained_state(self) -> dict[str, Tensor]:
-        """The averaged weights by name."""
-        nn.utils.vector_to_parameters(self.average, self.model.unet.parameters())
-        return {name: weight.clone() for name, weight in self.model.state().items()}
+        """The averaged weights by name, with the vector of the new word where there is one."""
+        nn.utils.vector_to_parameters(self.average, self.trainee.moving())
+        if self.tuning is not None and self.trainee.word is not None:
+            words = {self.tuning.how.word: self.trainee.vector().cpu()}
+            self.model.text_encoder = self.model.text_encoder.with_words(words)
+        weights = {name: attrgetter(name)(self.trainee.unet) for name in self.model.unet.state_dict()}
+        return {name: weight.clone() for name, weight in (self.model.state() | weights).items()}
 
     def checkpoint(self) -> dict[str, Tensor]:
         """Everything that a bit-exact continuation needs."""
@@ -306,22 +367,46 @@ def train_together(runs: Sequence[TrainingRun]) -> Iterator[list[float]]:
         yield [run.advance() for run in runs if not run.finished]
 
 
-def _replicas(
-    unet: UNet2DConditionModel,
-    weights: Float[Tensor, " weights"],
-    count: int,
-    forward: Callable[[UNet2DConditionModel], nn.Module],
-) -> tuple[list[nn.Module], list[Tensor]]:
-    """``count`` copies of ``unet`` whose weights are views of one vector, each with a gradient vector of its own."""
-    replicas: list[nn.Module] = []
-    gradients = []
+class Trainee(nn.Module):
+    """What moves in a training: a U-Net or a part of it, and the vector of a new word where there is one.
+
+    Args:
+        model: whose U-Net; where there is a ``tuning`` it takes the weights of the start, and its U-Net is copied.
+        tuning: says what moves; without it all weights do.
+    """
+
+    def __init__(self, model: DiffusionModel, tuning: Tuning | None) -> None:
+        super().__init__()
+        self.unet, self.rate = model.unet, 1.0
+        self.word: nn.Parameter | None = None
+        if tuning is not None:
+            self.unet = tuning.how.trainable(copy.deepcopy(tuning.how.begin(model).unet))
+            self.rate = tuning.how.word_rate
+            if tuning.how.word:
+                encoder = model.text_encoder
+                start = encoder.vectors[encoder.words[tuning.how.word]]
+                self.word = nn.Parameter((start / self.rate).to(model.device))
+
+    def vector(self) -> Float[Tensor, " dim"]:
+        """Of the new word: kept divided by its rate, so that a step of the optimizer moves it so much faster."""
+        assert self.word is not None
+        return self.word * self.rate
+
+    def moving(self) -> list[nn.Parameter]:
+        """The parameters that ask for gradients."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+
+def _replicas(trainee: Trainee, weights: Float[Tensor, " weights"], count: int) -> tuple[list[Trainee], list[Tensor]]:
+    """``count`` copies of ``trainee`` whose weights are views of one vector, each with its own vector of gradients."""
+    replicas, gradients = [], []
     for _ in range(count):
-        replica, gradient, start = copy.deepcopy(unet), torch.zeros_like(weights), 0
-        for parameter in replica.parameters():
+        replica, gradient, start = copy.deepcopy(trainee), torch.zeros_like(weights), 0
+        for parameter in replica.moving():
             stop = start + parameter.numel()
             parameter.data = weights[start:stop].view_as(parameter)
             parameter.grad = gradient[start:stop].view_as(parameter)
             start = stop
-        replicas.append(forward(replica))
+        replicas.append(replica)
         gradients.append(gradient)
     return replicas, gradients

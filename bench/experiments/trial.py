@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from bench.contracts import AttributionContext, Build, Method
-from bench.diffusion.model import DiffusionModel
 from bench.diffusion.queries import Query
 from bench.diffusion.training import TrainingData
 from bench.errors import MethodFailed
@@ -44,7 +43,7 @@ def vet(method: Method, study: Study) -> None:
 
 def _small(study: Study) -> tuple[AttributionContext, list[Query]]:
     """What a method sees of the first images of ``study``, and one query."""
-    whole, model = study.dataset, DiffusionModel(study.model)
+    whole, model = study.dataset, study.fresh_model()
     dataset = replace(
         whole,
         ids=whole.ids[:NUM_IMAGES],

@@ -214,7 +214,7 @@ class Workspace:
         """What a method may see of this study."""
         return AttributionContext(
             dataset=self.study.dataset,
-            data=self.ledger.data,
+            data=self.ledger.data.as_read_by(self.original, self.study.dataset.captions),
             model=self.original,
             seed=self.study.seed,
             cached=artifacts or Artifacts(self.store),

@@ -23,6 +23,7 @@ from filelock import Timeout
 from torch import Tensor
 
 from bench.data.dataset import places_of
+from bench.diffusion.fine_tuning import Start, Tuning
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.observations import Observation
 from bench.diffusion.pipelines import unet_state
@@ -111,8 +112,8 @@ class Ledger:
 
     def _encoded(self) -> TrainingData:
         """Memory-mapped from the folder's cache, encoded by whoever comes first, made anew where it is damaged."""
-        source, model = self.study.dataset, DiffusionModel(self.study.model)
-        name = digest_of([source.digest, self.study.parts["text_encoder"], self.study.parts["autoencoder"]])
+        source, model = self.study.dataset, self.study.fresh_model()
+        name = digest_of([source.digest, model.text_encoder.digest, self.study.parts["autoencoder"]])
         place = self.store.path(*folder.encoded(name))
         with self.store.lock(f"encoded-{name}"):
             try:
@@ -174,6 +175,12 @@ class Ledger:
             except Timeout:
                 raise Busy(self.key(job)) from None
         return found
+
+    def start(self, job: TrainingJob, on_step: Steps = lambda step: None) -> Start:
+        """The model of ``job``, trained now where it is missing, as what another training starts from."""
+        if not self.is_trained(job):
+            self.model(job, on_step)
+        return Start(self.key(job), self._model_path(job))
 
     def fulfil(self, request: Request, on_step: Steps = lambda step: None, *, wait: bool = True) -> None:
         """Train (or find) the model of ``request`` and observe on it what is missing."""
@@ -282,7 +289,9 @@ class Ledger:
     def _train(self, job: TrainingJob, on_step: Steps) -> DiffusionModel:
         if self.study.given:
             raise InvalidInput(self.study.untrainable)
-        run = TrainingRun(self.study.model, self.data, self.study.recipe, job, device=self.device)
+        how = self.study.fine_tuning
+        tuning = Tuning.on(how, self.study.dataset) if how else None
+        run = TrainingRun(self.study.model, self.data, self.study.recipe, job, device=self.device, tuning=tuning)
         place = folder.checkpoint(self.key(job))
         kept = self.store.tensors(*place)
         spent = 0.0
