@@ -1,8 +1,8 @@
 """A study of one's own: a TOML file with data, model, recipe, sampler and queries, which commands take as --study.
 
 ``bench study new`` writes one (``bench.authoring.new_study``). ``arguments`` reads it; what it cannot use it names,
-with what is expected. Paths are relative to the file. The prepared images lie beside it, in ``<file>.data``; what was tuned
-for the study lies in ``<file>.tuned.json``.
+with what is expected. Paths are relative to the file. The prepared images lie beside it, in ``<file>.data``; what was
+tuned for the study lies in ``<file>.tuned.json``.
 """
 
 from __future__ import annotations

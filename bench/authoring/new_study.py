@@ -17,6 +17,7 @@ from bench.data import prepared
 from bench.data.captions import WORD
 from bench.data.dataset import Dataset
 from bench.data.prepared import Prepared, Survey
+from bench.diffusion.fine_tuning import Tuning
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.phrases import text_encoder
 from bench.diffusion.pipelines import folder_autoencoder, pipeline_settings
@@ -95,8 +96,8 @@ def new_study(
         table: where the data are; its size and digest are found here.
         size: of the images, in pixels; None to propose one.
         pipeline: folder of a pretrained model; None for a small U-Net on pixels.
-        weights: whether θ0 has the weights that are "given" by the pipeline, or its architecture is trained, from "fresh"
-            weights or from the pipeline's ("fine-tune").
+        weights: of θ0: those that are "given" by the pipeline; or its architecture is trained, from "fresh" weights or
+            from the pipeline's ("fine-tune").
         progress: told how far it is.
     """
     _check_name(file)
@@ -304,7 +305,8 @@ def _training_seconds(made: Study) -> float:
     )  # fmt: skip
     with compute_threads(1):
         data = TrainingData.of(few, DiffusionModel(made.model))
-        run = TrainingRun(made.model, data, made.recipe, TrainingJob((), 0), device=torch.device("cpu"))
+        tuning = Tuning.on(made.fine_tuning, few) if made.fine_tuning else None
+        run = TrainingRun(made.model, data, made.recipe, TrainingJob((), 0), device=torch.device("cpu"), tuning=tuning)
         run.advance()
         if run.finished:
             return 0.0

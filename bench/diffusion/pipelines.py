@@ -277,11 +277,15 @@ def _quietly(load: Callable[[], Any]) -> Any:
     import transformers.utils.logging as of_transformers
 
     before = of_diffusers.get_verbosity(), of_transformers.get_verbosity()
+    bars = of_transformers.is_progress_bar_enabled()
     of_diffusers.set_verbosity_error()
     of_transformers.set_verbosity_error()
+    of_transformers.disable_progress_bar()
     try:
         return load()
     finally:
+        if bars:
+            of_transformers.enable_progress_bar()
         of_diffusers.set_verbosity(before[0])
         of_transformers.set_verbosity(before[1])
 
