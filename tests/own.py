@@ -107,7 +107,10 @@ def pipeline(place, *, seed=0, unet=None, scheduler=None):
             | (unet or {})
         ),
         scheduler=DDIMScheduler(
-            **{"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, "steps_offset": 1}
+            **{
+                "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False,
+                "steps_offset": 1,
+            }
             | (scheduler or {})
         ),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,

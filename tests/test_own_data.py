@@ -12,6 +12,7 @@ from PIL import Image
 
 pytest.importorskip("datasets")
 import own
+
 from bench.data import prepared
 from bench.data.encoded import encode, opened
 from bench.data.prepared import Prepared, Survey
