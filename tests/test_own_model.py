@@ -116,7 +116,7 @@ def test_parts_are_those_of_the_pipeline(home, settings):
         times, noisy = torch.tensor([400, 900]), torch.randn(2, 4, 8, 8)
         expected = pipe.unet(noisy, times, states.expand(2, -1, -1)).sample
         torch.testing.assert_close(model.predict_noise(noisy, times, states.expand(2, -1, -1)), expected)
-    assert len(select_weights(model.unet, "cross-attn-kv")) == 2 * 3  # three cross-attention layers
+    assert len(select_weights(model.unet, "cross-attn-kv")) == 2 * 4  # of one layer down, one in the middle, two up
     assert model.clip_range == 0
 
 
@@ -192,6 +192,12 @@ def poisoned(place: Path):
     save_file(weights, place / "unet" / WEIGHTS)
 
 
+def robbed(place: Path):
+    weights = load_file(place / "unet" / WEIGHTS)
+    del weights["conv_in.bias"]
+    save_file(weights, place / "unet" / WEIGHTS)
+
+
 def cut(path: Path):
     path.write_bytes(path.read_bytes()[:5000])
 
@@ -230,6 +236,7 @@ BAD_MODELS = {
     "no U-Net": (lambda p: shutil.rmtree(p / "unet"), "has no U-Net"),
     "no weights": (lambda p: (p / "vae" / WEIGHTS).unlink(), "holds no weights"),
     "weights that are cut": (lambda p: cut(p / "unet" / WEIGHTS), "The U-Net in"),
+    "weights that lack": (robbed, "lacks 1 of its weights, such as conv_in.bias"),
     "weights that are pointers": (
         lambda p: (p / "vae" / WEIGHTS).write_bytes(b"version https://git-lfs.github.com/spec/v1\n"), "git lfs pull",
     ),

@@ -20,7 +20,7 @@ from bench.data.prepared import Prepared, Survey
 from bench.diffusion.fine_tuning import Tuning
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.phrases import text_encoder
-from bench.diffusion.pipelines import folder_autoencoder, pipeline_settings
+from bench.diffusion.pipelines import folder_autoencoder, pipeline_settings, unet_state
 from bench.diffusion.training import TrainingData, TrainingJob, TrainingRun
 from bench.errors import InvalidInput
 from bench.foundation import seeds
@@ -136,6 +136,8 @@ def _check_name(file: Path) -> None:
 def _pipeline(file: Path, pipeline: Path, weights: str, size: int | None) -> dict[str, Any]:
     """[model] for a pretrained pipeline."""
     known = pipeline_settings(pipeline.resolve())
+    if weights != "fresh":
+        unet_state(str(pipeline.resolve()))  # damaged ones are refused now
     model: dict[str, Any] = {"pretrained": _relative(file, pipeline), "weights": weights}
     factor = folder_autoencoder(str(pipeline.resolve())).factor
     if size is not None:

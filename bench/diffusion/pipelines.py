@@ -261,9 +261,12 @@ def _loaded(kind: Any, folder: Path, part: str, what: str) -> nn.Module:
     ):
         raise InvalidInput(f"{place} holds pointers of Git LFS instead of weights: run `git lfs pull` there.")
     try:
-        made = _quietly(lambda: kind.from_pretrained(place, local_files_only=True))
+        made, told = _quietly(lambda: kind.from_pretrained(place, local_files_only=True, output_loading_info=True))
     except Exception as error:  # a missing key, another shape, a cut file, …
         raise InvalidInput(f"The {what} in {place} cannot be loaded: {_line(error)}.") from error
+    absent = sorted(map(str, [*told.get("missing_keys", []), *told.get("mismatched_keys", [])]))
+    if absent:
+        raise InvalidInput(f"The {what} in {place} lacks {len(absent)} of its weights, such as {absent[0]}.")
     model: nn.Module = made.float()
     wrong = [name for name, weight in model.state_dict().items() if not torch.isfinite(weight).all()]
     if wrong:
