@@ -444,6 +444,30 @@ def study_new(
     _show(made)
 
 
+@main.group("prepare", cls=BenchGroup)
+def prepare_() -> None:
+    """Large public data sets."""
+
+
+@prepare_.command("mscoco")
+@click.argument("file", type=FOLDER)
+@click.option("--images", type=FOLDER, required=True, help="The folder train2017.")
+@click.option("--captions", type=FOLDER, required=True, help="captions_train2017.json.")
+@click.option(
+    "--model", "pipeline", type=FOLDER, required=True,
+    help="A folder with the autoencoder and the text encoder of Stable Diffusion 2 (`save_pretrained`).",
+)  # fmt: skip
+@click.option("--skip-broken", is_flag=True, help="Leave bad images out instead of refusing the data.")
+def prepare_mscoco_(file: Path, images: Path, captions: Path, pipeline: Path, skip_broken: bool) -> None:
+    """Write the MSCOCO study of the paper to FILE.toml and prepare its images: cropped, 128 × 128 pixels."""
+    from bench.authoring.mscoco import prepare_mscoco
+    from bench.foundation.console import console_here, progress_on
+
+    with progress_on(console_here()) as progress:
+        made = prepare_mscoco(file, images, captions, pipeline, skip_broken=skip_broken, progress=progress)
+    _show(made)
+
+
 @main.command("leaderboard")
 @plugins
 @study_option

@@ -57,6 +57,7 @@ class DataTable:
     image_column: str = ""
     caption_column: str = ""
     id_column: str = ""
+    annotations: str = ""
     captionless: bool = False
     grey: bool = False
     skip_broken: bool = False
@@ -141,12 +142,17 @@ def arguments(file: Path, taken: Collection[str]) -> dict[str, Any]:
 
 def source_of(file: Path, table: DataTable) -> Source:
     """The source that [data] names; a path is relative to the file."""
-    is_hub = table.format == "hub"
-    path = table.source if is_hub else str((file.parent / Path(table.source).expanduser()).resolve())
+    path = table.source if table.format == "hub" else _beside(file, table.source)
     return Source(
         path=path, format=table.format, split=table.split, image=table.image_column, caption=table.caption_column,
-        id=table.id_column, captionless=table.captionless,
+        id=table.id_column, annotations=_beside(file, table.annotations) if table.annotations else "",
+        captionless=table.captionless,
     )  # fmt: skip
+
+
+def _beside(file: Path, path: str) -> str:
+    """``path``, which is relative to the study file, as an absolute one."""
+    return str((file.parent / Path(path).expanduser()).resolve())
 
 
 def _data(file: Path, given: Mapping[str, Any]) -> Prepared:
@@ -175,14 +181,14 @@ def _model(file: Path, given: Mapping[str, Any], data: Prepared) -> tuple[ModelC
         raise InvalidInput(f"{file}, [model]: weights = '{table.weights}': one of {', '.join(WEIGHTS)} is expected.")
     folder = None
     if table.pretrained:
-        folder = (file.parent / Path(table.pretrained).expanduser()).resolve()
+        folder = Path(_beside(file, table.pretrained))
         rest = pipeline_settings(folder) | rest
     elif "weights" in given:
         raise InvalidInput(f"{file}, [model]: weights are those of a pipeline: give pretrained = FOLDER too.")
     for name in ("text_encoder", "autoencoder"):
         value = rest.get(name, "")
         if isinstance(value, str) and value.startswith(PREFIX):
-            rest[name] = PREFIX + str((file.parent / Path(value.removeprefix(PREFIX)).expanduser()).resolve())
+            rest[name] = PREFIX + _beside(file, value.removeprefix(PREFIX))
     channels = 1 if data.grey else 3
     coder = autoencoder(str(rest.get("autoencoder", "identity")))
     if isinstance(coder, Identity):

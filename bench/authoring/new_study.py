@@ -100,7 +100,7 @@ def new_study(
             from the pipeline's ("fine-tune").
         progress: told how far it is.
     """
-    _check_name(file)
+    check_name(file)
     shown = progress or Progress()
     source = study_file.source_of(file, table)
     model = _pipeline(file, pipeline, weights, size) if pipeline else {}
@@ -118,10 +118,11 @@ def new_study(
     write_whole(file, text.encode())
     made = study(str(file))
     seconds = float("nan") if made.given else _training_seconds(made)
-    return NewStudy(file=file, found=_found(source.kind, dataset, survey, chosen), seconds=seconds)
+    return NewStudy(file=file, found=found_in(source.kind, dataset, survey, chosen), seconds=seconds)
 
 
-def _check_name(file: Path) -> None:
+def check_name(file: Path) -> None:
+    """Raise InvalidInput where no study file can be written there."""
     if file.suffix != study_file.SUFFIX:
         raise InvalidInput(f"A study file ends in {study_file.SUFFIX}; {file} does not.")
     if not study_file.NAME.fullmatch(file.stem) or file.stem in STUDIES:
@@ -138,7 +139,7 @@ def _pipeline(file: Path, pipeline: Path, weights: str, size: int | None) -> dic
     known = pipeline_settings(pipeline.resolve())
     if weights != "fresh":
         unet_state(str(pipeline.resolve()))  # damaged ones are refused now
-    model: dict[str, Any] = {"pretrained": _relative(file, pipeline), "weights": weights}
+    model: dict[str, Any] = {"pretrained": relative(file, pipeline), "weights": weights}
     factor = folder_autoencoder(str(pipeline.resolve())).factor
     if size is not None:
         if size % factor:
@@ -176,32 +177,34 @@ def _text(dataset: Dataset) -> tuple[str, int, str]:
     return "words", tokens, "word vectors that ship with the project: they know every word of the captions"
 
 
-def _queries(dataset: Dataset) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+def drawn_queries(
+    dataset: Dataset, most_reported: int = MOST_REPORTED, most_held_out: int = MOST_HELD_OUT
+) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
     """Prompts and seeds of the reported and the held-out queries: a draw of captions, keyed by the data."""
     distinct = sorted(set(dataset.captions))
     order = seeds.generator("study-queries", dataset.digest).permutation(len(distinct))
     drawn = [distinct[int(place)] for place in order]
-    if len(drawn) >= MOST_REPORTED + MOST_HELD_OUT:
-        held_out, reported = drawn[:MOST_HELD_OUT], drawn[MOST_HELD_OUT : MOST_HELD_OUT + MOST_REPORTED]
+    if len(drawn) >= most_reported + most_held_out:
+        held_out, reported = drawn[:most_held_out], drawn[most_held_out : most_held_out + most_reported]
     elif len(drawn) > 2:
         held_out, reported = drawn[: len(drawn) // 3], drawn[len(drawn) // 3 :]
     else:
         held_out, reported = drawn, drawn
-    asked = [(reported[place % len(reported)], place) for place in range(MOST_REPORTED)]
-    return asked, [(held_out[place % len(held_out)], HELD_OUT_SEED + place) for place in range(MOST_HELD_OUT)]
+    asked = [(reported[place % len(reported)], place) for place in range(most_reported)]
+    return asked, [(held_out[place % len(held_out)], HELD_OUT_SEED + place) for place in range(most_held_out)]
 
 
 def _written(file: Path, table: DataTable, dataset: Dataset, survey: Survey, model: dict[str, Any]) -> str:
     """The text of the study file."""
     count, size = len(dataset), table.size
     budgets = sorted({min(count - 1, max(1, round(share * count))) for share in SHARES} - {0}) or [1]
-    reported, held_out = _queries(dataset)
+    reported, held_out = drawn_queries(dataset)
     lines = [
         f"# A study of bench, written by `bench study new {file.name}`. Everything here may be changed until the",
         "# first run: a results folder belongs to one version of a study.",
         "",
-        f"name = {_toml(file.stem)}",
-        f"description = {_toml(f'{count:,} images of {Path(table.source).name} at {size}×{size} pixels')}",
+        f"name = {toml(file.stem)}",
+        f"description = {toml(f'{count:,} images of {Path(table.source).name} at {size}×{size} pixels')}",
         "# K: how many images are removed. 3, 8 and 25 % of all, as in the study `fashion`.",
         f"budgets = {budgets}",
         "# How many of the queries below a run has by default. 8 tell large differences, 16 small ones.",
@@ -209,7 +212,7 @@ def _written(file: Path, table: DataTable, dataset: Dataset, survey: Survey, mod
         'metrics = ["loss_change", "regeneration_mse"]',
         "",
         "[data]",
-        *_table_lines(table, DataTable(source="", size=0), always=("source", "size", "digest")),
+        *table_lines(table),
         f"# {survey.seen} examples were read; {count} are good. " + "; ".join(survey.converted(size)),
         "",
         "[model]",
@@ -231,17 +234,24 @@ def _written(file: Path, table: DataTable, dataset: Dataset, survey: Survey, mod
         "# are captions drawn from the data, by a draw that depends on the data alone. Put your own here, before the",
         "# first run.",
     ]
+    lines += query_lines(reported, held_out)
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def query_lines(reported: Sequence[tuple[str, int]], held_out: Sequence[tuple[str, int]]) -> list[str]:
+    """The lines of [[queries]] and [[held_out]]."""
+    lines: list[str] = []
     for name, pairs in (("queries", reported), ("held_out", held_out)):
         if name == "held_out":
             lines += ["", "# Held-out queries: `bench tune` chooses settings on them; they are never reported."]
         for prompt, seed in pairs:
-            lines += ["", f"[[{name}]]", f"prompt = {_toml(prompt)}", f"seed = {seed}"]
-    return "\n".join(line.rstrip() for line in lines) + "\n"
+            lines += ["", f"[[{name}]]", f"prompt = {toml(prompt)}", f"seed = {seed}"]
+    return lines
 
 
 def _model_lines(dataset: Dataset, table: DataTable, model: dict[str, Any]) -> list[str]:
     if model:
-        lines = [f"{name} = {_toml(value)}" for name, value in model.items()]
+        lines = [f"{name} = {toml(value)}" for name, value in model.items()]
         if model["weights"] == "fine-tune":
             moving = ["", "[fine_tuning]", "# What moves: cross-attn-kv, cross-attn, attn or all.", 'weights = "all"']
             rank = ["# The rank of LoRA; 0 moves the weights freely.", "rank = 0"]
@@ -256,7 +266,7 @@ def _model_lines(dataset: Dataset, table: DataTable, model: dict[str, Any]) -> l
         f"cross_attention = {'[false, true, true]' if deep else '[false, true]'}",
         "attention_heads = 2",
         f"# {why}",
-        f"text_encoder = {_toml(name)}",
+        f"text_encoder = {toml(name)}",
         f"num_tokens = {tokens}",
     ]
 
@@ -280,15 +290,14 @@ def _recipe_lines(count: int, model: dict[str, Any]) -> list[str]:
     ]
 
 
-def _table_lines(table: DataTable, usual: DataTable, *, always: Sequence[str]) -> list[str]:
-    return [
-        f"{name} = {_toml(value)}"
-        for name, value in vars(table).items()
-        if name in always or value != getattr(usual, name)
-    ]
+def table_lines(table: DataTable) -> list[str]:
+    """The lines of [data], without what is as usual."""
+    usual = DataTable(source="", size=0)
+    return [f"{name} = {toml(value)}" for name, value in vars(table).items() if value != getattr(usual, name)]
 
 
-def _found(kind: str, dataset: Dataset, survey: Survey, size: int) -> list[str]:
+def found_in(kind: str, dataset: Dataset, survey: Survey, size: int) -> list[str]:
+    """What the data are, in lines."""
     captions = set(dataset.captions)
     texts = (
         "no captions: every image has the empty prompt" if captions == {""} else f"{len(captions)} different captions"
@@ -319,14 +328,15 @@ def _training_seconds(made: Study) -> float:
 
 
 def _shown_path(file: Path, table: DataTable) -> str:
-    return table.source if table.format == "hub" else _relative(file, Path(study_file.source_of(file, table).path))
+    return table.source if table.format == "hub" else relative(file, Path(study_file.source_of(file, table).path))
 
 
-def _relative(file: Path, path: Path) -> str:
+def relative(file: Path, path: Path) -> str:
     """``path`` relative to the study file where it lies below its folder, whole elsewhere."""
     home, there = file.resolve().parent, path.resolve()
     return os.path.relpath(there, home) if there.is_relative_to(home) else str(there)
 
 
-def _toml(value: object) -> str:
+def toml(value: object) -> str:
+    """A number, text or list as TOML has it."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -21,7 +21,7 @@ IDS = ("id", "image_id", "key", "__key__", "file_name")
 LABELS = ("label", "class", "category", "fine_label")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-FORMATS = ("imagefolder", "webdataset", "parquet", "hub")
+FORMATS = ("imagefolder", "webdataset", "parquet", "hub", "coco")
 INSTALL = "install the extra [data]: pip install 'attribution-bench[data]'"
 
 
@@ -53,6 +53,7 @@ class Source:
         format: one of FORMATS; "" to tell it from what is there.
         split: of a data set on the hub.
         image, caption, id: names of columns; "" to find them by their usual names.
+        annotations: the file with the captions of a "coco" data set.
         captionless: whether images without a caption are wanted with the empty prompt.
     """
 
@@ -62,6 +63,7 @@ class Source:
     image: str = ""
     caption: str = ""
     id: str = ""
+    annotations: str = ""
     captionless: bool = False
 
     @property
@@ -98,6 +100,9 @@ class Source:
     def examples(self) -> Iterator[Example]:
         """All examples, in the order of the source; raises InvalidInput where the source as a whole cannot be read."""
         kind = self.kind
+        if kind == "coco":
+            yield from _coco(self)
+            return
         rows = _rows(self, kind)
         captioned: set[Path] = set()
         root = Path(self.path).resolve()
@@ -131,6 +136,25 @@ class Source:
         if caption is None and self.captionless:
             caption = ""
         return Example(own or f"{number:08d}", image, caption, concept, place)
+
+
+def _coco(source: Source) -> Iterator[Example]:
+    """Images and captions of COCO: the order and the ids of its own interface, the first caption of each image."""
+    file = Path(source.annotations)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        images = [(int(image["id"]), str(image["file_name"])) for image in content["images"]]
+        said = [(int(each["image_id"]), str(each["caption"])) for each in content["annotations"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InvalidInput(
+            f"{file} cannot be read as captions of COCO ({_line(error)}): captions_train2017.json is expected, with "
+            "'images' and 'annotations'."
+        ) from error
+    captions: dict[int, str] = {}
+    for image, text in said:
+        captions.setdefault(image, " ".join(text.split()))
+    for image, name in images:
+        yield Example(str(image), Path(source.path) / name, captions.get(image) or None, "", name)
 
 
 class _Columns:
