@@ -16,7 +16,12 @@ $(VENV)/vision: $(VENV)/installed constraints.txt requirements-vision.txt
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-vision.txt
 	touch $@
 
-.PHONY: setup vision run test check
+# The site and what runs the notebook.
+$(VENV)/docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+.PHONY: setup vision run test check check-slurm docs
 setup: $(VENV)/installed
 vision: $(VENV)/vision
 
@@ -26,9 +31,17 @@ run: setup
 test: setup
 	$(PYTEST)
 
+# build/site: the pages of the repository, with the reference of its Python names.
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 check: vision
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(PYTEST)
+
+# A SLURM of one node on this machine, as root: apt-get install slurmctld slurmd slurm-client munge
+check-slurm: setup
+	$(BIN)/python tests/slurm_check.py

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import bench  # noqa: F401 - sets the thread environment before torch is imported
-from bench.errors import InvalidInput, PartlyFailed
-from bench.foundation.commands import EXIT_CODES, Assigned, Assignment, BenchGroup, Named
+from bench.errors import EngineStopped, InvalidInput, PartlyFailed
+from bench.foundation.commands import EXIT_CODES, Assigned, Assignment, BenchGroup, Duration, Named
 
 if TYPE_CHECKING:
     from bench.contracts import Method
@@ -39,28 +39,23 @@ class _Folder(click.Path):
 
 FOLDER = _Folder(path_type=Path)
 KINDS = ("studies", "methods", "metrics")
+PLUGINS = "bench.plugins"
+CUSTOMIZED = "customized"
+"""The study in which nothing is retrained."""
 
 
-def _method_names() -> list[str]:
-    from bench.registry import methods
+def _named(kind: str, *others: str) -> Named:
+    """A name that is completed without importing what it names."""
 
-    return ["all", *methods.names()]
+    def known() -> list[str]:
+        from bench.authoring.declared import declared
 
+        return [*others, *(name for each in declared(kind) for name in each.names)]
 
-def _metric_names() -> list[str]:
-    from bench.registry import metrics
-
-    return metrics.names()
-
-
-def _study_names() -> list[str]:
-    from bench.studies import STUDIES
-
-    return list(STUDIES)
+    return Named("NAME", known)
 
 
-METHOD, METRIC = Named("NAME", _method_names), Named("NAME", _metric_names)
-STUDY = Named("NAME|FILE.toml", _study_names)
+METHOD, METRIC, STUDY = _named("methods", "all"), _named("metrics"), _named("studies")
 
 
 def _options(*options: Command) -> Command:
@@ -78,6 +73,7 @@ def _load_plugins(context: click.Context, option: click.Parameter, paths: Sequen
 
         for path in paths:
             load_plugin(path)
+        context.meta[PLUGINS] = paths
 
 
 def _use_weights(context: click.Context, option: click.Parameter, given: Sequence[Assigned]) -> None:
@@ -140,6 +136,29 @@ boxes_option = click.option(
 retraining_options = _options(
     click.option("--queries", type=int, help="How many of the study's queries. [default: the study's]"),
     click.option("--workers", type=int, default=1, show_default=True, help="Processes that train side by side."),
+    click.option(
+        "--stack",
+        type=int,
+        default=1,
+        show_default=True,
+        metavar="M",
+        help="Train M models in one stack, for a GPU; another version of the study, as the last digits differ.",
+    ),
+    click.option(
+        "--engine",
+        default="local",
+        show_default=True,
+        metavar="NAME",
+        help="Who trains: local processes, slurm, dask, or external: whoever runs `bench work` on the results folder.",
+    ),
+    click.option(
+        "--engine-set",
+        "engine_options",
+        multiple=True,
+        type=Assignment("--engine-set NAME=VALUE"),
+        metavar="NAME=VALUE",
+        help="Of the engine, such as partition=gpu, time=4h or scheduler=tcp://…; repeatable.",
+    ),
     click.option("--keep-models-mib", type=float, default=1024.0, show_default=True, help="Older models are deleted."),
     click.option("--retry-failed", is_flag=True, help="Try trainings again that were set aside as failed."),
 )
@@ -169,6 +188,13 @@ until_options = _options(
     click.option("--max-queries", type=int, help="The limit of --until-settled. [default: all queries of the study]"),
 )  # fmt: skip
 
+customized_options = _options(
+    click.option("--models", type=int, help="Customized models: the first so many, of both kinds in turn. [all 20]"),
+    click.option("--distractors", type=int, help="Customized models: images beside the exemplars. [default: 1000]"),
+    click.option("--held-out", is_flag=True, help="Customized models: those held out, to tune settings on."),
+    click.option("--without-word", is_flag=True, help="Customized models: leave V* out of the prompt to attribute."),
+)
+
 
 @click.group(
     cls=BenchGroup,
@@ -185,25 +211,75 @@ def main() -> None:
 @click.argument("kind", type=click.Choice(KINDS), required=False)
 @weights_option
 def list_(kind: str | None) -> None:
-    """List studies, methods and metrics, or one KIND of these."""
-    from bench.authoring.listing import listing
+    """List studies, methods and metrics; of one KIND, also variants, what each needs, and whether it runs here."""
+    if kind is not None or click.get_current_context().meta.get(PLUGINS):
+        from bench.authoring.listing import listing
+
+        for title in KINDS:
+            if kind in (None, title):
+                _table(*listing(title), title=title)
+        return
+    from bench.authoring.declared import declared
 
     for title in KINDS:
-        if kind in (None, title):
-            _table(*listing(title), title=title)
+        _table(("name", "what it is"), [(each.name, each.summary) for each in declared(title)], title=title)
+    _line("`bench list methods` and `bench list metrics` say more: variants, needs, and whether each runs here")
 
 
 @main.command()
 @common
 @run_options
 @until_options
+@customized_options
 @dry_run_option
-def run(dry_run: bool, **given: Any) -> None:
+def run(
+    dry_run: bool, models: int | None, distractors: int | None, held_out: bool, without_word: bool, **given: Any
+) -> None:
     """Run the gold-standard test: score, remove the top K, retrain, measure.
 
     Scores made elsewhere enter by --scores FILE --name NAME; results/README.md tells how the file must look.
+
+    With --study customized nothing is removed: models were customized on known exemplars, and the table tells how high
+    each method ranks these among distractors.
     """
+    own = {"models": models, "distractors": distractors, "held_out": held_out, "without_word": without_word}
+    if given["study_name"] == CUSTOMIZED:
+        if dry_run:
+            raise InvalidInput(f"--dry-run: nothing is retrained in study '{CUSTOMIZED}'; try --models 1.")
+        _run_customized(own, given)
+        return
+    if named := [f"--{name.replace('_', '-')}" for name, value in own.items() if value]:
+        raise InvalidInput(f"{', '.join(named)}: for --study {CUSTOMIZED} alone.")
     _execute(_run(given), dry_run)
+
+
+@main.command("work")
+@plugins
+@weights_option
+@click.option("--results", type=FOLDER, required=True, help="The results folder of a `bench run`.")
+@device_option
+@click.option("--for", "seconds", type=Duration(), help="End after 55m, 4h, 90s. [default: never]")
+@click.option("--max-models", type=click.IntRange(1), help="End after so many. [default: no limit]")
+@click.option("--wait", is_flag=True, help="Where nothing is left, wait for more until --for is over.")
+@click.option("--threads", type=click.IntRange(1), help="[default: as many as this process may use]")
+def work_(
+    results: Path, device: str, seconds: float | None, max_models: int | None, wait: bool, threads: int | None
+) -> None:
+    """Train what a `bench run` on the same folder asks for, here or on another machine, beside others that do so.
+
+    Exit code 0 where nothing is left, 75 where there is more to do.
+    """
+    from bench.foundation.console import console_here, progress_on
+    from bench.foundation.machine import available_threads, compute_threads, device_of
+    from bench.retraining.worker import work
+
+    device_of(device)
+    with progress_on(console_here()) as progress, compute_threads(threads or available_threads()):
+        limit = seconds or math.inf
+        finished = work(results, device=device, seconds=limit, most=max_models, wait=wait, progress=progress)
+    if not finished:
+        raise EngineStopped("the time or the number of models is used up, and there is more to do.")
+    _line("nothing is left to do")
 
 
 @main.command("plan")
@@ -366,6 +442,36 @@ def attribute_(
     _show(answer)
 
 
+@main.group("queries", cls=BenchGroup)
+def queries_() -> None:
+    """Write the queries of a study as plain files, for methods that run elsewhere."""
+
+
+@queries_.command("export")
+@click.argument("output", type=FOLDER, metavar="DIR")
+@plugins
+@study_option
+@_folder("results/runs/STUDY")
+@device_option
+@click.option("--queries", "count", type=int, help="How many of the study's queries. [default: the study's]")
+@click.option("--images", "with_images", is_flag=True, help="Write the training images too.")
+def export_(output: Path, study_name: str, count: int | None, with_images: bool, **given: Any) -> None:
+    """Write pictures, prompts, noises and ids of the queries into DIR, so that a method in any language can start.
+
+    Scores come back by `bench run --scores FILE --name NAME`. Where the results folder has no queries yet, the
+    original model is trained first, which makes them.
+    """
+    from bench.experiments.exporting import export
+    from bench.experiments.leave_k_out import Run
+    from bench.foundation.console import console_here, progress_on
+    from bench.studies import study
+
+    with progress_on(console_here()) as progress:
+        home = Run(study=study(study_name), methods=[], num_queries=count, **given)
+        exported = export(home.open(progress), home.specs, output, with_images=with_images)
+    _show(exported)
+
+
 @main.command("tune")
 @common
 @method_option
@@ -475,11 +581,89 @@ def prepare_mscoco_(file: Path, images: Path, captions: Path, pipeline: Path, sk
 @_folder("results/STUDY")
 def leaderboard_(study_name: str, sources: Sequence[Path], results: Path | None) -> None:
     """Merge runs into a leaderboard: parquet, CSV, Markdown, figures and one HTML page. Trains nothing."""
+    from bench.experiments.submissions import accepted
     from bench.report.publishing import publish
     from bench.studies import study
 
     the_study = study(study_name)
-    _show(publish(the_study, sources, results or Path("results") / the_study.name))
+    board = results or Path("results") / the_study.name
+    if study_name == CUSTOMIZED:
+        from bench.report import customized
+
+        own = [Path("results/runs") / study_name]
+        _show(customized.publish(the_study, sources or own, board))
+        return
+    _show(publish(the_study, [*sources, *accepted(board)], board))
+
+
+@main.command("submit")
+@plugins
+@weights_option
+@click.option("--results", type=FOLDER, help="Folder of the run.")
+@click.option("--method", "label", type=METHOD, help="As its table calls the method.")
+@click.option("--out", "output", type=FOLDER, help="Folder to write. [default: submissions/STUDY-METHOD]")
+@click.option("--check", "checked", type=FOLDER, help="Instead: a submission to check.")
+@click.option("--board", type=FOLDER, help="Results folder of the board. [default: results/STUDY]")
+@click.option("--sample", type=click.IntRange(0), default=0, help="With --check: how many removals to retrain.")
+@click.option("--seed", type=int, help="Of that draw. [default: another one each time]")
+@device_option
+def submit_(
+    results: Path | None, label: str | None, output: Path | None, checked: Path | None, board: Path | None, **given: Any
+) -> None:
+    """Write a method's rows, with all that they rest on, into a folder for a pull request; or check such a folder.
+
+    docs/taking-part.md tells the way from a run to the board. Exit code 1 where a submission is refused.
+    """
+    from bench.experiments.submissions import check, submit
+    from bench.foundation.console import console_here, progress_on
+
+    if checked is not None:
+        if results is not None or label is not None or output is not None:
+            raise InvalidInput("--check FOLDER stands alone, with --board, --sample, --seed and --device.")
+        with progress_on(console_here()) as progress:
+            found = check(checked, board=board, progress=progress, **given)
+    elif results is None or label is None:
+        raise InvalidInput("Give --results DIR and --method NAME to write a submission, or --check FOLDER.")
+    else:
+        found = submit(results, label, output, board=board)
+    _show(found)
+
+
+@main.group("season", cls=BenchGroup)
+def season_() -> None:
+    """Hidden queries: commit to them before a season, reveal them after it (docs/taking-part.md)."""
+
+
+@season_.command("commit")
+@click.argument("season", type=FOLDER, metavar="SEASON.json")
+@study_option
+@click.option("--queries", type=FOLDER, required=True, help="CSV file with the columns prompt and seed.")
+@click.option("--secret", type=FOLDER, required=True, help="File to write queries and salt to; keep it to yourself.")
+@click.option("--closes", required=True, metavar="DATE", help="Last day on which methods are taken.")
+def commit_(season: Path, study_name: str, queries: Path, secret: Path, closes: str) -> None:
+    """Write the hash of hidden queries to SEASON.json, which is published, and what it is of to --secret."""
+    from bench.experiments.seasons import commit
+
+    _show(commit(study_name, queries, season, secret, closes))
+
+
+@season_.command("reveal")
+@click.argument("season", type=FOLDER, metavar="SEASON.json")
+@click.option("--secret", type=FOLDER, required=True, help="The file of queries and salt, published by now.")
+def reveal_(season: Path, secret: Path) -> None:
+    """Say whether the queries of --secret are those that SEASON.json committed to."""
+    from bench.experiments.seasons import reveal
+
+    _show(reveal(season, secret))
+
+
+@main.command("compare")
+@click.argument("folders", nargs=-1, required=True, metavar="RESULTS…", type=FOLDER)
+def compare_(folders: Sequence[Path]) -> None:
+    """Say whether the boards in the folders RESULTS, and MSCOCO's as published, put the methods into the same order."""
+    from bench.report.agreement import compare
+
+    _show(compare(folders))
 
 
 @main.command("doctor")
@@ -531,13 +715,44 @@ def new_method(name: str, folder: Path) -> None:
     _line(f"then: bench run --plugin {source} --method {name} --queries 2")
 
 
+def _run_customized(own: dict[str, Any], given: dict[str, Any]) -> None:
+    """Rank the exemplars of customized models, and show the table."""
+    from bench.experiments.customized import CustomizedRun
+    from bench.foundation.console import console_here, progress_on
+    from bench.studies import study
+
+    names = ("score_files", "floors", "budgets", "boxes", "metric_names", "order", "max_queries", "retry_failed")
+    refused = [name for name in names if given[name]]
+    if refused or given["seeds"] != 1 or given["pairing"] != "paired" or given["workers"] != 1:
+        raise InvalidInput(
+            f"Study '{CUSTOMIZED}' retrains nothing: leave out options of retraining, of floors, boxes and metrics. "
+            "Of use are --method, --set, --queries, --models, --distractors, --held-out, --without-word, --results."
+        )
+    chosen = _methods(given["method_names"], CUSTOMIZED, given["settings"])
+    base = replace(study(CUSTOMIZED), seed=given["seed"])
+    if given["queries"] is not None:
+        own = own | {"queries": given["queries"]}
+    shared = {"results": given["results"], "device": given["device"]}
+    made = CustomizedRun(study=base, methods=chosen, **shared, **{k: v for k, v in own.items() if v is not None})
+    with progress_on(console_here()) as progress:
+        found = made.execute(progress)
+    _show(found)
+
+
 def _shared(given: dict[str, Any]) -> dict[str, Any]:
     """What every experiment takes."""
     from bench.registry import metrics
     from bench.studies import study
 
+    if given["study_name"] == CUSTOMIZED:
+        raise InvalidInput(
+            f"Study '{CUSTOMIZED}' retrains nothing, so it has `bench run` and `bench leaderboard` alone; its base is "
+            "the study 'faces'."
+        )
+    chosen = study(given["study_name"])
+    recipe = replace(chosen.recipe, stack=given.get("stack", 1))
     return {
-        "study": replace(study(given["study_name"]), seed=given["seed"]),
+        "study": replace(chosen, seed=given["seed"], recipe=recipe),
         "metrics": [metrics.create(name) for name in given["metric_names"]],
         "num_queries": given["queries"],
         "results": given["results"],
@@ -545,6 +760,8 @@ def _shared(given: dict[str, Any]) -> dict[str, Any]:
         "workers": given["workers"],
         "size_limit_mib": given.get("keep_models_mib", 1024.0),
         "retry_failed": given.get("retry_failed", False),
+        "engine": given.get("engine", "local"),
+        "engine_options": {one.name: one.text for one in given.get("engine_options", ())},
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -20,7 +20,7 @@ from bench.data.dataset import Dataset
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.observations import Observation
 from bench.diffusion.queries import Query
-from bench.diffusion.training import TrainingData
+from bench.diffusion.training import Training, TrainingData
 from bench.errors import MethodFailed, MetricFailed, PluginFailed, Unavailable
 from bench.foundation import border
 from bench.foundation.digests import digest_of
@@ -60,6 +60,10 @@ class AttributionContext:
             study and θ0, best as a digest.
         ensemble: ``ensemble(count)`` returns θ0 and ``count − 1`` models trained on the same data with other seeds.
         progress: ``progress(done, total)``, called now and then.
+        trainings: how θ0 ("original") and the model that judges removals ("judge") are trained, to be done again; empty
+            where that is not known. Only a ceiling may read them.
+        base: of the model that θ0 was fine-tuned from, on its own training data; None where θ0 was not. What is known
+            of the data before the fine-tuning, such as the Fisher information, is taken there.
     """
 
     dataset: Dataset
@@ -69,6 +73,8 @@ class AttributionContext:
     cached: Callable[[str, Build], dict[str, Tensor]]
     ensemble: Callable[[int], Sequence[DiffusionModel]]
     progress: Callable[[int, int], None]
+    trainings: Mapping[str, Training] = field(default_factory=dict)
+    base: AttributionContext | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

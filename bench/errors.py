@@ -15,6 +15,7 @@ BenchError
 │   ├── MethodFailed     an attribution method
 │   └── MetricFailed     a metric, or its observation
 ├── TrainingFailed       a retraining produced a non-finite loss
+├── EngineStopped        a cluster's workers ended before all was done: the same command goes on
 └── PartlyFailed         a part of what was asked for failed; the rest is there
 """
 
@@ -88,6 +89,12 @@ class TrainingFailed(BenchError):
     """A training diverged."""
 
     exit_code = PARTLY_DONE
+
+
+class EngineStopped(BenchError):
+    """The workers ended, or their time did, before all was done."""
+
+    exit_code = NOT_FINISHED
 
 
 class PartlyFailed(BenchError):

@@ -1,7 +1,7 @@
 """Plugins by name: registered by decorator, found in installed packages by entry points.
 
-The shipped ``methods`` and ``metrics`` packages are found the same way as anybody else's, through the entry-point
-groups ``bench.methods`` and ``bench.metrics``; the harness imports no plugin by name.
+The shipped ``methods`` and ``metrics`` are found the same way as anybody else's, through the entry-point groups
+``bench.methods`` and ``bench.metrics``; the harness imports no plugin by name.
 """
 
 from __future__ import annotations
@@ -78,8 +78,7 @@ class Registry(Generic[P]):
 
     def _hints(self, name: str) -> list[str]:
         """Why plugins may be missing."""
-        missing: list[str] = [f"Not loaded: {entry} ({why})." for entry, why in self.broken.items()]
-        return [*missing, *shadowed(self.group.rpartition(".")[2])]
+        return [f"Not loaded: {entry} ({why})." for entry, why in self.broken.items()]
 
     def find(self, name: str) -> type[P] | None:
         """The class called ``name``, None where there is none: the plugin of an old row may be gone."""
@@ -147,16 +146,6 @@ class Registry(Generic[P]):
 
 class BrokenPlugin(UserWarning):
     """An installed package registers plugins that cannot be loaded; the others are there."""
-
-
-def shadowed(package: str) -> list[str]:
-    """A hint where a file of the user's stands before the shipped package called ``package``."""
-    module = sys.modules.get(package)
-    ours = Path(__file__).resolve().parents[1] / package
-    found = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", [])), None)
-    if module is None or found is None or Path(found).resolve() in (ours, ours / "__init__.py"):
-        return []
-    return [f"The shipped {package} are shadowed by {found}: rename it, or run from another folder."]
 
 
 def _check_description(kind: str, cls: type[Any]) -> None:

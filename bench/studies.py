@@ -118,6 +118,8 @@ class Study:
         for name, usual in (("unet", ""), ("beta_schedule", "linear"), ("clip_range", None)):
             if model[name] == usual:
                 del model[name]  # the same
+        if recipe["stack"] == 1:
+            del recipe["stack"]
         return {
             "training_version": TRAINING_VERSION,
             "dataset": self.dataset.digest,
@@ -369,8 +371,23 @@ def faces() -> Study:
     )  # fmt: skip
 
 
+def customized() -> Study:
+    """Models that were customized on known exemplars (``bench.data.customizations``), with ``faces`` as their base.
+
+    No retraining: a method is to name a model's exemplars among images of the base's training data
+    (``bench.experiments.customized``). This is the base: the study ``faces`` by another name, so settings are tuned
+    for it apart.
+    """
+    return replace(
+        faces(),
+        name="customized",
+        description="20 models of faces, each customized on 1 to 12 known exemplars that methods are to name",
+    )
+
+
 STUDIES: dict[str, Callable[[], Study]] = {
     "faces": faces,
+    "customized": customized,
     "fashion": fashion,
     "emoji": emoji,
     "small": small,

@@ -92,6 +92,10 @@ class Ours(Unlearning):
         return newton
 
     def fisher_of(self, context: AttributionContext) -> Gradients:
-        """The diagonal Fisher information of the selected weights over the training set, shared by all queries."""
+        """The diagonal Fisher information of the selected weights over the training set, shared by all queries.
+
+        Of a customized model: that of its base, shared by all models that were customized from it (the paper, C.2).
+        """
+        context = context.base or context
         key = digest_of([self.weights, self.num_fisher_draws])
         return context.cached(f"fisher-{key}", lambda: diagonal_fisher(context, self.weights, self.num_fisher_draws))

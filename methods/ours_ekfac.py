@@ -23,14 +23,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import nn
-
-from bench.attribution.fisher import Losses, mean_over_draws, newton_direction
-from bench.attribution.gradients import Gradients, kronecker_sums, per_sample_gradients
+from bench.attribution.ekfac import ekfac_direction, ekfac_factors
+from bench.attribution.gradients import Gradients
 from bench.attribution.unlearning import Ascent, Unlearning
 from bench.contracts import AttributionContext
-from bench.foundation.digests import digest_of
 from bench.registry import register_method
 
 
@@ -58,66 +54,4 @@ class OursEkfac(Unlearning):
 
     def fisher_of(self, context: AttributionContext) -> tuple[Gradients, Gradients]:
         """The bases U_A and U_S of each layer, and Λ in them, shared by all queries."""
-        key = digest_of([self.weights, self.num_fisher_draws])
-
-        def factors() -> Gradients:
-            return eigenbases(mean_over_draws(context, self.weights, self.num_fisher_draws, kronecker_sums))
-
-        bases = context.cached(f"ekfac-basis-{key}", factors)
-
-        def squares(unet: nn.Module, losses: Losses) -> Gradients:
-            own = {name: basis.to(context.model.device) for name, basis in bases.items()}
-            rotated = to_eigenbasis(per_sample_gradients(unet, losses), own)
-            return {name: part.square().sum(0) for name, part in rotated.items()}
-
-        def corrected() -> Gradients:
-            return mean_over_draws(context, self.weights, self.num_fisher_draws, squares)
-
-        return bases, context.cached(f"ekfac-eigenvalues-{key}", corrected)
-
-
-def eigenbases(factors: Gradients) -> Gradients:
-    """The eigenvectors of each of the symmetric ``factors``, as columns."""
-    return {name: torch.linalg.eigh(factor)[1] for name, factor in factors.items()}
-
-
-def ekfac_direction(gradients: Gradients, bases: Gradients, eigenvalues: Gradients, damping: float) -> Gradients:
-    """U_S ( U_Sᵀ ∇ U_A / (Λ + damping · mean Λ) ) U_Aᵀ, for gradients with a batch dimension in front."""
-    rotated = to_eigenbasis(gradients, bases)
-    solved = {name: newton_direction(part, eigenvalues[name], damping) for name, part in rotated.items()}
-    return from_eigenbasis(solved, bases, gradients)
-
-
-def to_eigenbasis(gradients: Gradients, bases: Gradients) -> Gradients:
-    """U_Sᵀ G U_A of each layer in ``bases``, and the gradients of other parameters as they are; in float64.
-
-    Args:
-        gradients: of the parameters by name, each with a batch dimension in front.
-        bases: of ``eigenbases``.
-    """
-    rotated = {name: gradient.double() for name, gradient in gradients.items()}
-    for layer in layers_of(bases):
-        u_a, u_s = bases[f"{layer}.inputs"], bases[f"{layer}.outputs"]
-        weight, bias = rotated.pop(f"{layer}.weight"), rotated.pop(f"{layer}.bias", None)
-        matrix = weight.reshape(len(weight), len(u_s), -1)
-        if bias is not None:
-            matrix = torch.cat([matrix, bias.unsqueeze(-1)], -1)
-        rotated[layer] = u_s.T @ matrix @ u_a
-    return rotated
-
-
-def from_eigenbasis(rotated: Gradients, bases: Gradients, gradients: Gradients) -> Gradients:
-    """The inverse of ``to_eigenbasis``: tensors shaped as ``gradients``."""
-    result = dict(rotated)
-    for layer in layers_of(bases):
-        matrix = bases[f"{layer}.outputs"] @ result.pop(layer) @ bases[f"{layer}.inputs"].T
-        weight, bias = gradients[f"{layer}.weight"], gradients.get(f"{layer}.bias")
-        if bias is not None:
-            matrix, result[f"{layer}.bias"] = matrix[..., :-1], matrix[..., -1]
-        result[f"{layer}.weight"] = matrix.reshape(weight.shape)
-    return result
-
-
-def layers_of(bases: Gradients) -> list[str]:
-    """The layers that have Kronecker factors."""
-    return [name.removesuffix(".inputs") for name in bases if name.endswith(".inputs")]
+        return ekfac_factors(context, self.weights, self.num_fisher_draws)

@@ -6,7 +6,7 @@ import pytest
 
 from bench.building.face_parts import PARTS
 from bench.data.dataset import load_embedded
-from bench.data.face_queries import FaceQuery, asked_parts, face_queries
+from bench.data.face_queries import FaceQuery, asked_parts, face_queries, part_words
 from bench.errors import InvalidInput
 from bench.studies import study
 
@@ -61,3 +61,19 @@ def test_the_study_asks_these_queries_with_their_noises() -> None:
 def test_another_list_is_refused() -> None:
     with pytest.raises(InvalidInput, match="reported, held-out"):
         face_queries("train")
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "instead_of", "words"),
+    [
+        ("hat", "purple", "", "purple hat"),
+        ("hat", "", "purple", "no hat"),
+        ("hair_colour", "blue", "", "blue hair"),
+        ("glasses", "", "sunglasses", "no sunglasses"),
+        ("glasses", "glasses", "sunglasses", "glasses"),
+        ("sides", "curtains", "", "curtains"),
+        ("front", "plain", "sign", "no sign"),
+    ],
+)
+def test_a_value_is_said_as_people_say_it(part: str, value: str, instead_of: str, words: str) -> None:
+    assert part_words(part, value, instead_of=instead_of) == words

@@ -115,6 +115,23 @@ def test_a_training_image_and_its_mirror_image_rank_themselves_first(context, qu
     assert (scores.argmax(1) == 5).all()
 
 
+@pytest.mark.parametrize("name", ["dino", "minilm_text"])
+def test_features_of_joined_data_sets_are_kept_for_each_piece(context, queries, linear, name):
+    first, others = context.dataset.only(range(20)), context.dataset.only(range(20, len(context.dataset)))
+    asked = []
+
+    def cached(key, build):
+        asked.append(key)
+        return context.cached(key, build)
+
+    whole = methods.create(name).scores(context, queries)
+    joined = replace(context, dataset=first.and_then(others), cached=cached)
+    assert torch.equal(methods.create(name).scores(joined, queries), whole)
+    methods.create(name).scores(replace(joined, dataset=first), queries)
+    assert len(asked) == 3
+    assert asked[2] == asked[0]
+
+
 @pytest.mark.parametrize("name", TEXT_METHODS)
 def test_text_scores_are_cosines_of_prompt_and_caption(context, queries, linear, name):
     method = methods.create(name)

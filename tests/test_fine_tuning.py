@@ -13,8 +13,10 @@ from bench.diffusion.model import LEARNED, DiffusionModel
 from bench.diffusion.selections import WEIGHT_SELECTIONS, select_weights
 from bench.diffusion.training import DrawStream, Recipe, TrainingData, TrainingJob, TrainingRun, train_together
 from bench.errors import InvalidInput, UnknownName, UnknownWord
+from bench.experiments.leave_k_out import Run
 from bench.foundation.machine import compute_threads
 from bench.records.store import Store
+from bench.registry import methods
 from bench.retraining.ledger import Ledger
 from bench.studies import study
 
@@ -192,6 +194,12 @@ def test_the_ledger_fine_tunes_a_kept_model_and_goes_on_after_an_interruption(ti
     moved = {name for name, weight in original.items() if not torch.equal(weight, wanted[name])}
     assert moved
     assert all("attn2." in name for name in moved)
+
+
+def test_fine_tunings_are_not_stacked(tiny, start, tmp_path):
+    stacked = replace(tiny, recipe=replace(RECIPE, stack=2), fine_tuning=FineTuning(start=start))
+    with pytest.raises(InvalidInput, match="one by one"):
+        Run(study=stacked, methods=[methods.create("pixel")], results=tmp_path)
 
 
 def test_wrong_fine_tunings_are_refused(tiny, dataset, start, tmp_path):

@@ -8,6 +8,7 @@ from torch import nn
 
 import bench.attribution.fisher
 import bench.attribution.unlearning
+from bench.attribution.ekfac import eigenbases, ekfac_direction, to_eigenbasis
 from bench.attribution.fisher import diagonal_fisher, newton_direction
 from bench.attribution.gradients import differentiable_copy, kronecker_sums, per_sample_gradients
 from bench.attribution.unlearning import moved, query_gradient, query_loss
@@ -18,7 +19,7 @@ from bench.diffusion.selections import select_weights
 from bench.errors import InvalidInput, MethodFailed
 from bench.registry import methods
 from methods.ours import Ours
-from methods.ours_ekfac import OursEkfac, eigenbases, ekfac_direction, to_eigenbasis
+from methods.ours_ekfac import OursEkfac
 
 FEW = {"num_fisher_draws": 256, "num_gradient_draws": 256, "timestep_stride": 250}
 

@@ -49,7 +49,8 @@ def scores_of(path, context, queries):
 def test_scores_come_in_whatever_the_order_of_the_file(context, queries, table, tmp_path):
     shuffled = table.sample(frac=1, axis=1, random_state=1).iloc[::-1]
     long_form(shuffled).to_parquet(tmp_path / "a.parquet")
-    for path in (npz(tmp_path / "a.npz", shuffled), tmp_path / "a.parquet"):
+    long_form(shuffled).assign(note="x")[["note", "score", "query", "image"]].to_csv(tmp_path / "a.csv", index=False)
+    for path in (npz(tmp_path / "a.npz", shuffled), tmp_path / "a.parquet", tmp_path / "a.csv"):
         np.testing.assert_array_equal(scores_of(path, context, queries), table.to_numpy())
 
 
@@ -80,9 +81,21 @@ def test_bad_score_files_are_refused(context, queries, table, tmp_path):
         frame.to_parquet(parquet)
         with pytest.raises(InvalidInput, match=words):
             scores_of(parquet, context, queries)
+    text = rows.to_csv(index=False)
+    for words, content in {
+        "more than once": text + text.splitlines()[1] + "\n",
+        "missing, NaN": text.replace(text.splitlines()[1], text.splitlines()[1].rpartition(",")[0] + ","),
+        "lacks the columns": text.replace("score", "points", 1),
+        "has the column query more than once": text.replace("\n", ",x\n").replace("score,x", "score,query", 1),
+        "real numbers are expected": text + "q00,other,high\n",
+        "cannot be read": text + "q00,other,1.0,2.0\n",
+    }.items():
+        (tmp_path / "b.csv").write_text(content)
+        with pytest.raises(InvalidInput, match=words):
+            scores_of(tmp_path / "b.csv", context, queries)
     for name, words in (
         ("none.npz", "no such file"),
-        ("a.csv", "expected a .parquet or .npz"),
+        ("a.txt", "expected a .parquet, .csv or .npz"),
         ("b.npz", "cannot be read"),
     ):
         if name != "none.npz":

@@ -57,15 +57,23 @@ def text_features(one: Encoder, texts: Sequence[str], device: torch.device) -> F
 
 def training_image_features(context: AttributionContext, one: Encoder) -> Float[Tensor, "images 2 dim"]:
     """φ of the training images as they are and mirrored, kept."""
-    build = lambda: {"features": image_features(one, context.dataset, context.model.device, context.progress)}  # noqa: E731
-    return context.cached(f"features-{one.name}-{digest_of([context.dataset.digest, one.digest])}", build)["features"]
+
+    def of(piece: Dataset) -> Tensor:
+        build = lambda: {"features": image_features(one, piece, context.model.device, context.progress)}  # noqa: E731
+        return context.cached(f"features-{one.name}-{digest_of([piece.digest, one.digest])}", build)["features"]
+
+    return torch.cat([of(piece) for piece in context.dataset.pieces or (context.dataset,)])
 
 
 def training_text_features(context: AttributionContext, one: Encoder) -> Float[Tensor, "images dim"]:
     """φ of the captions, kept."""
-    build = lambda: {"features": text_features(one, context.dataset.captions, context.model.device)}  # noqa: E731
-    key = f"text-features-{one.name}-{digest_of([context.dataset.digest, one.digest])}"
-    return context.cached(key, build)["features"]
+
+    def of(piece: Dataset) -> Tensor:
+        build = lambda: {"features": text_features(one, piece.captions, context.model.device)}  # noqa: E731
+        key = f"text-features-{one.name}-{digest_of([piece.digest, one.digest])}"
+        return context.cached(key, build)["features"]
+
+    return torch.cat([of(piece) for piece in context.dataset.pieces or (context.dataset,)])
 
 
 def query_image_features(

@@ -4,24 +4,34 @@ A draw is one training image, flip, noise and timestep, and a sample of its own:
 
     F = mean over draws of g gᵀ,   g = ∇L_t(z, θ0) of one draw           (the empirical Fisher of the loss itself)
 
-Sums over draws are kept in float64.
+The generalised Gauss-Newton matrix of that loss, a mean over E elements, is a mean over draws and sampled targets:
+
+    G = mean over draws of (2 / E) JᵀJ = mean of s sᵀ,   J = ∂ε_θ/∂θ,   s = √(2 / E) Jᵀu,   u ~ N(0, 1) each
+
+which are gradients too, of √(2 / E) u·ε_θ (Martens, 2020, arXiv 1412.1193). Sums over draws are kept in float64.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from bench.attribution.gradients import Gradients, differentiable_copy, per_sample_gradients
 from bench.contracts import AttributionContext
+from bench.diffusion.model import DiffusionModel
 from bench.foundation import seeds
 from bench.foundation.machine import parallel
 
 DRAWS_AT_ONCE = 128
 """Draws that share a stream of random numbers and a backward pass: part of what a Fisher is, never tuned for speed."""
+
+LOSS, PREDICTION = "loss", "prediction"
+"""Whose gradients the draws have: the loss, for F; the prediction along a random direction, for G."""
 
 Losses = Callable[[], Tensor]
 
@@ -31,6 +41,7 @@ def mean_over_draws(
     selection: str,
     num_draws: int,
     sums: Callable[[nn.Module, Losses], Gradients],
+    output: str = LOSS,
 ) -> Gradients:
     """Mean over draws of what ``sums`` adds up over a batch of them, in float64 on the CPU.
 
@@ -38,7 +49,8 @@ def mean_over_draws(
         context: of the method.
         selection: of the weights that ask for gradients.
         num_draws: equal numbers give equal draws.
-        sums: given a U-Net and a function that runs it on a batch and returns each draw's loss.
+        sums: given a U-Net and a function that runs it on a batch and returns each draw's output.
+        output: ``LOSS`` or ``PREDICTION``.
     """
     model, data = context.model, context.data
     by_id = torch.tensor(context.dataset.by_id)
@@ -52,11 +64,23 @@ def mean_over_draws(
         unet = differentiable_copy(model.unet, selection)
         inputs = (data.latents[images, mirrored], data.states_of(images), timesteps, noise)
         moved = [part.to(model.device) for part in inputs]
-        summed = sums(unet, lambda: model.losses(*moved, unet=unet))
+        if output == PREDICTION:
+            u = seeds.normal(tuple(noise.shape), "ggn", context.seed, int(draws[0])).to(model.device)
+            summed = sums(unet, lambda: along(u, model, unet, *moved))
+        else:
+            summed = sums(unet, lambda: model.losses(*moved, unet=unet))
         return {name: value.double().cpu() for name, value in summed.items()}
 
     parts = parallel(part_sums, torch.arange(num_draws).split(DRAWS_AT_ONCE))
     return {name: torch.stack([part[name] for part in parts]).sum(0) / num_draws for name in parts[0]}
+
+
+def along(
+    u: Tensor, model: DiffusionModel, unet: nn.Module, latents: Tensor, states: Tensor, timesteps: Tensor, noise: Tensor
+) -> Float[Tensor, " batch"]:
+    """√(2 / E) u·ε_θ of each draw: its gradient is s."""
+    predicted = model.predict_noise(model.noised(latents, noise, timesteps), timesteps, states, unet=unet)
+    return (u * predicted).flatten(1).sum(1) * math.sqrt(2 / u[0].numel())
 
 
 def diagonal_fisher(context: AttributionContext, selection: str, num_draws: int) -> Gradients:

@@ -65,7 +65,8 @@ def kronecker_sums(unet: nn.Module, losses: Callable[[], Float[Tensor, " batch"]
     """Σ a aᵀ and Σ g gᵀ over the examples and positions of a batch, for each Linear and Conv2d layer that moves.
 
     Args:
-        unet, losses: as for ``per_sample_gradients``.
+        unet: as for ``per_sample_gradients``.
+        losses: as there.
 
     Returns:
         ``<layer>.inputs`` and ``<layer>.outputs``, square matrices in float64. Where the layer has a bias, a ends with

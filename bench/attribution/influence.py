@@ -25,7 +25,7 @@ from abc import ABC
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -48,6 +48,7 @@ from bench.foundation import seeds
 from bench.foundation.digests import digest_of
 from bench.foundation.machine import active_threads, parallel
 
+T = TypeVar("T")
 POSITIONS_AT_ONCE = 16384
 """Latent positions in one forward and backward pass, where a group is no larger: 83 rows of 14×14."""
 GRADIENT_BYTES = 192 * 2**20
@@ -86,6 +87,19 @@ def keyed_rows(
         torch.tensor(timesteps),
         torch.from_numpy(np.stack(noise)),
     )
+
+
+def image_rows(context: AttributionContext, model: DiffusionModel, count: int) -> Callable[[int], Rows]:
+    """``count`` draws of every training image and side: sample 2 i is image i as it is, 2 i + 1 its mirror image."""
+    data, ids = context.data, context.dataset.ids
+
+    def rows_of(sample: int) -> Rows:
+        image, side = divmod(sample, 2)
+        state = data.states[data.caption_of[image]]
+        key = (context.seed, "image", ids[image], bool(side))
+        return keyed_rows(model, data.latents[image, side], state, count, *key)
+
+    return rows_of
 
 
 def _joined(parts: Sequence[Rows], device: torch.device) -> Rows:
@@ -148,14 +162,42 @@ def projected_gradients(
         region: in which f takes its mean; all of the image where that is None.
         progress: called with the number of samples done and in all.
     """
-    at_once = max(1, _rows_at_once(model) // group)
-    most = max(1, GRADIENT_BYTES // (4 * projection.num_weights))
-    size = min(most, max(at_once, math.ceil(count / active_threads())))
     result = torch.empty(count, projection.dimension)
+
+    def project(samples: Tensor, gradients: Gradients) -> None:
+        result[samples] = (projection(gradients) / group).cpu()
+
+    over_samples(model, output, weights, rows_of, count, project, group=group, region=region, progress=progress)
+    return checked(result)
+
+
+def over_samples(
+    model: DiffusionModel,
+    output: str,
+    weights: str,
+    rows_of: Callable[[int], Rows],
+    count: int,
+    visit: Callable[[Tensor, Gradients], T],
+    *,
+    group: int,
+    region: Region | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[T]:
+    """What ``visit`` makes of some samples and of the sums of their rows' gradients, for all parts in order.
+
+    Args:
+        model, output, weights, rows_of, count, group, region, progress: as for ``projected_gradients``.
+        visit: given the numbers of some samples and their gradients by parameter, samples in front, summed over the
+            ``group`` rows of each. It runs on several threads.
+    """
+    at_once = max(1, _rows_at_once(model) // group)
+    num_weights = sum(weight.numel() for weight in select_weights(model.unet, weights).values())
+    most = max(1, GRADIENT_BYTES // (4 * num_weights))
+    size = min(most, max(at_once, math.ceil(count / active_threads())))
     spare: list[nn.Module] = []
     done = 0
 
-    def work(samples: Tensor) -> None:
+    def work(samples: Tensor) -> T:
         nonlocal done
         try:
             unet = spare.pop()
@@ -166,13 +208,12 @@ def projected_gradients(
             rows = _joined([rows_of(sample) for sample in batch.tolist()], model.device)
             parts.append(per_sample_gradients(unet, partial(OUTPUTS[output], model, unet, rows, region), group=group))
         spare.append(unet)
-        gradients = {name: torch.cat([part.pop(name) for part in parts]) for name in list(parts[0])}
-        result[samples] = (projection(gradients) / group).cpu()
+        found = visit(samples, {name: torch.cat([part.pop(name) for part in parts]) for name in list(parts[0])})
         done += len(samples)
         progress(done, count)
+        return found
 
-    parallel(work, torch.arange(count).split(size))
-    return checked(result)
+    return parallel(work, torch.arange(count).split(size))
 
 
 def _rows_at_once(model: DiffusionModel) -> int:
@@ -337,13 +378,8 @@ class InfluenceMethod(Method, ABC):
         self, context: AttributionContext, member: int, model: DiffusionModel, output: str
     ) -> dict[str, Tensor]:
         """``features`` (images × 2 × d) and ``gram`` (d × d), computed once for all queries and methods."""
-        data, ids = context.data, context.dataset.ids
-
-        def rows_of(sample: int) -> Rows:
-            image, side = divmod(sample, 2)
-            state = data.states[data.caption_of[image]]
-            key = (context.seed, "image", ids[image], bool(side))
-            return keyed_rows(model, data.latents[image, side], state, self.num_timesteps, *key)
+        ids = context.dataset.ids
+        rows_of = image_rows(context, model, self.num_timesteps)
 
         def build() -> dict[str, Tensor]:
             projection = self.projection_of(context, member, model)

@@ -1,8 +1,8 @@
 """Scores made elsewhere: a file takes a method's place, and everything after scoring is the same.
 
-A parquet file in long form has the columns ``query``, ``image``, ``score``; an npz file has the arrays ``queries`` (Q
-ids), ``images`` (N ids) and ``scores`` (Q × N). Ids are those of the study ("q00", …, and the data set's). Higher means
-more influential. What the queries look like is in ``queries.safetensors`` of the results folder.
+A parquet or CSV file in long form has the columns ``query``, ``image``, ``score``; an npz file has the arrays
+``queries`` (Q ids), ``images`` (N ids) and ``scores`` (Q × N). Ids are those of the study ("q00", …, and the data
+set's). Higher means more influential. ``bench queries export`` writes what the queries look like, and all ids.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from jaxtyping import Float
-from pyarrow import parquet
+from pyarrow import csv, parquet
 from torch import Tensor
 
 from bench.contracts import AttributionContext, Method
@@ -83,9 +84,9 @@ def _read(path: Path) -> tuple[pd.DataFrame, str]:
     """
     if not path.is_file():
         raise InvalidInput(f"--scores {path}: there is no such file.")
-    readers = {".npz": _of_arrays, ".parquet": _of_rows}
+    readers = {".npz": _of_arrays, ".parquet": _of_parquet, ".csv": _of_csv}
     if path.suffix.lower() not in readers:
-        raise InvalidInput(f"--scores {path}: expected a .parquet or .npz file.")
+        raise InvalidInput(f"--scores {path}: expected a .parquet, .csv or .npz file.")
     try:
         content = path.read_bytes()
         table = readers[path.suffix.lower()](path, content)
@@ -103,16 +104,30 @@ def _read(path: Path) -> tuple[pd.DataFrame, str]:
     return pd.DataFrame(values, index=table.index, columns=table.columns), hashlib.sha256(content).hexdigest()
 
 
-def _of_rows(path: Path, content: bytes) -> pd.DataFrame:
+def _of_parquet(path: Path, content: bytes) -> pd.DataFrame:
     source = io.BytesIO(content)
-    schema = parquet.read_schema(source)
-    if missing := set(COLUMNS) - set(schema.names):
+    _check_columns(path, parquet.read_schema(source).names)
+    _check_size(path, parquet.read_metadata(source).num_rows)
+    return _of_rows(path, parquet.read_table(source, columns=list(COLUMNS)).to_pandas())
+
+
+def _of_csv(path: Path, content: bytes) -> pd.DataFrame:
+    _check_size(path, content.count(b"\n"))
+    ids = dict.fromkeys(COLUMNS[:2], pa.string())  # never numbers, never missing: an id may be 007 or NA
+    table = csv.read_csv(io.BytesIO(content), convert_options=csv.ConvertOptions(column_types=ids))
+    _check_columns(path, table.column_names)
+    return _of_rows(path, table.select(COLUMNS).to_pandas())
+
+
+def _check_columns(path: Path, names: Sequence[str]) -> None:
+    if missing := set(COLUMNS) - set(names):
         raise InvalidInput(f"--scores {path} lacks the columns {sorted(missing)}; expected {', '.join(COLUMNS)}.")
-    double = [name for name in COLUMNS if schema.names.count(name) > 1]
+    double = [name for name in COLUMNS if names.count(name) > 1]
     if double:
         raise InvalidInput(f"--scores {path} has the column {double[0]} more than once.")
-    _check_size(path, parquet.read_metadata(source).num_rows)
-    rows = parquet.read_table(source, columns=list(COLUMNS)).to_pandas()
+
+
+def _of_rows(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
     if rows.empty:
         raise InvalidInput(f"--scores {path} holds no rows.")
     for name in COLUMNS[:2]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from importlib import resources
 
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from bench.errors import UnknownName
+from bench.errors import InvalidInput, UnknownName
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +34,8 @@ class Dataset:
         boxes: part → [x0, y0, x1, y1] in pixels (x1, y1 excluded), which holds every pixel that the part changes.
         named_parts: those of which captions may speak.
         images_digest: sha256 of the images' bytes where that is known; else they are all read for the digest.
+        pieces: the data sets that it was joined of, in order; () where it was not. What is computed of each image by
+            itself is kept for each piece, and shared by all that hold it.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Dataset:
     boxes: Mapping[str, tuple[int, int, int, int]] = field(default_factory=dict)
     named_parts: tuple[str, ...] = ()
     images_digest: str = ""
+    pieces: tuple[Dataset, ...] = ()
 
     def __post_init__(self) -> None:
         sha = hashlib.sha256(json.dumps([self.ids, self.captions]).encode())
@@ -56,6 +59,41 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def and_then(self, others: Dataset) -> Dataset:
+        """These images, then ``others``, which must have the same size; their parts are not known where they have none.
+
+        Raises InvalidInput where an id is in both.
+        """
+        if both := set(self.ids) & set(others.ids):
+            raise InvalidInput(f"{len(both)} ids are in both data sets, such as '{min(both)}': rename them in one.")
+        return replace(
+            self,
+            name=f"{self.name}+{others.name}",
+            ids=(*self.ids, *others.ids),
+            captions=(*self.captions, *others.captions),
+            concepts=(*self.concepts, *others.concepts),
+            styles=(*self.styles, *others.styles),
+            images=torch.cat([self.images, others.images]),
+            parts={
+                part: (*column, *others.parts.get(part, ("",) * len(others))) for part, column in self.parts.items()
+            },
+            pieces=(self, others),
+        )
+
+    def only(self, indices: Sequence[int]) -> Dataset:
+        """The images of ``indices``, in that order."""
+        return replace(
+            self,
+            ids=tuple(self.ids[index] for index in indices),
+            captions=tuple(self.captions[index] for index in indices),
+            concepts=tuple(self.concepts[index] for index in indices),
+            styles=tuple(self.styles[index] for index in indices),
+            images=self.images[torch.as_tensor(indices)],
+            images_digest="",
+            parts={part: tuple(column[index] for index in indices) for part, column in self.parts.items()},
+            pieces=(),
+        )
 
     @cached_property
     def by_id(self) -> list[int]:

@@ -86,6 +86,19 @@ def _by_prompt_and_seed() -> dict[tuple[str, int], FaceQuery]:
     return {(query.prompt, query.seed): query for split in SPLITS for query in face_queries(split)}
 
 
+def part_words(part: str, value: str, *, instead_of: str = "") -> str:
+    """A part's value as people say it: "purple hat", "blue hair", "curtains"; "no hat" where it is empty.
+
+    Args:
+        part, value: of ``Dataset.parts``.
+        instead_of: the value that was expected: of a detail that is plain now, it is said what is missing.
+    """
+    noun = NOUNS.get(part) or ("hair" if part.startswith("hair_") else "")
+    if value in ("", "plain"):
+        return f"no {noun or instead_of or part}"
+    return f"{value} {noun}".strip()
+
+
 def asked_parts(prompt: str) -> dict[str, str]:
     """The parts that ``prompt`` asks for, part → value; what it does not mention is left out.
 

@@ -150,10 +150,16 @@ def _query_errors(
     model: DiffusionModel, query: Query, timesteps: Sequence[int], seed: int
 ) -> Iterator[Float[Tensor, "some channels rows columns"]]:
     """(ε − ε_θ)² at some of ``timesteps`` after the others."""
-    noise = torch.stack([seeds.normal(model.latent_shape, "query-loss", seed, query.noise_key, t) for t in timesteps])
-    state = model.text_encoder.encode([query.prompt]).to(model.device)
+    inputs = query_loss_inputs(model, query, timesteps, seed)
     for part in torch.arange(len(timesteps)).split(FORWARD_BATCH):
-        latents = query.latent.to(model.device).expand(len(part), -1, -1, -1)
-        times = torch.tensor(timesteps)[part].to(model.device)
-        states = state.expand(len(part), -1, -1)
-        yield model.errors(latents, states, times, noise[part].to(model.device))
+        yield model.errors(*(each[part] for each in inputs))
+
+
+def query_loss_inputs(
+    model: DiffusionModel, query: Query, timesteps: Sequence[int], seed: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Latents, text states, timesteps and noises of the loss of ``query`` at ``timesteps``, on the model's device."""
+    noise = torch.stack([seeds.normal(model.latent_shape, "query-loss", seed, query.noise_key, t) for t in timesteps])
+    state = model.text_encoder.encode([query.prompt]).to(model.device).expand(len(timesteps), -1, -1)
+    latents = query.latent.to(model.device).expand(len(timesteps), -1, -1, -1)
+    return latents, state, torch.tensor(timesteps).to(model.device), noise.to(model.device)

@@ -36,6 +36,9 @@ from bench.errors import InvalidInput, TrainingFailed
 from bench.foundation import seeds
 from bench.foundation.machine import parallel
 
+MOST_STACKED = 4096
+"""Models in one stack: more than any device holds."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -55,6 +58,7 @@ class Recipe:
         num_shards: parts of a batch whose gradients are computed side by side.
         channels_last: whether training runs the forward pass of ``bench.diffusion.channels_last``, faster at 16×16
             pixels; the same function, but not the same rounding.
+        stack: models that are trained in one stack (``bench.diffusion.stacking``); 1 for one by one.
     """
 
     num_steps: int
@@ -69,10 +73,13 @@ class Recipe:
     weight_power: float = 0.0
     num_shards: int = 2
     channels_last: bool = False
+    stack: int = 1
 
     def __post_init__(self) -> None:
         if self.num_steps < 1 or self.batch_size < 1 or self.batch_size % self.num_shards:
             raise InvalidInput(f"{self}: num_steps ≥ 1 and a batch_size divisible by num_shards are expected.")
+        if not 1 <= self.stack <= MOST_STACKED:
+            raise InvalidInput(f"stack = {self.stack}: 1 to {MOST_STACKED} models are expected.")
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of optimizer step ``step`` (from 0)."""
@@ -241,7 +248,7 @@ class TrainingRun:
         tuning: Tuning | None = None,
     ) -> None:
         self.model = DiffusionModel(config, seed=job.seed, device=device)
-        self.data, self.recipe, self.tuning = data, recipe, tuning
+        self.data, self.recipe, self.job, self.tuning = data, recipe, job, tuning
         self.draws = DrawStream(job, len(data), self.model, recipe, tuning)
         self.step = 0
         self.trainee = Trainee(self.model, tuning)
@@ -350,6 +357,32 @@ class TrainingRun:
         }
 
 
+@dataclass(frozen=True, eq=False)
+class Training:
+    """A training that can be done again: everything that the bits of a model depend on.
+
+    Attributes:
+        config: of the model.
+        data: all of D, as the training saw it, ids: of its images, in the order in which they are drawn.
+        recipe: how.
+        job: what is left out, and the seed.
+    """
+
+    config: ModelConfig
+    data: TrainingData
+    ids: tuple[str, ...]
+    recipe: Recipe
+    job: TrainingJob
+
+    def run(self, device: torch.device) -> TrainingRun:
+        """The training at its beginning."""
+        return TrainingRun(self.config, self.data, self.recipe, self.job, device=device)
+
+    def draws(self, model: DiffusionModel) -> DrawStream:
+        """What it draws for ``model``, which has the shape of its own."""
+        return DrawStream(self.job, len(self.data), model, self.recipe)
+
+
 @runtime_checkable
 class Trainer(Protocol):
     """Steps trainings until all are finished; yields the losses of those under way after each step."""
@@ -361,7 +394,7 @@ def train_together(runs: Sequence[TrainingRun]) -> Iterator[list[float]]:
     """Advance many trainings in step until all are finished; yields their losses after each step.
 
     The runs share data, recipe and device and differ in what they leave out. Here they take turns, which is best on
-    a CPU; an engine for a GPU will stack their weights behind this same call.
+    a CPU; ``bench.diffusion.stacking`` stacks their weights behind this same call.
     """
     while any(not run.finished for run in runs):
         yield [run.advance() for run in runs if not run.finished]

@@ -33,6 +33,7 @@ from bench.registry import methods as method_registry
 from bench.registry import metrics as metric_registry
 from bench.report.shown import Report
 from bench.report.summary import check_evaluators
+from bench.retraining.crews import check_engine
 from bench.studies import Study
 
 R = TypeVar("R", bound=Report)
@@ -73,6 +74,8 @@ class Experiment(ABC, Generic[R]):
         device, workers, threads: where and how to compute.
         size_limit_mib: of the kept models.
         retry_failed: whether trainings that were set aside as failed are tried again.
+        engine: who trains: "local", or a crew of ``bench.retraining.crews``.
+        engine_options: of that crew.
     """
 
     study: Study
@@ -84,8 +87,15 @@ class Experiment(ABC, Generic[R]):
     threads: int = field(default_factory=available_threads)
     size_limit_mib: float = 1024.0
     retry_failed: bool = False
+    engine: str = "local"
+    engine_options: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_engine(self.engine, self.engine_options)
+        if self.study.recipe.stack > 1 and self.study.fine_tuning is not None:
+            raise InvalidInput(f"--stack: '{self.study.name}' is a fine-tuning; its models are trained one by one.")
+        if self.study.recipe.stack > 1 and self.engine == "local" and self.workers > 1:
+            raise InvalidInput("--stack and --workers do not go together: one process trains the whole stack.")
         for name, most in (("workers", MOST_WORKERS), ("threads", MOST_WORKERS)):
             check_count(name, getattr(self, name), most)
         if not math.isfinite(self.size_limit_mib) or self.size_limit_mib < 0:
@@ -118,7 +128,9 @@ class Experiment(ABC, Generic[R]):
     @property
     def folder(self) -> Path:
         """The results folder."""
-        return Path(self.results) if self.results else Path("results/runs") / self.study.name
+        stack = self.study.recipe.stack
+        name = self.study.name + (f"-stack{stack}" if stack > 1 else "")  # another version of the study
+        return Path(self.results) if self.results else Path("results/runs") / name
 
     @property
     def query_count(self) -> int:
@@ -151,6 +163,8 @@ class Experiment(ABC, Generic[R]):
             progress=progress,
             size_limit_mib=self.size_limit_mib,
             retry_failed=self.retry_failed,
+            crew=self.engine,
+            crew_options=self.engine_options,
         )
 
     def store(self, workspace: Workspace) -> Store:
@@ -232,7 +246,8 @@ class Experiment(ABC, Generic[R]):
     def _train_originals(self, workspace: Workspace) -> None:
         """In a new folder, θ0 and the models that removals are compared with, side by side where there are workers."""
         known = set(load_queries(workspace.store))
-        if self.workers > 1 and not known.issuperset(spec.id for spec in self.specs):
+        side_by_side = self.workers > 1 or self.engine != "local" or self.study.recipe.stack > 1
+        if side_by_side and not known.issuperset(spec.id for spec in self.specs):
             workspace.train([workspace.original_job(), *self.originals()])
 
 

@@ -12,7 +12,7 @@ from scipy import sparse
 from torch import Tensor
 
 from bench.contracts import CEILING, FLOOR, METHOD
-from bench.data.face_queries import rare_parts
+from bench.data.face_queries import part_words, rare_parts
 from bench.diffusion.observations import Regeneration
 from bench.diffusion.queries import Query
 from bench.diffusion.training import TrainingJob
@@ -109,7 +109,7 @@ def _leading(workspace: Workspace, frame: pd.DataFrame, selections: Chosen, ks: 
 
 def _about(query: Query) -> str:
     """The rare values that ``query`` was chosen to show, "" where it was chosen for none."""
-    return ", ".join(f"{value} {part.replace('_', ' ')}" for part, value in rare_parts(query.prompt, query.seed))
+    return ", ".join(part_words(part, value) for part, value in rare_parts(query.prompt, query.seed))
 
 
 def _notes(
@@ -122,7 +122,7 @@ def _notes(
         if not own or image is None:
             return Note("", lost=False)
         [seen] = embedded_probe().parts(image[None])
-        text = "\n".join(f"{seen[part] or 'no'} {part.replace('_', ' ')}" for part in own)
+        text = "\n".join(part_words(part, seen[part], instead_of=value) for part, value in own.items())
         return Note(text, lost=any(seen[part] != value for part, value in own.items()))
 
     return {key: [note(*pair) for pair in zip(rare, column, strict=True)] for key, column in remade.items()}

@@ -128,12 +128,13 @@ Times = tuple[float, float, dict[str, float]]
 def _probe(ledger: Ledger) -> Times:
     study = ledger.study
     run = TrainingRun(study.model, ledger.data, study.recipe, TrainingJob((), study.seed), device=ledger.device)
-    run.advance()
+    steps = ledger.trainer([run])
+    next(steps)
     ready, done = time.perf_counter(), 0
-    while done < PROBE_STEPS or time.perf_counter() - ready < PROBE_SECONDS:
-        run.advance()
+    while not run.finished and (done < PROBE_STEPS or time.perf_counter() - ready < PROBE_SECONDS):
+        next(steps)
         done += 1
-    training = (time.perf_counter() - ready) / done * study.recipe.num_steps
+    training = (time.perf_counter() - ready) / max(1, done) * study.recipe.num_steps / study.recipe.stack
     noise = seeds.normal(run.model.latent_shape, "probe")
     query = Query("probe", study.prompts[0], 0, noise, noise, study.sampler)
     seconds = {}

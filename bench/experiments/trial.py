@@ -8,7 +8,6 @@ shape or dtype, would come after hours too. That a score is not finite there pro
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -44,16 +43,7 @@ def vet(method: Method, study: Study) -> None:
 def _small(study: Study) -> tuple[AttributionContext, list[Query]]:
     """What a method sees of the first images of ``study``, and one query."""
     whole, model = study.dataset, study.fresh_model()
-    dataset = replace(
-        whole,
-        ids=whole.ids[:NUM_IMAGES],
-        captions=whole.captions[:NUM_IMAGES],
-        concepts=whole.concepts[:NUM_IMAGES],
-        styles=whole.styles[:NUM_IMAGES],
-        images=whole.images[:NUM_IMAGES],
-        images_digest="",
-        parts={part: column[:NUM_IMAGES] for part, column in whole.parts.items()},
-    )
+    dataset = whole.only(range(NUM_IMAGES))
     kept: dict[str, Mapping[str, Tensor]] = {}
 
     def cached(key: str, build: Build) -> dict[str, Tensor]:

@@ -189,7 +189,7 @@ class Verification(Experiment[Verdicts]):
     def comparisons(self, workspace: Workspace, queries: Sequence[Query], controls: Controls, *, ahead: bool) -> Chosen:
         """What the row compares, from the published records."""
         [query], row = queries, self.row
-        retrained = TrainingJob(_removed(self.published, self.study, query, row), row["seed"])
+        retrained = TrainingJob(removed_images(self.published, self.study, query, row), row["seed"])
         if workspace.ledger.key(retrained) != row["model_key"]:
             raise InvalidInput(
                 f"The row's model {row['model_key']} is not the one that its records lead to "
@@ -289,7 +289,7 @@ def _verified(
                 "(another version, or other weights): values cannot be compared."
             )
     experiment = Verification(
-        study=_study(folder, records[0], own), metrics=chosen, results=fresh, device=device,
+        study=study_of(folder, records[0]["study_digest"], own), metrics=chosen, results=fresh, device=device,
         published=folder, records=records, tolerance=tolerance,
     )  # fmt: skip
     return experiment.execute(progress)
@@ -301,8 +301,8 @@ def _usual_size(published: pd.DataFrame, row: dict[str, Any]) -> float:
     return float(published.loc[alike, "value"].abs().mean())
 
 
-def _study(folder: Path, row: dict[str, Any], own: Study | None) -> Study:
-    """The study of the folder, if this code still makes that version of it."""
+def study_of(folder: Path, digest: str, own: Study | None = None) -> Study:
+    """The study of the folder, if this code still makes the version ``digest`` of it; ``own`` where it is a user's."""
     try:
         record = read_json(folder / names.STUDY)
     except FileNotFoundError:
@@ -317,15 +317,15 @@ def _study(folder: Path, row: dict[str, Any], own: Study | None) -> Study:
             "own, name its file with --study."
         )
     the_study = replace(own or study(record["name"]), seed=record["parts"]["seed"])
-    if the_study.digest != row["study_digest"]:
+    if the_study.digest != digest:
         raise InvalidInput(
-            f"The row is of version {row['study_digest']} of study '{record['name']}'; this code makes version "
+            f"The row is of version {digest} of study '{record['name']}'; this code makes version "
             f"{the_study.digest}: check out the version that the manifest names."
         )
     return the_study
 
 
-def _removed(folder: Path, the_study: Study, query: Query, row: dict[str, Any]) -> tuple[int, ...]:
+def removed_images(folder: Path, the_study: Study, query: Query, row: dict[str, Any]) -> tuple[int, ...]:
     """Indices of the images that were left out."""
     if row["method"] == results.NOTHING_REMOVED:
         return ()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
@@ -19,8 +19,9 @@ from bench.contracts import AttributionContext, Method, Metric
 from bench.diffusion.autoencoder import Autoencoder
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.queries import Query, QuerySpec, load_queries, save_queries, synthesize
-from bench.diffusion.training import TrainingJob
+from bench.diffusion.training import Training, TrainingJob
 from bench.errors import DamagedArtifact, InvalidInput, ResultsFolderError, TrainingFailed, Unavailable
+from bench.experiments.evaluation import evaluation_seed
 from bench.experiments.scoring import Scores, is_scored, score
 from bench.experiments.selection import top_k
 from bench.experiments.trial import vet
@@ -29,6 +30,8 @@ from bench.foundation.progress import Progress
 from bench.records import folder
 from bench.records.selections import count, packed, selected
 from bench.records.store import Artifacts, Store, folder_error
+from bench.retraining import plans
+from bench.retraining.crews import Elsewhere, crew
 from bench.retraining.executors import Engine, Executor, executor
 from bench.retraining.ledger import Ledger, Request
 from bench.studies import Study
@@ -49,6 +52,7 @@ class Workspace:
         progress: told what happens.
         size_limit_mib: of the kept models.
         retry_failed: whether trainings that were set aside as failed are tried again.
+        crew: who trains: "local", or one of ``bench.retraining.crews`` with its options.
 
     Attributes:
         rejected: methods that failed before anything was trained, with what they raised.
@@ -65,10 +69,13 @@ class Workspace:
         progress: Progress | None = None,
         size_limit_mib: float = 1024.0,
         retry_failed: bool = False,
+        crew: str = "local",
+        crew_options: Mapping[str, str] | None = None,
     ) -> None:
         self.study, self.metrics = study, tuple(metrics)
         self.progress = progress or Progress()
         self.device, self.workers, self.retry_failed = device_of(device), workers, retry_failed
+        self.crew, self.crew_options = crew, crew_options or {}
         self.rejected: dict[Method, BaseException] = {}
         self._score_seconds: dict[tuple[Method, str], float] = {}
         self.store = Store(root, note=self.progress.say, study=study.digest)
@@ -116,7 +123,9 @@ class Workspace:
         return DiffusionModel(self.study.model).autoencoder
 
     def executor(self, workers: int) -> Executor:
-        """This process, or ``workers`` local processes."""
+        """This process, ``workers`` local processes, or a crew of as many elsewhere."""
+        if self.crew != "local":
+            return Elsewhere(self.ledger, crew(self.crew, self.engine, workers, self.progress.say, self.crew_options))
         return executor("inline" if workers <= 1 else "local", self.engine, self.ledger, workers)
 
     def fulfil(self, requests: Sequence[Request]) -> dict[TrainingJob, str]:
@@ -145,6 +154,7 @@ class Workspace:
                 done[index] = step
                 progress.advance("retrain", sum(done.values()), steps * len(done))
 
+        plan = plans.write(self.store, self.engine, missing) if missing else None
         for outcome in self.executor(min(self.workers, len(missing))).fulfil(missing, on_step):
             on_step(outcome.index, steps)
             if outcome.index not in done:
@@ -153,6 +163,8 @@ class Workspace:
             if outcome.failure:
                 failures[missing[outcome.index].job] = outcome.failure
                 progress.say(f"failed: {outcome.failure}")
+        if plan is not None:
+            plans.discard(plan)
         return failures
 
     def train(self, jobs: Sequence[TrainingJob]) -> None:
@@ -212,14 +224,18 @@ class Workspace:
         self, progress: Callable[[int, int], None] = lambda done, total: None, artifacts: Artifacts | None = None
     ) -> AttributionContext:
         """What a method may see of this study."""
+        study = self.study
+        jobs = {"original": self.original_job(), "judge": TrainingJob((), evaluation_seed(study))}
+        known = partial(Training, study.model, self.ledger.data, study.dataset.ids, study.recipe)
         return AttributionContext(
-            dataset=self.study.dataset,
-            data=self.ledger.data.as_read_by(self.original, self.study.dataset.captions),
+            dataset=study.dataset,
+            data=self.ledger.data.as_read_by(self.original, study.dataset.captions),
             model=self.original,
-            seed=self.study.seed,
+            seed=study.seed,
             cached=artifacts or Artifacts(self.store),
             ensemble=self.ensemble,
             progress=progress,
+            trainings={role: known(job) for role, job in jobs.items()},
         )
 
     def selections(

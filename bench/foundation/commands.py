@@ -15,11 +15,11 @@ import click
 from click.shell_completion import CompletionItem
 
 from bench.errors import NOT_FINISHED, NOTHING_DONE, PARTLY_DONE, BenchError, InvalidInput, reason_of
-from bench.foundation.texts import parsed
+from bench.foundation.texts import parsed, seconds
 
 EXIT_CODES = (
     "Exit codes: 0 all done; 1 something failed, the rest is written; 2 wrong usage, nothing was done; 75 not finished "
-    "(Ctrl-C, SIGTERM, a full disk): the same command goes on from what is kept."
+    "(Ctrl-C, SIGTERM, a full disk, --for is over): the same command goes on from what is kept."
 )
 DEBUG = "bench.debug"
 
@@ -42,7 +42,7 @@ class BenchGroup(click.Group):
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         """Every command takes --debug."""
-        if not isinstance(cmd, BenchGroup):  # a group of ours has it
+        if not isinstance(cmd, BenchGroup):  # which has it
             cmd.params.append(_debug_option())
         super().add_command(cmd, name)
 
@@ -163,3 +163,13 @@ class Assignment(click.ParamType[Assigned]):
         if not equals or not text:
             raise InvalidInput(f"'{value}' is not of the form {self.form}.")
         return Assigned(name, text)
+
+
+class Duration(click.ParamType[float]):
+    """A time such as 55m; its value is in seconds."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Seconds; raises InvalidInput where it is no time."""
+        return value if isinstance(value, float) else seconds(value)

@@ -8,10 +8,13 @@ A results folder belongs to one version of one study. Each function or constant 
     results.parquet  one row per value; manifest.json, table.md, figures/ beside it
     subsets/, lds.*  the linear datamodeling score                attributions/, tuning/ contact sheets; held-out runs
     localized.*      what was attributed and measured in boxes    forgetting.*           what unlearning itself forgets
-    reliability.*    what two scorings have in common
+    reliability.*    what two scorings have in common             retrieval.parquet      ranks of known exemplars
+    customized/      a results folder for each customized model
     failures/        requests and methods that failed, with their tracebacks
+    submissions/     of a board: what was sent in, each a results folder with a submission.json
     digests.json     sha256 of files that do not carry their own
     models/, checkpoints/, cache/, locks/, damaged/               large or transient: never committed
+    work/, logs/     what workers elsewhere are to train, and what a cluster's jobs print: never committed
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ QUERIES = "queries.safetensors"
 ROWS = "results.parquet"
 MANIFEST = "manifest.json"
 TABLE = "table.md"
+RETRIEVAL = "retrieval.parquet"
+"""How high the exemplars of customized models stand."""
 LDS, LDS_TABLE = "lds.parquet", "lds.md"
 LOCALIZED, LOCALIZED_TABLE, LOCALIZED_MANIFEST = "localized.parquet", "localized.md", "localized.json"
 RELIABILITY, RELIABILITY_TABLE = "reliability.parquet", "reliability.md"
@@ -36,6 +41,8 @@ BOARD_PAGE, BOARD_TABLE, BOARD_CSV = "leaderboard.html", "leaderboard.md", "lead
 DIGESTS = "digests.json"
 INDEX = "index.json"
 """The record of an encoded data set, in its folder."""
+SUBMISSION, SUBMISSIONS = "submission.json", "submissions"
+"""What a submission says of itself; the folder of a board's submissions, each of which is a results folder."""
 TUNING = "tuning"
 """The folder of held-out runs, which is a results folder of its own."""
 NEEDED = (STUDY, ROWS, MANIFEST, QUERIES)
@@ -106,9 +113,29 @@ def sheet(name: str, suffix: str = ".png") -> Parts:
     return "attributions", name + suffix
 
 
+def customized(root: Path, name: str) -> Path:
+    """The results folder of the customized model ``name``, in that of its base model."""
+    return root / "customized" / name
+
+
 def lock(name: str) -> Parts:
     """The lock that is called ``name``."""
-    return "locks", f"{name}.lock"
+    return "locks", f"{name}.claim"
+
+
+def plan(name: str) -> Parts:
+    """The requests of one run that are to be fulfilled, for workers elsewhere."""
+    return "work", name + RECORD
+
+
+def plans(root: Path) -> list[Path]:
+    """All such plans under ``root``."""
+    return sorted((root / "work").glob(f"*{RECORD}"))
+
+
+def logs() -> Parts:
+    """Where a cluster's jobs write what they print."""
+    return ("logs",)
 
 
 def damaged(name: str) -> Parts:
@@ -118,7 +145,17 @@ def damaged(name: str) -> Parts:
 
 def places(root: Path) -> list[Path]:
     """The folders of a results folder that hold files."""
-    kinds = ("models", "checkpoints", "observations", "selections", "failures", "subsets", "figures", "attributions")
+    kinds = (
+        "models",
+        "checkpoints",
+        "observations",
+        "selections",
+        "failures",
+        "subsets",
+        "figures",
+        "attributions",
+        "work",
+    )
     return [root, root / "cache", root / "cache" / "scores", root / TUNING, *(root / kind for kind in kinds)]
 
 
@@ -132,12 +169,20 @@ def observations(root: Path) -> list[Path]:
     return sorted((root / "observations").glob(f"*{TENSORS}"))
 
 
+def failures(root: Path) -> list[Path]:
+    """All records of failures under ``root``."""
+    return sorted((root / "failures").glob(f"*{RECORD}"))
+
+
 def selections(root: Path, *, method: str = "*", method_digest: str = "*", query_digest: str = "*") -> list[Path]:
     """All records of selections under ``root`` that fit."""
     return sorted((root / "selections").glob(f"{method}-{method_digest}-{query_digest}{RECORD}"))
 
 
-OF_THE_FOLDER = (STUDY, QUERIES, ROWS, MANIFEST, LDS, LOCALIZED, LOCALIZED_MANIFEST, RELIABILITY, FORGETTING, DIGESTS)
+OF_THE_FOLDER = (
+    STUDY, QUERIES, ROWS, RETRIEVAL, MANIFEST, LDS, LOCALIZED, LOCALIZED_MANIFEST, RELIABILITY, FORGETTING, DIGESTS,
+    SUBMISSION,
+)  # fmt: skip
 COSTS = {
     "models": ("the weights of one model; what was observed of it stays", "it is trained again when they are needed"),
     "checkpoints": ("the steps of one training under way", "the training begins anew"),
@@ -145,17 +190,20 @@ COSTS = {
     "selections": ("the top K of one method for one query", "the same run takes them from the scores, or scores again"),
     "failures": ("the reason of one failure", "nothing: the same run tries again"),
     "subsets": ("the record of which random halves were drawn", "`bench lds` writes it again"),
+    "work": ("the list of what workers are to train", "the same run writes it again"),
     "cache": ("time", "whoever needs it builds it again"),
     "scores": ("the scores of one method for one query", "the same run scores again"),
     STUDY: ("the record of which study the folder belongs to", "the next run writes it; see that --study is the same"),
     QUERIES: ("the queries", "the next run makes them again: elsewhere with other bits and keys"),
     ROWS: ("the rows of all runs", "the commands named in manifest.json write theirs again from observations/"),
+    RETRIEVAL: ("the rows of customized models", "the same command writes them again from the kept scores"),
     MANIFEST: ("the record of what produced the rows", "each run's command writes its part again"),
     LDS: ("the linear datamodeling scores", "`bench lds` writes them again from observations/"),
     LOCALIZED: ("what was measured in boxes", "`bench localized`, `bench run --box` write it again from observations/"),
     LOCALIZED_MANIFEST: ("the record of what produced the values in boxes", "each command writes its part again"),
     RELIABILITY: ("what two scorings have in common", "`bench reliability` writes it again"),
     FORGETTING: ("what unlearning forgets", "`bench forgetting` writes it again"),
+    SUBMISSION: ("the list of what was sent in", "`bench submit` writes it again, from the run's folder"),
     DIGESTS: ("the digests of files without their own", "restore it, or `bench doctor --seal`"),
 }  # fmt: skip
 """What damage of each kind of artifact costs, and how it heals."""

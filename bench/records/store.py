@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
-from filelock import FileLock
 from torch import Tensor
 
 from bench.errors import DamagedArtifact, DiskFull, InvalidInput, ResultsFolderError
 from bench.records import folder
+from bench.records.claims import Claim
 from bench.records.sealing import (
     bytes_digest,
     frame_bytes,
@@ -122,33 +122,35 @@ class Store:
         return self.root.joinpath(*parts)
 
     @contextmanager
-    def lock(self, name: str, *, timeout: float = -1.0) -> Iterator[None]:
-        """Hold a lock between processes that the operating system drops when its holder dies.
+    def lock(self, name: str, *, timeout: float = -1.0, mark: str = "") -> Iterator[Claim]:
+        """Hold a lock between processes, on this machine or others; it falls to another when its holder dies.
 
-        It may be taken again by the thread that holds it. Raises filelock.Timeout after ``timeout`` seconds.
+        It may be taken again by the thread that holds it. Raises claims.Held after ``timeout`` seconds. ``mark`` is how
+        far the work has come (``bench.records.claims``).
         """
         path = self.path(*folder.lock(name))
-        held: dict[Path, int] = _held.__dict__.setdefault("locks", {})
+        held: dict[Path, Claim] = _held.__dict__.setdefault("locks", {})
         if path in held:
-            yield
+            yield held[path]
             return
         rank = _rank(name)
         later = [other.name for other in held if other.parent == path.parent and _rank(other.stem) > rank]
         assert not later, f"lock {name} is taken while {later} is held: see LOCK_ORDER"
+        claim = Claim(path, mark)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path, timeout=timeout)
-            lock.acquire()
+            claim.acquire(timeout)
         except OSError as error:
             if isinstance(error, TimeoutError):
                 raise
             raise folder_error(path.parent, error) from error
-        held[path] = rank
+        held[path] = claim
         try:
-            yield
+            yield claim
         finally:
             del held[path]
-            lock.release()
+            with suppress(OSError):  # the folder is gone
+                claim.release()
 
     def clean(self) -> int:
         """Delete temporary files of processes that died; returns how many."""

@@ -26,7 +26,9 @@ from bench.records.selections import selected
 from bench.records.store import Store, write_json
 from bench.report.shown import Report, Table
 
-TRANSIENT = ("damaged", "locks")
+TRANSIENT = ("damaged", "locks", "logs", "work")
+RUNNING = ("locks", "logs", "work")
+"""Of runs under way."""
 READERS = {names.TENSORS: sealing.read_tensors, names.RECORD: sealing.read_json, ".parquet": sealing.read_frame}
 
 
@@ -99,7 +101,7 @@ def examine(root: Path) -> Health:
     for path in _files(root):
         place = path.relative_to(root).as_posix()
         if path.name.startswith(".") or path.relative_to(root).parts[0] in TRANSIENT:
-            leftovers += [] if path.suffix == ".lock" else [place]
+            leftovers += [] if path.relative_to(root).parts[0] in RUNNING else [place]
             continue
         try:
             sealed = _is_checked(path)

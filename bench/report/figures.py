@@ -6,7 +6,7 @@ import hashlib
 import io
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib as mpl
@@ -55,6 +55,7 @@ OWN_COLOURS = {BASELINE: GREY, "same_caption": "#454545", "carriers": "#101010"}
 COLOUR_SALT = 91694
 """Of the hash that gives a method its colour: chosen so that no two of the methods here have the same."""
 LOST = "#b3261e"
+FOUND = "#1a7f37"
 """Of words on a part that a picture no longer shows."""
 STRONGEST = 0.99
 """Share of the cells of a sheet's maps that are weaker than the strongest colour: one must not pale the rest."""
@@ -142,6 +143,51 @@ def top_images(
             for column, picture in enumerate(chosen[method][index]):
                 _show(block.add_subplot(grid[row, 3 + column]), picture)
     return figure
+
+
+def customized_model(
+    exemplars: Sequence[Tensor],
+    queries: Sequence[Tensor],
+    prompts: Sequence[str],
+    tops: Mapping[str, Sequence[Sequence[tuple[str, Tensor]]]],
+    truth: Collection[str],
+) -> Figure:
+    """A customized model: its exemplars, then queries with what each method names; a green border is an exemplar.
+
+    Args:
+        exemplars, queries: channels × height × width in [−1, 1].
+        prompts: of the queries.
+        tops: for each method, for each query, ids and images from the most influential on.
+        truth: ids of the exemplars.
+    """
+    shown = max((len(row) for rows in tops.values() for row in rows), default=1)
+    columns = max(shown + 3, len(exemplars) + 1)
+    lines = 1 + len(queries) * len(tops)
+    figure = Figure(figsize=(0.62 * columns, 0.66 * lines + 0.3 * len(queries) + 0.2))
+    heights = [1.0, *(height for _ in queries for height in (0.45, *(1.0 for _ in tops)))]
+    grid = figure.add_gridspec(
+        len(heights), columns, height_ratios=heights, left=0.01, right=0.99, top=0.99, bottom=0.01, hspace=0.06
+    )
+    _write(figure.add_subplot(grid[0, 0]), "exemplars")
+    for place, image in enumerate(exemplars):
+        _show(figure.add_subplot(grid[0, 1 + place]), image, border=FOUND)
+    for number, (image, prompt) in enumerate(zip(queries, prompts, strict=True)):
+        first = 1 + number * (1 + len(tops))
+        title = figure.add_subplot(grid[first, :])
+        title.axis("off")
+        title.text(0.0, 0.1, f"“{prompt}”", fontsize=8, transform=title.transAxes)
+        _show(figure.add_subplot(grid[first + 1 : first + 3, :2]), image, border="#222222")
+        for row, (method, of_method) in enumerate(tops.items()):
+            _write(figure.add_subplot(grid[first + 1 + row, 2]), wrapped(method))
+            for column, (name, picture) in enumerate(of_method[number]):
+                axes = figure.add_subplot(grid[first + 1 + row, 3 + column])
+                _show(axes, picture, border=FOUND if name in truth else None)
+    return figure
+
+
+def _write(axes: Axes, text: str) -> None:
+    axes.axis("off")
+    axes.text(0.97, 0.5, text, ha="right", va="center", fontsize=6, transform=axes.transAxes)
 
 
 def contact_sheet(

@@ -21,6 +21,7 @@ import pandas as pd
 from PIL import Image
 from torch import Tensor
 
+from bench.data.face_queries import part_words
 from bench.records.rows import BASELINE
 from bench.report.board import RANKED_BY, Board, Cell, Line, charted
 from bench.report.figures import MARKS, colour_of, mark_of, style_of_colours
@@ -271,7 +272,7 @@ def _chosen(pictures: Gallery, count: int, shown: int, drawn: dict[int, str]) ->
                 "prompt": query.prompt,
                 "image": kept(query.image),
                 "untouched": kept(query.untouched),
-                "rare": [f"{part.replace('_', ' ')}: {value}" for part, value in query.rare],
+                "rare": [part_words(part, value) for part, value in query.rare],
                 "group": query.group,
                 "methods": methods,
             }
@@ -282,8 +283,13 @@ def _chosen(pictures: Gallery, count: int, shown: int, drawn: dict[int, str]) ->
 
 def png_uri(picture: Tensor) -> str:
     """channels × height × width in [−1, 1] as a PNG data URI."""
+    return "data:image/png;base64," + base64.b64encode(png_bytes(picture)).decode()
+
+
+def png_bytes(picture: Tensor) -> bytes:
+    """channels × height × width in [−1, 1] as a PNG file, a pixel for each value."""
     pixels = ((picture.detach().clamp(-1, 1) + 1) * 127.5).round().to("cpu").permute(1, 2, 0).numpy().astype(np.uint8)
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()

@@ -1,7 +1,8 @@
-"""Who trains: one small interface with two engines, this process and N local worker processes.
+"""Who trains: one small interface with two engines of this machine, this process and N local worker processes.
 
-A cluster engine will be a third. All of them fulfil requests through the same ledger, whose files and locks are the
-only thing they share; so it does not matter which engine, or which other run on the same folder, finished what.
+``bench.retraining.crews`` has those of other machines. All of them fulfil requests through the same ledger, whose files
+and locks are the only thing they share; so it does not matter which engine, or which other run on the same folder,
+finished what.
 
 What one request raises is its own outcome, kept with its traceback in ``failures/``; the others go on. Two things stop
 all of them: an interrupt, which leaves a checkpoint, and a results folder that cannot be written.
@@ -10,6 +11,7 @@ all of them: an interrupt, which leaves a checkpoint, and a results folder that 
 from __future__ import annotations
 
 import errno
+import itertools
 import multiprocessing
 import os
 import signal
@@ -17,7 +19,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
@@ -31,21 +33,15 @@ from bench.errors import PluginFailed, ResultsFolderError, TrainingFailed, Unkno
 from bench.foundation.machine import compute_threads, worker_threads
 from bench.records.store import Store, folder_error
 from bench.registry import load_plugin, metrics
-from bench.retraining.ledger import Busy, Ledger, Request
+from bench.retraining.ledger import TRIES, Busy, Ledger, Request, WorkerDied
 from bench.studies import Study
 
 REPORT_SECONDS = 0.5
 BUSY_PAUSE_SECONDS = 1.0
-TRIES = 3
-"""A request whose worker died so many times is set aside as failed."""
 TRAINING_TRIES = 2
 """A training that raises is begun so many times, unless it diverged: the same numbers would come again."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 OnStep = Callable[[int, int], None]
-
-
-class WorkerDied(TrainingFailed):
-    """The process that trained was killed, each time that it was tried."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +126,7 @@ class Inline(Executor):
         """Each in its turn."""
         pending = Pending(requests)
         while pending.left:
+            prepare(self.ledger, pending.left, on_step)
             index, request = pending.left.popleft()
             try:
                 yield attempt(self.ledger, index, request, lambda step, index=index: on_step(index, step))  # type: ignore[misc]
@@ -137,6 +134,28 @@ class Inline(Executor):
                 pending.put_last(index, request)
             else:
                 pending.one_is_done()
+
+
+def prepare(ledger: Ledger, requests: Iterable[tuple[int, Request]], on_step: OnStep) -> None:
+    """Where the recipe stacks models and the first request's is untrained: train it with as many others as fit."""
+    if ledger.study.recipe.stack == 1:
+        return
+    first, *others = requests
+    if ledger.is_trained(first[1].job):
+        return
+    wanted = ((i, each.job) for i, each in [first, *others] if ledger.is_due(each) and not ledger.is_trained(each.job))
+    chosen = dict(itertools.islice(wanted, ledger.study.recipe.stack))
+
+    def all_at(step: int) -> None:
+        for index in chosen:
+            on_step(index, step)
+
+    try:
+        ledger.prepare(list(chosen.values()), all_at)
+    except ResultsFolderError:
+        raise
+    except Exception as error:  # each is tried by itself next, and its failure kept
+        ledger.store.note(f"A stack of {len(chosen)} models failed ({reason_of(error)}): they are tried one by one.")
 
 
 class LocalWorkers(Executor):
@@ -224,8 +243,11 @@ def attempt(
     except (Exception, SystemExit) as error:
         if isinstance(error, OSError) and error.errno in FULL:
             raise folder_error(ledger.store.root, error) from error
-        ledger.keep_failure(request.job, error)
-        if again and not isinstance(error, PluginFailed | TrainingFailed):  # those would fail again
+        if isinstance(error, SystemExit) and ledger.should_stop():
+            raise  # it is this process that is to end
+        goes_on = bool(again) and not isinstance(error, PluginFailed | TrainingFailed)  # those would fail again
+        ledger.keep_failure(request.job, error, again=goes_on)
+        if goes_on:
             ledger.store.note(f"A training failed ({reason_of(error)}): it is tried again.")
             return attempt(ledger, index, request, on_step, again=again - 1)
         return Outcome(index, ledger.reason(request.job, error), type(cause_of(error)).__name__)

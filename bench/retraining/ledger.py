@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 import traceback
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import Timeout
 from torch import Tensor
 
 from bench.data.dataset import places_of
@@ -28,16 +28,29 @@ from bench.diffusion.model import DiffusionModel
 from bench.diffusion.observations import Observation
 from bench.diffusion.pipelines import unet_state
 from bench.diffusion.queries import Query
+from bench.diffusion.stacking import train_stacked
 from bench.diffusion.training import Trainer, TrainingData, TrainingJob, TrainingRun, train_together
-from bench.errors import BenchError, DamagedArtifact, InvalidInput, MetricFailed, PluginFailed, cause_of, reason_of
+from bench.errors import (
+    BenchError,
+    DamagedArtifact,
+    InvalidInput,
+    MetricFailed,
+    PluginFailed,
+    TrainingFailed,
+    cause_of,
+    reason_of,
+)
 from bench.foundation import border
 from bench.foundation.digests import digest_of
 from bench.foundation.machine import active_threads, machine_kind
 from bench.records import folder
+from bench.records.claims import Claim, Held
 from bench.records.store import Store
 from bench.studies import Study
 
 CHECKPOINT_SECONDS = 15.0
+TRIES = 3
+"""A request whose worker died so many times in a row, without a new checkpoint, is set aside as failed."""
 OBSERVED = "observing "
 """Begins the names of the facts that say how many seconds an observation takes for as many queries as threads."""
 Steps = Callable[[int], None]
@@ -45,6 +58,10 @@ Steps = Callable[[int], None]
 
 class Busy(Exception):
     """Another process is at work on this model."""
+
+
+class WorkerDied(TrainingFailed):
+    """The process that trained was killed, each time that it was tried."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +92,9 @@ class Ledger:
         workers: how many processes such as this one train side by side; kept with the times, which depend on it.
         should_stop: asked after each step; True leaves a checkpoint and raises KeyboardInterrupt.
         on_encode: told how much of D is encoded, and how much there is.
-        trainer: steps the trainings.
+        trainer: steps the trainings; by default what the recipe asks for.
+        most_deaths: a model that so many processes in a row died of, without a new checkpoint, is not tried
+            again; None for no such limit.
     """
 
     def __init__(
@@ -90,7 +109,8 @@ class Ledger:
         workers: int = 1,
         should_stop: Callable[[], bool] = lambda: False,
         on_encode: Callable[[int, int], None] = lambda done, total: None,
-        trainer: Trainer = train_together,
+        trainer: Trainer | None = None,
+        most_deaths: int | None = None,
     ) -> None:
         self.study, self.store, self.device = study, store, device
         self.observations = {observation.name: observation for observation in observations}
@@ -98,9 +118,11 @@ class Ledger:
         self.size_limit_mib = size_limit_mib
         self.workers = workers
         self.should_stop, self.on_encode = should_stop, on_encode
-        self.trainer = trainer
+        self.trainer = trainer or (train_stacked if study.recipe.stack > 1 else train_together)
+        self.most_deaths = most_deaths
         self._data: TrainingData | None = None
         self._seconds: dict[str, str] = {}
+        self._spent: dict[str, float] = {}
         self._keys: dict[TrainingJob, str] = {}
 
     @property
@@ -169,12 +191,35 @@ class Ledger:
         """
         found = self._load(job)
         if found is None:
-            try:
-                with self.store.lock(f"model-{self.key(job)}", timeout=-1.0 if wait else 0.0):
-                    found = self._load(job) or self._train(job, on_step)
-            except Timeout:
-                raise Busy(self.key(job)) from None
+            with self._claimed(job, wait=wait) as claim:
+                found = self._load(job) or self._train(job, on_step, claim)
         return found
+
+    @contextmanager
+    def _claimed(self, job: TrainingJob, *, wait: bool) -> Iterator[Claim]:
+        """Be the only one at work on the model of ``job``.
+
+        Raises Busy where another process is and ``wait`` is False, WorkerDied where too many died of it.
+        """
+        try:
+            with self.store.lock(
+                f"model-{self.key(job)}", timeout=-1.0 if wait else 0.0, mark=self._mark(job)
+            ) as claim:
+                if self.most_deaths is not None and claim.deaths >= self.most_deaths:
+                    raise WorkerDied(
+                        f"Its worker died {claim.deaths} times (the last on {claim.taken_from}): memory may be short."
+                    )
+                yield claim
+        except Held:
+            raise Busy(self.key(job)) from None
+
+    def _mark(self, job: TrainingJob) -> str:
+        """How far the training of ``job`` has come: differs for each checkpoint."""
+        try:
+            facts = self.store.path(*folder.checkpoint(self.key(job))).stat()
+        except FileNotFoundError:
+            return ""
+        return f"{facts.st_mtime_ns}"
 
     def start(self, job: TrainingJob, on_step: Steps = lambda step: None) -> Start:
         """The model of ``job``, trained now where it is missing, as what another training starts from."""
@@ -184,9 +229,13 @@ class Ledger:
 
     def fulfil(self, request: Request, on_step: Steps = lambda step: None, *, wait: bool = True) -> None:
         """Train (or find) the model of ``request`` and observe on it what is missing."""
-        if not self.is_due(request):
-            return
-        model = self.model(request.job, on_step, wait=wait)
+        if self.is_due(request):
+            with self._claimed(request.job, wait=wait):
+                if self.is_due(request):
+                    self._fulfil(request, on_step)
+
+    def _fulfil(self, request: Request, on_step: Steps) -> None:
+        model = self.model(request.job, on_step)
         if not request.queries:
             return
         key = self.key(request.job)
@@ -224,13 +273,14 @@ class Ledger:
         facts[f"{OBSERVED}{observation.name}"] = f"{(time.monotonic() - started) / rounds:.4f}"
         return dict(zip([query.observed_as(observation.name) for query in queries], values, strict=True))
 
-    def keep_failure(self, job: TrainingJob, error: BaseException) -> None:
-        """Keep why ``job`` failed, with the traceback and how often it did."""
+    def keep_failure(self, job: TrainingJob, error: BaseException, *, again: bool = False) -> None:
+        """Keep why ``job`` failed, with the traceback, how often it did, and whether it is being tried ``again``."""
         before = self.store.record(*folder.failure(self.key(job))) or {}
         cause = cause_of(error)
         record = {
             "tries": int(before.get("tries", 0)) + 1,
             "set_aside": not isinstance(error, PluginFailed),
+            "tried_again": again,
             "type": type(cause).__name__,
             "message": str(cause),
             "traceback": "".join(traceback.format_exception(error)),
@@ -249,6 +299,13 @@ class Ledger:
         if not found.get("set_aside"):
             return ""
         return f"{found['type']}: {found['message']} (set aside on {found['date']}; --retry-failed tries it again)"
+
+    def failure(self, job: TrainingJob) -> tuple[str, str]:
+        """Why ``job`` failed when it was tried last, and the type of the exception; both "" where it did not."""
+        found = self.store.record(*folder.failure(self.key(job))) or {}
+        if not found or found.get("tried_again"):
+            return "", ""
+        return f"{found['type']}: {found['message']}", str(found["type"])
 
     def forget_failure(self, job: TrainingJob) -> None:
         """It succeeded in the end."""
@@ -286,42 +343,87 @@ class Ledger:
             return None
         return DiffusionModel(self.study.model, seed=job.seed, device=self.device).load(found[0])
 
-    def _train(self, job: TrainingJob, on_step: Steps) -> DiffusionModel:
+    def prepare(self, jobs: Sequence[TrainingJob], on_step: Steps = lambda step: None) -> None:
+        """Train as many of ``jobs`` in one stack as the recipe says: those that nobody is at work on.
+
+        What diverges is left untrained, so that whoever needs it meets its failure.
+        """
+        self._prune()  # none of the stack itself, before it was observed
+        with ExitStack() as stack:
+            runs: dict[TrainingRun, Claim] = {}
+            for job in dict.fromkeys(jobs):
+                if len(runs) == self.study.recipe.stack:
+                    break
+                with suppress(Busy, WorkerDied):
+                    claim = stack.enter_context(self._claimed(job, wait=False))
+                    if not self.is_trained(job):
+                        runs[self._run(job)] = claim
+            if runs:
+                first = min(run.step for run in runs)
+                self._advance({run: claim for run, claim in runs.items() if run.step == first}, on_step)
+
+    def _run(self, job: TrainingJob) -> TrainingRun:
+        """The training of ``job``, from its checkpoint where there is one."""
         if self.study.given:
             raise InvalidInput(self.study.untrainable)
         how = self.study.fine_tuning
         tuning = Tuning.on(how, self.study.dataset) if how else None
         run = TrainingRun(self.study.model, self.data, self.study.recipe, job, device=self.device, tuning=tuning)
-        place = folder.checkpoint(self.key(job))
-        kept = self.store.tensors(*place)
-        spent = 0.0
+        kept = self.store.tensors(*folder.checkpoint(self.key(job)))
         if kept is not None:
             run.restore(kept[0])
-            spent = float(kept[1]["seconds"])
-        started = saved = time.monotonic()
-        steps = self.trainer([run])
-        try:
-            for _ in steps:
-                on_step(run.step)
-                if self.should_stop():
-                    raise KeyboardInterrupt
-                if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    self._save_checkpoint(place, run, spent + time.monotonic() - started)
-                    saved = time.monotonic()
-        except KeyboardInterrupt:
-            self._save_checkpoint(place, run, spent + time.monotonic() - started)
-            raise
-        seconds = spent + time.monotonic() - started
-        self._seconds[self.key(job)] = f"{seconds:.2f}"
-        state = run.trained_state()
-        self.store.write_tensors(folder.model(self.key(job)), state, seconds=f"{seconds:.2f}", seed=str(job.seed))
-        self.store.path(*place).unlink(missing_ok=True)
+        self._spent[self.key(job)] = float(kept[1]["seconds"]) if kept else 0.0
+        return run
+
+    def _train(self, job: TrainingJob, on_step: Steps, claim: Claim) -> DiffusionModel:
+        run = self._run(job)
+        [state] = self._advance({run: claim}, on_step)
+        if state is None:
+            raise TrainingFailed(f"The loss was not finite at step {run.step - 1}; lower the recipe's learning_rate.")
         self._prune()
         return DiffusionModel(self.study.model, seed=job.seed, device=self.device).load(state)
 
-    def _save_checkpoint(self, place: tuple[str, ...], run: TrainingRun, seconds: float) -> None:
-        if not run.finished:
-            self.store.write_tensors(place, run.checkpoint(), seconds=f"{seconds:.2f}")
+    def _advance(self, runs: Mapping[TrainingRun, Claim], on_step: Steps) -> list[dict[str, Tensor] | None]:
+        """Train ``runs`` together; keeps their models and returns their states, None for those that diverged."""
+        began = saved = time.monotonic()
+        healthy = set(runs)
+
+        def seconds(run: TrainingRun) -> float:
+            """Of one model: its share."""
+            return self._spent[self.key(run.job)] + (time.monotonic() - began) / len(runs)
+
+        def save() -> None:
+            for run in healthy:
+                if not run.finished:
+                    place = folder.checkpoint(self.key(run.job))
+                    self.store.write_tensors(place, run.checkpoint(), seconds=f"{seconds(run):.2f}")
+
+        try:
+            for losses in self.trainer(list(runs)):
+                healthy -= {run for run, loss in zip(runs, losses, strict=True) if not math.isfinite(loss)}
+                if not healthy:
+                    break
+                on_step(min(run.step for run in runs))
+                if self.should_stop():
+                    raise KeyboardInterrupt
+                if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    for run, claim in runs.items():
+                        if not claim.is_held():  # this machine was asleep, and another went on
+                            raise Busy(self.key(run.job))
+                    save()
+                    saved = time.monotonic()
+        except KeyboardInterrupt:
+            save()
+            raise
+        return [self._kept(run, seconds(run)) if run in healthy else None for run in runs]
+
+    def _kept(self, run: TrainingRun, seconds: float) -> dict[str, Tensor]:
+        """The weights of a finished training, kept in place of its checkpoint."""
+        key, state = self.key(run.job), run.trained_state()
+        self._seconds[key] = f"{seconds:.2f}"
+        self.store.write_tensors(folder.model(key), state, seconds=f"{seconds:.2f}", seed=str(run.job.seed))
+        self.store.path(*folder.checkpoint(key)).unlink(missing_ok=True)
+        return state
 
     def _prune(self) -> None:
         """Delete the oldest models beyond the size limit; the original and the newest stay."""

@@ -1,0 +1,316 @@
+"""How high exemplars of customized models stand: rows, the table, and the published board.
+
+A value is a mean over a model's queries, then over models: the queries of one model share its exemplars, so the model
+is the unit of every standard error (20 clusters, not 100 queries).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+from torch import Tensor
+
+from bench.data.customizations import HELD_OUT, OBJECT, REPORTED, STYLE, customizations
+from bench.data.dataset import load_embedded
+from bench.diffusion.autoencoder import autoencoder
+from bench.diffusion.queries import load_queries
+from bench.errors import ResultsFolderError
+from bench.records import folder
+from bench.records.store import Store, write_whole
+from bench.report import figures
+from bench.report.shown import Report, Table, as_markdown
+from bench.report.statistics import mean_and_error
+from bench.studies import Study
+
+GROUPS = (OBJECT, STYLE, "all")
+WITHOUT = "without V*"
+SHOWN_QUERIES, SHOWN_IMAGES = 3, 8
+KEY = ["model_digest", "method_digest", "query_digest"]
+
+
+class RetrievalRow(NamedTuple):
+    """One ranking of one query.
+
+    Attributes:
+        study, study_digest: of the base.
+        model, model_digest: the customized model, and the digest of its study.
+        kind: "object-centric" or "style-centric".
+        split: "reported" or "held-out".
+        method, method_digest, settings: as tables call it; its settings as JSON.
+        query, query_digest, prompt: the prompt is what the method saw.
+        with_word: whether V* was in it.
+        exemplars: how many.
+        pool: images ranked, exemplars among them.
+        recall_at_10: exemplars among the first 10, of all exemplars.
+        average_precision: mean of the precision at each exemplar's rank.
+        top: ids of the first 10, JSON.
+        score_seconds: what scoring the query took.
+    """
+
+    study: str
+    study_digest: str
+    model: str
+    model_digest: str
+    kind: str
+    split: str
+    method: str
+    method_digest: str
+    settings: str
+    query: str
+    query_digest: str
+    prompt: str
+    with_word: bool
+    exemplars: int
+    pool: int
+    recall_at_10: float
+    average_precision: float
+    top: str
+    score_seconds: float
+
+
+def merge(store: Store, rows: Sequence[RetrievalRow]) -> pd.DataFrame:
+    """Write ``rows`` among those that the results folder has; returns all of them."""
+    with store.lock("results"):
+        kept = store.frame(folder.RETRIEVAL)
+        new = pd.DataFrame(list(rows), columns=list(RetrievalRow._fields))
+        whole = new if kept is None else pd.concat([kept, new], ignore_index=True)
+        whole = whole.drop_duplicates(KEY, keep="last", ignore_index=True)
+        store.write_frame((folder.RETRIEVAL,), whole)
+    return whole
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """A line for each method and group of models, the best mAP over all models first.
+
+    Columns: method, group, models, queries, pool, recall_at_10, recall_se, map, map_se, chance, ceiling, seconds.
+    """
+    named = frame.assign(
+        method=frame["method"].where(frame["with_word"], frame["method"] + f" ({WITHOUT})"),
+        ceiling=(10 / frame["exemplars"]).clip(upper=1),
+        chance=(10 / frame["pool"]).clip(upper=1),
+    )
+    columns = ["recall_at_10", "average_precision", "chance", "ceiling", "pool", "score_seconds"]
+    each = named.groupby(["method", "kind", "model"])[columns].mean().reset_index()
+    lines = []
+    for method, table in each.groupby("method"):
+        for group in GROUPS:
+            part = table if group == "all" else table[table["kind"] == group]
+            if not len(part):
+                continue
+            recall, precision = (
+                mean_and_error(part[name].to_numpy()) for name in ("recall_at_10", "average_precision")
+            )
+            lines.append(
+                {
+                    "method": method,
+                    "group": group,
+                    "models": len(part),
+                    "queries": int((named["method"].eq(method) & named["model"].isin(part["model"])).sum()),
+                    "pool": round(float(part["pool"].mean()), 1),
+                    "recall_at_10": recall.mean,
+                    "recall_se": recall.standard_error,
+                    "map": precision.mean,
+                    "map_se": precision.standard_error,
+                    "chance": float(part["chance"].mean()),
+                    "ceiling": float(part["ceiling"].mean()),
+                    "seconds": float(part["score_seconds"].mean()),
+                }
+            )
+    result = pd.DataFrame(lines)
+    best = result[result["group"] == "all"].set_index("method")["map"]
+    order = result["method"].map(best).rank(ascending=False, method="first").groupby(result["method"]).transform("min")
+    place = result["group"].map(GROUPS.index)
+    return (
+        result.assign(order=order, place=place)
+        .sort_values(["order", "method", "place"])
+        .drop(columns=["order", "place"])
+        .reset_index(drop=True)
+    )
+
+
+def table_of(found: pd.DataFrame) -> Table:
+    """The summary for people, with chance and ceiling."""
+    head = ["method", *(f"{group}: {name}" for group in GROUPS for name in ("Recall@10", "mAP")), "models", "s/query"]
+    lines = []
+    for method, part in found.groupby("method", sort=False):
+        cells = [str(method)]
+        groups = {row["group"]: row for row in part.to_dict("records")}
+        for group in GROUPS:
+            row = groups.get(group)
+            cells += (
+                [_cell(row["recall_at_10"], row["recall_se"]), _cell(row["map"], row["map_se"])] if row else ["–", "–"]
+            )
+        lines.append([*cells, str(groups["all"]["models"]), f"{groups['all']['seconds']:.2f}"])
+    for name in ("chance", "ceiling"):
+        cells = []
+        for group in GROUPS:
+            part = found[found["group"] == group]
+            cells += [f"{part[name].mean():.3f}" if len(part) else "–", "" if name == "chance" else "1.000"]
+        lines.append([name, *cells, "", ""])
+    return head, lines
+
+
+def _cell(mean: float, error: float) -> str:
+    return f"{mean:.3f}" if error != error else f"{mean:.3f} ± {error:.3f}"
+
+
+@dataclass(frozen=True, eq=False)
+class CustomizedReport(Report):
+    """What a run found.
+
+    Attributes:
+        frame: its rows.
+        root: the results folder.
+        skipped, failed: methods with the reason.
+    """
+
+    frame: pd.DataFrame
+    root: Path
+    skipped: Mapping[str, str]
+    failed: Mapping[str, str]
+
+    def tables(self) -> list[Table]:
+        """Recall@10 and mAP of each method, with chance and ceiling."""
+        return [table_of(summary(self.frame))] if len(self.frame) else []
+
+    def notes(self) -> list[str]:
+        """What the numbers are of."""
+        found = [f"skipped {name}: {why}" for name, why in self.skipped.items()]
+        return [*([explained(self.frame)] if len(self.frame) else []), *found, f"rows: {self.root / folder.RETRIEVAL}"]
+
+    def problems(self) -> list[str]:
+        """Methods that failed."""
+        return [f"{name}: {why}" for name, why in self.failed.items()]
+
+
+def explained(frame: pd.DataFrame) -> str:
+    """What the values of ``frame`` are of, in sentences."""
+    models = frame.drop_duplicates("model")
+    pools = sorted(set(models["pool"] - models["exemplars"]))
+    asked = frame.groupby(["method", "model", "with_word"]).size().max()
+    return (
+        f"{len(models)} customized models ({', '.join(sorted(set(models['split'])))}), up to {asked} queries each; "
+        f"exemplars (1 to {models['exemplars'].max()} a model) among {' or '.join(map(str, pools))} distractors. "
+        "Mean ± 1 SE, the model as unit. Recall@10 has the ceiling min(10, n)/n."
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class CustomizedBoard(Report):
+    """What was published.
+
+    Attributes:
+        frame: the rows.
+        files: that were written.
+        remarks: what a reader should know.
+    """
+
+    frame: pd.DataFrame
+    files: tuple[Path, ...]
+    remarks: tuple[str, ...]
+
+    def tables(self) -> list[Table]:
+        """The board."""
+        return [table_of(summary(self.frame))]
+
+    def notes(self) -> list[str]:
+        """Where the files lie."""
+        return [explained(self.frame), *self.remarks, *(f"wrote {path}" for path in self.files)]
+
+
+def publish(study: Study, sources: Sequence[Path], target: Path) -> CustomizedBoard:
+    """Merge runs of customized models into ``target``: rows, CSV, Markdown, and a picture for each model.
+
+    Raises ResultsFolderError where a source holds no rows, or rows of another version of the base or the models.
+    """
+    frames = [_rows(study, source) for source in sources]
+    whole = pd.concat(frames, ignore_index=True).drop_duplicates(KEY, keep="last", ignore_index=True)
+    whole = whole[whole["split"] == REPORTED].reset_index(drop=True)
+    if not len(whole):
+        raise ResultsFolderError(f"No source holds rows of reported models: {', '.join(map(str, sources))}.")
+    several = whole.groupby("model")["model_digest"].nunique()
+    if (several > 1).any():
+        raise ResultsFolderError(
+            f"The rows hold several versions of the models {', '.join(several.index[several > 1])}, such as of several "
+            "--distractors: values of different pools are never mixed. Give sources of one version."
+        )
+    store = Store(target)
+    board = summary(whole)
+    pictures, remarks = _pictures(study, whole, sources, store)
+    store.write_frame((folder.RETRIEVAL,), whole)
+    manifests = [Store(source, read_only=True).record(folder.MANIFEST) or {} for source in sources]
+    runs = [run for manifest in manifests for run in manifest.get("runs", [])]
+    methods = {name: facts for manifest in manifests for name, facts in manifest.get("methods", {}).items()}
+    shown = {name: facts for name, facts in methods.items() if name in set(whole["method"])}
+    store.write_record((folder.MANIFEST,), {**manifests[-1], "methods": shown, "runs": runs})
+    csv, page = store.path(folder.BOARD_CSV), store.path(folder.BOARD_TABLE)
+    write_whole(csv, board.to_csv(index=False, float_format="%.6g").encode())
+    lines = [f"# {study.name}: customized models", "", explained(whole), "", as_markdown(table_of(board))]
+    for name, path in pictures.items():
+        kind = whole.loc[whole["model"] == name, "kind"].iloc[0]
+        lines += [f"## {name} ({kind})", "", f"![{name}]({path.relative_to(target).as_posix()})", ""]
+    write_whole(page, "\n".join(lines).encode())
+    written = (csv, page, *pictures.values())
+    store.list_digests(written)
+    return CustomizedBoard(whole, (store.path(folder.RETRIEVAL), *written), tuple(remarks))
+
+
+def _rows(study: Study, source: Path) -> pd.DataFrame:
+    frame = Store(source, read_only=True).frame(folder.RETRIEVAL)
+    if frame is None:
+        raise ResultsFolderError(
+            f"{source} holds no {folder.RETRIEVAL}: give folders of `bench run --study {study.name}` with --from."
+        )
+    if set(frame["study_digest"]) != {study.digest}:
+        raise ResultsFolderError(f"{source} holds rows of another version of '{study.name}' than {study.digest}.")
+    return frame
+
+
+def _pictures(
+    study: Study, frame: pd.DataFrame, sources: Sequence[Path], store: Store
+) -> tuple[dict[str, Path], list[str]]:
+    """A picture of each model whose queries a source holds; the reasons of those that have none."""
+    faces = load_embedded(study.dataset_name)
+    images = {each: faces.pixels([row])[0] for row, each in enumerate(faces.ids)}
+    found, remarks = {}, []
+    for each in (each for split in (REPORTED, HELD_OUT) for each in customizations(split)):
+        rows = frame[(frame["model"] == each.name) & frame["with_word"]]
+        if not len(rows):
+            continue
+        roots = [folder.customized(source, each.name) for source in sources]
+        queries = {key: query for root in roots for key, query in load_queries(Store(root, read_only=True)).items()}
+        asked = [name for name in sorted(set(rows["query"])) if name in queries][:SHOWN_QUERIES]
+        if not asked:
+            remarks.append(f"no picture of {each.name}: its queries are in none of the sources")
+            continue
+        known = images | dict(zip(each.exemplars.ids, each.exemplars.pixels(), strict=True))
+        decoder = autoencoder(study.model.autoencoder)
+        made = [decoder.decode(queries[name].latent[None])[0] for name in asked]
+        tops = _tops(rows, asked, known)
+        figure = figures.customized_model(
+            list(each.exemplars.pixels()), made, [queries[name].prompt for name in asked], tops, each.exemplars.ids
+        )
+        path = store.path(*folder.picture(each.name))
+        write_whole(path, figures.png(figure))
+        found[each.name] = path
+    return found, remarks
+
+
+def _tops(
+    rows: pd.DataFrame, queries: Sequence[str], images: Mapping[str, Tensor]
+) -> dict[str, list[list[tuple[str, Tensor]]]]:
+    """For each method, the best first, for each query, ids and images from the top."""
+    order = rows.groupby("method")["average_precision"].mean().sort_values(ascending=False).index
+    top = rows.set_index(["method", "query"])["top"]
+    return {
+        method: [
+            [(image, images[image]) for image in json.loads(top[method, query])[:SHOWN_IMAGES]] for query in queries
+        ]
+        for method in order
+        if all((method, query) in top.index for query in queries)
+    }

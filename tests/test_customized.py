@@ -1,0 +1,232 @@
+"""Customized models: exemplars that the base never saw, one pool, the model as unit, and a board that mixes nothing."""
+
+import math
+import shutil
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+
+from bench.data.customizations import HELD_OUT, NEW_WORD, OBJECT, REPORTED, STYLE, customizations
+from bench.data.dataset import load_embedded
+from bench.diffusion.fine_tuning import FineTuning, Start
+from bench.diffusion.model import DiffusionModel
+from bench.diffusion.queries import Query
+from bench.errors import ResultsFolderError, UnknownName
+from bench.experiments import customized
+from bench.experiments.customized import CustomizedModel, CustomizedRun, ranking
+from bench.records import folder
+from bench.records.store import Store
+from bench.registry import methods
+from bench.report.customized import RetrievalRow, merge, publish, summary, table_of
+from bench.studies import study
+from cli import main
+
+METHODS = ("pixel", "random", "ours")
+FEW = {"num_fisher_draws": 16, "num_gradient_draws": 8, "timestep_stride": 500}
+
+
+@pytest.fixture(scope="module")
+def quick():
+    """The base, hardly trained."""
+    whole = study("customized")
+    return replace(whole, recipe=replace(whole.recipe, num_steps=3), sampler=replace(whole.sampler, num_steps=2))
+
+
+def run_of(quick, root, **changes) -> CustomizedRun:
+    chosen = [methods.create(name, "tiny", **(FEW if name == "ours" else {})) for name in METHODS]
+    shared = {"study": quick, "methods": chosen, "results": root, "models": 2, "queries": 2, "distractors": 15}
+    return CustomizedRun(**{**shared, "threads": 1, **changes})
+
+
+@pytest.fixture(scope="module")
+def finished(quick, tmp_path_factory):
+    root = tmp_path_factory.mktemp("customized")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(customized, "STEPS", 2)
+    yield root, run_of(quick, root).execute()
+    patch.undo()
+
+
+def test_there_are_twenty_reported_models_and_sixteen_others():
+    reported, held_out = customizations(REPORTED), customizations(HELD_OUT)
+    assert [each.kind for each in reported] == [OBJECT] * 10 + [STYLE] * 10
+    assert [each.kind for each in held_out] == [OBJECT] * 8 + [STYLE] * 8
+    for each in (*reported, *held_out):
+        count = len(each.exemplars)
+        assert count == 1 if each.kind == OBJECT else 4 <= count <= 12
+        assert len(each.prompts) == 5
+    with pytest.raises(UnknownName, match="held-out"):
+        customizations("others")
+
+
+def test_no_two_models_share_an_exemplar_and_the_base_saw_none():
+    every = [each for split in (REPORTED, HELD_OUT) for each in customizations(split)]
+    pictures = {each.name: {image.numpy().tobytes() for image in each.exemplars.images} for each in every}
+    for one, other in combinations(every, 2):
+        assert not pictures[one.name] & pictures[other.name]
+        assert not set(one.exemplars.ids) & set(other.exemplars.ids)
+    seen = {image.numpy().tobytes() for image in load_embedded("faces").images}
+    assert not any(found & seen for found in pictures.values())
+
+
+def test_every_prompt_and_caption_can_be_read():
+    how = FineTuning(start=Start("none", Path("none")), word=NEW_WORD)
+    encoder = how.with_word(DiffusionModel(study("customized").model)).text_encoder
+    for split in (REPORTED, HELD_OUT):
+        for each in customizations(split):
+            encoder.encode([*each.prompts, *each.exemplars.captions])
+            bare = [each.without_word(prompt) for prompt in each.prompts]
+            assert all(bare)
+            DiffusionModel(study("customized").model).text_encoder.encode(bare)
+
+
+def test_exemplars_are_the_same_on_every_machine():
+    digests = {each.name: each.exemplars.digest for each in customizations()}
+    assert (digests["alien"], digests["sepia"], digests["framed"]) == (
+        "a4c252aec4be1987",
+        "2f80447dc42f5374",
+        "6d8ca80aa5da2070",
+    )
+
+
+def test_a_run_ranks_the_exemplars_of_each_model(finished):
+    root, report = finished
+    frame = report.frame
+    assert not report.failed
+    assert not report.skipped
+    assert set(frame["method"].str.extract(r"^(\w+)", expand=False)) == set(METHODS)
+    assert list(dict.fromkeys(frame["kind"])) == [OBJECT, STYLE]
+    assert len(frame) == 2 * 2 * len(METHODS)
+    assert (frame["pool"] == 15 + frame["exemplars"]).all()
+    assert frame["average_precision"].between(0, 1).all()
+    kept = Store(root).frame(folder.RETRIEVAL)
+    pd.testing.assert_frame_equal(kept, frame)
+
+
+def test_the_fisher_is_that_of_the_base_and_computed_once(finished):
+    root, _ = finished
+    assert len(list((root / "cache").glob("fisher-*"))) == 1
+    assert not list((root / "customized").glob("*/cache/fisher-*"))
+    assert len(list((root / "customized").glob("*/cache/losses-*"))) == 2
+
+
+def test_a_rerun_computes_nothing_and_gives_the_same_rows(finished, quick, monkeypatch):
+    root, report = finished
+    monkeypatch.setattr("bench.diffusion.training.TrainingRun.advance", lambda self: pytest.fail("it trained"))
+    monkeypatch.setattr("bench.experiments.scoring.checked_scores", lambda *given: pytest.fail("it scored"))
+    pd.testing.assert_frame_equal(run_of(quick, root).execute().frame, report.frame)
+
+
+def test_without_the_word_a_method_sees_the_rest_of_the_prompt(finished, quick):
+    root, _ = finished
+    chosen = [methods.create("same_caption")]
+    run_of(quick, root, methods=chosen, models=1).execute()
+    found = run_of(quick, root, methods=chosen, models=1, without_word=True).execute().frame
+    assert not found["prompt"].str.contains("V*", regex=False).any()
+    rows = Store(root).frame(folder.RETRIEVAL)
+    best = rows[rows["method"] == "same_caption"].groupby("with_word")["average_precision"].mean()
+    assert best[True] > best[False]
+    assert "same_caption (without V*)" in set(summary(rows)["method"])
+
+
+def test_a_board_shows_every_model_and_mixes_no_pools(finished, quick, tmp_path):
+    root, report = finished
+    board = publish(quick, [root], tmp_path / "board")
+    assert not board.remarks
+    manifest = Store(tmp_path / "board").record(folder.MANIFEST)
+    assert set(manifest["methods"]) >= set(report.frame["method"])
+    assert manifest["runs"][0]["distractors"] == 15
+    table = pd.read_csv(tmp_path / "board" / folder.BOARD_CSV)
+    assert {"recall_at_10", "map", "chance", "ceiling", "pool"} <= set(table.columns)
+    text = (tmp_path / "board" / folder.BOARD_TABLE).read_text()
+    for name in ("alien", "inverted"):
+        assert f"figures/{name}.png" in text
+        assert (tmp_path / "board" / "figures" / f"{name}.png").stat().st_size > 1000
+    other = tmp_path / "other"
+    shutil.copytree(root / "models", other / "models")
+    run_of(quick, other, methods=[methods.create("pixel")], models=1, distractors=10).execute()
+    with pytest.raises(ResultsFolderError, match="several versions of the models alien"):
+        publish(quick, [root, other], tmp_path / "mixed")
+    with pytest.raises(ResultsFolderError, match="no retrieval"):
+        publish(quick, [tmp_path / "nothing"], tmp_path / "mixed")
+    with pytest.raises(ResultsFolderError, match="another version"):
+        publish(replace(quick, seed=1), [root], tmp_path / "mixed")
+
+
+def row(**given) -> RetrievalRow:
+    usual = {
+        "study": "s", "study_digest": "d", "model": "a", "model_digest": "a", "kind": OBJECT, "split": REPORTED,
+        "method": "m", "method_digest": "m", "settings": "{}", "query": "q", "query_digest": "q", "prompt": "",
+        "with_word": True, "exemplars": 1, "pool": 100, "recall_at_10": 0.0, "average_precision": 0.0, "top": "[]",
+        "score_seconds": 1.0,
+    }  # fmt: skip
+    return RetrievalRow(**{**usual, **given})
+
+
+def test_the_model_is_the_unit_of_means_and_errors():
+    rows = [row(model="a", query=f"q{n}", query_digest=f"a{n}", average_precision=1.0) for n in range(9)]
+    rows += [row(model="b", query_digest="b", average_precision=0.0)]
+    rows += [row(model="c", kind=STYLE, query_digest="c", exemplars=20, recall_at_10=0.5, average_precision=0.25)]
+    found = summary(pd.DataFrame(rows)).set_index("group")
+    assert found.loc[OBJECT, "map"] == 0.5
+    assert found.loc[OBJECT, "map_se"] == pytest.approx(0.5)
+    assert found.loc[STYLE, "ceiling"] == 0.5
+    assert found.loc["all", "ceiling"] == pytest.approx(2.5 / 3)
+    assert found.loc["all", "chance"] == pytest.approx(0.1)
+    assert math.isnan(found.loc[STYLE, "map_se"])
+    head, lines = table_of(summary(pd.DataFrame(rows)))
+    assert all(len(line) == len(head) for line in lines)
+
+
+def test_rows_are_replaced_not_repeated(tmp_path):
+    store = Store(tmp_path)
+    merge(store, [row(), row(query_digest="other")])
+    whole = merge(store, [row(recall_at_10=1.0)])
+    assert sorted(whole["recall_at_10"]) == [0.0, 1.0]
+
+
+def test_equal_scores_give_exemplars_no_advantage(quick):
+    dataset = load_embedded("faces").only(range(99)).and_then(customizations()[0].exemplars)
+    noise, places = torch.zeros(3, 16, 16), []
+    for number in range(60):
+        query = Query("q", "smile", number, noise, noise, quick.sampler)
+        ranks = ranking(torch.zeros(100), dataset, query)
+        assert sorted(ranks) == sorted(dataset.ids)
+        places.append(ranks.index("alien-00"))
+    assert 30 < sum(places) / 60 < 70
+    scores = torch.arange(100.0)
+    assert ranking(scores, dataset, query) == list(reversed(dataset.ids))
+
+
+def test_a_customized_model_is_a_study_of_its_own(quick):
+    given = dict.fromkeys(("customization",), "alien")
+    model = CustomizedModel(
+        **{name: getattr(quick, name) for name in quick.__dataclass_fields__}, **given, distractors=("face-train-0001",)
+    )
+    assert model.dataset.ids == ("face-train-0001", "alien-00")
+    assert model.dataset.captions[-1] == "V*"
+    assert model.digest != quick.digest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--study", "customized", "--method", "pixel", "--models", "21"], "--models 21"),
+        (["run", "--study", "customized", "--method", "pixel", "--models", "0"], "--models 0"),
+        (["run", "--study", "customized", "--method", "pixel", "--queries", "21"], "--queries 21"),
+        (["run", "--study", "customized", "--method", "pixel", "--distractors", "9999"], "--distractors 9999"),
+        (["run", "--study", "customized", "--method", "pixel", "--k", "5"], "retrains nothing"),
+        (["run", "--study", "customized", "--method", "pixel", "--dry-run"], "--dry-run"),
+        (["run", "--study", "tiny", "--method", "pixel", "--held-out"], "--held-out: for --study customized"),
+        (["lds", "--study", "customized", "--method", "pixel"], "bench leaderboard"),
+    ],
+)
+def test_bad_input_is_one_clear_line(tmp_path, arguments, message):
+    result = CliRunner().invoke(main, [*arguments, "--results", str(tmp_path)], catch_exceptions=False)
+    assert result.exit_code == 2
+    assert message in result.output
