@@ -47,11 +47,16 @@ COLOURS = (
     "#5a6472",
     "#b04bb3",
 )
-"""Each is read on white, and, mixed with white, on black."""
-OWN_COLOURS = {BASELINE: GREY, "same_caption": "#454545", "carriers": "#101010"}
-"""Of what does not compete."""
-COLOUR_SALT = 91694
-"""Of the hash that gives a method its colour: chosen so that no two of the methods here have the same."""
+"""Of methods of one's own, by a hash of the name. Each is read on white, and, mixed with white, on black."""
+OWN_COLOURS = {
+    BASELINE: GREY, "same_caption": "#454545", "carriers": "#101010", "magic": "#2c3e70",
+    "abc_clip": "#7b5296", "abc_dino": "#4d7a30", "clip": "#8a8500", "clip_text": "#6c63c7",
+    "d_trak": "#d1495b", "das": "#3d5a80", "datainf": "#9c6644", "dino": "#a86a00", "dinov2": "#c84400",
+    "efficientnet": "#0b6e99", "ekfac_influence": "#5f0f40", "journey_trak": "#b04bb3",
+    "minilm_text": "#0087ab", "mucs": "#7d8c00", "nda": "#2f8f4e", "ours": "#b5487a", "ours_ekfac": "#5a6472",
+    "pixel": "#1c7f6e", "retrac": "#8c2f7a", "trak": "#a3262a",
+}  # fmt: skip
+"""Of what ships: floors and ceilings, which do not compete, and methods, each its own."""
 LOST = "#b3261e"
 FOUND = "#1a7f37"
 """Of words on a part that a picture no longer shows."""
@@ -394,8 +399,7 @@ def _draw_reference(axes: Axes, curve: pd.DataFrame) -> None:
 
 def colour_of(method: str) -> str:
     """Of a method and its variants: by its registered name, so that it is the same on every figure of every study."""
-    hashed = COLOURS[_hashed(f"{COLOUR_SALT} {method}") % len(COLOURS)]
-    return OWN_COLOURS.get(method, hashed)
+    return OWN_COLOURS.get(method) or COLOURS[_hashed(method) % len(COLOURS)]
 
 
 def mark_of(method: str, label: str) -> str:
