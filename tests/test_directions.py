@@ -5,11 +5,12 @@ import torch
 
 from bench.attribution.ekfac import ekfac_factors
 from bench.attribution.fisher import LOSS, PREDICTION, mean_over_draws
-from bench.attribution.gradients import differentiable_copy, per_sample_gradients, select_weights
+from bench.attribution.gradients import differentiable_copy, per_sample_gradients
 from bench.attribution.influence import image_rows
 from bench.attribution.unlearning import query_gradient
 from bench.diffusion.queries import Query
 from bench.diffusion.sampling import Sampler
+from bench.diffusion.selections import select_weights
 from bench.errors import InvalidInput, UnknownName
 from bench.foundation import seeds
 from methods.datainf import DataInf
