@@ -44,7 +44,7 @@ CUSTOMIZED = "customized"
 """The study in which nothing is retrained."""
 
 
-def _named(kind: str, *others: str) -> Named:
+def _named(kind: str, *others: str, form: str = "NAME") -> Named:
     """A name that is completed without importing what it names."""
 
     def known() -> list[str]:
@@ -52,7 +52,7 @@ def _named(kind: str, *others: str) -> Named:
 
         return [*others, *(name for each in declared(kind) for name in each.names)]
 
-    return Named("NAME", known)
+    return Named(form, known)
 
 
 METHOD, METRIC, STUDY = _named("methods", "all"), _named("metrics"), _named("studies")

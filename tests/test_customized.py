@@ -18,7 +18,9 @@ from bench.diffusion.model import DiffusionModel
 from bench.diffusion.queries import Query
 from bench.errors import ResultsFolderError, UnknownName
 from bench.experiments import customized
-from bench.experiments.customized import CustomizedModel, CustomizedRun, ranking
+from bench.experiments.customized import CustomizedModel, CustomizedRun, CustomizedWorkspace, ranking
+from bench.experiments.workspace import Workspace
+from bench.foundation.progress import Progress
 from bench.records import folder
 from bench.records.store import Store
 from bench.registry import methods
@@ -115,6 +117,18 @@ def test_the_fisher_is_that_of_the_base_and_computed_once(finished):
     assert len(list((root / "customized").glob("*/cache/losses-*"))) == 2
 
 
+def test_a_method_sees_the_base_and_no_training_that_it_could_do_again(finished, quick):
+    root, _ = finished
+    base = Workspace(quick, root, metrics=())
+    home = CustomizedWorkspace(base, customizations()[0], 15, device="cpu", progress=Progress())
+    context = home.context()
+    assert context.base.dataset.digest == quick.dataset.digest
+    assert context.model.text_encoder.learned
+    assert not context.base.model.text_encoder.learned
+    assert not context.trainings
+    assert set(context.base.trainings) == {"original", "judge"}
+
+
 def test_a_rerun_computes_nothing_and_gives_the_same_rows(finished, quick, monkeypatch):
     root, report = finished
     monkeypatch.setattr("bench.diffusion.training.TrainingRun.advance", lambda self: pytest.fail("it trained"))
@@ -143,6 +157,8 @@ def test_a_board_shows_every_model_and_mixes_no_pools(finished, quick, tmp_path)
     assert manifest["runs"][0]["distractors"] == 15
     table = pd.read_csv(tmp_path / "board" / folder.BOARD_CSV)
     assert {"recall_at_10", "map", "chance", "ceiling", "pool"} <= set(table.columns)
+    page = (tmp_path / "board" / folder.BOARD_PAGE).read_text()
+    assert page.count("data:image/png") == 2
     text = (tmp_path / "board" / folder.BOARD_TABLE).read_text()
     for name in ("alien", "inverted"):
         assert f"figures/{name}.png" in text

@@ -226,6 +226,8 @@ class Workspace:
         """What a method may see of this study."""
         study = self.study
         jobs = {"original": self.original_job(), "judge": TrainingJob((), evaluation_seed(study))}
+        if study.fine_tuning:
+            jobs = {}  # ``Training`` begins at random weights: it cannot do a fine-tuning again
         known = partial(Training, study.model, self.ledger.data, study.dataset.ids, study.recipe)
         return AttributionContext(
             dataset=study.dataset,

@@ -42,7 +42,7 @@ class BenchGroup(click.Group):
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         """Every command takes --debug."""
-        if not isinstance(cmd, BenchGroup):  # which has it
+        if not isinstance(cmd, BenchGroup):  # a group of ours has it
             cmd.params.append(_debug_option())
         super().add_command(cmd, name)
 

@@ -6,9 +6,11 @@ is the unit of every standard error (20 clusters, not 100 queries).
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +31,12 @@ from bench.studies import Study
 
 GROUPS = (OBJECT, STYLE, "all")
 WITHOUT = "without V*"
-SHOWN_QUERIES, SHOWN_IMAGES = 3, 8
+SHOWN_QUERIES, SHOWN_IMAGES = 2, 8
+STYLE_SHEET = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
+    "table{border-collapse:collapse;font-size:.9rem}td,th{padding:.2rem .6rem;border-bottom:1px solid #ccc;"
+    "text-align:left}img{max-width:100%}"
+)
 KEY = ["model_digest", "method_digest", "query_digest"]
 
 
@@ -255,9 +262,35 @@ def publish(study: Study, sources: Sequence[Path], target: Path) -> CustomizedBo
         kind = whole.loc[whole["model"] == name, "kind"].iloc[0]
         lines += [f"## {name} ({kind})", "", f"![{name}]({path.relative_to(target).as_posix()})", ""]
     write_whole(page, "\n".join(lines).encode())
-    written = (csv, page, *pictures.values())
+    html_page = store.path(folder.BOARD_PAGE)
+    write_whole(html_page, _html(study, whole, table_of(board), pictures).encode())
+    written = (csv, page, html_page, *pictures.values())
     store.list_digests(written)
     return CustomizedBoard(whole, (store.path(folder.RETRIEVAL), *written), tuple(remarks))
+
+
+def _html(study: Study, frame: pd.DataFrame, table: Table, pictures: Mapping[str, Path]) -> str:
+    """One file that opens from disk: the table, then a picture of each model."""
+    head, lines = table
+    rows = [("th", head), *(("td", line) for line in lines)]
+    cells = ["<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in line) + "</tr>" for tag, line in rows]
+    kinds = dict(zip(frame["model"], frame["kind"], strict=True))
+    shown = [
+        f"<h2>{escape(name)} <small>{kinds[name]}</small></h2>"
+        f'<img alt="{escape(name)}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
+        for name, path in pictures.items()
+    ]
+    title = escape(f"{study.name}: customized models")
+    return "\n".join(
+        [
+            '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">',
+            f"<title>{title}</title>\n<style>{STYLE_SHEET}</style>",
+            f"<h1>{title}</h1>\n<p>{escape(explained(frame))} A green border is an exemplar.</p>",
+            *("<table>", *cells, "</table>"),
+            *shown,
+            "</html>\n",
+        ]
+    )
 
 
 def _rows(study: Study, source: Path) -> pd.DataFrame:
