@@ -146,6 +146,7 @@ def check(home: Path) -> None:
             disturbed = disturb(array)
             print(f"check-slurm: {disturbed[0]} was requeued, {disturbed[1]} was told that its time is over")
             wait_for("the run", lambda: driver.poll() is not None, 600)
+            wait_for("the queue to be empty", lambda: not said("squeue", "--noheader"), 240)
         finally:
             driver.kill()
             driver.wait()

@@ -75,6 +75,11 @@ def test_the_wheel_has_one_top_level_name_and_all_licences(packages):
         names = wheel.namelist()
         [metadata] = [wheel.read(name).decode() for name in names if name.endswith(".dist-info/METADATA")]
     assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"bench"}
+    sources = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("bench/**/*.py") if "building" not in path.parts}
+    shipped_too = {f"bench/_shipped/{path.relative_to(ROOT)}" for path in ROOT.glob("m*s/*.py")} | {
+        "bench/_shipped/cli.py"
+    }
+    assert sources | shipped_too <= set(names)
     for text in ("LICENSE", "ATTRIBUTION.md", "Apache-2.0.txt", "CC-BY-4.0.txt", "CC0-1.0.txt"):
         assert any("/licenses/" in name and name.endswith(text) for name in names), text
     assert "Author: the attribution-bench developers" in metadata

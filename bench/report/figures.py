@@ -23,8 +23,6 @@ from bench.records.rows import BASELINE, NOTHING_REMOVED, REFERENCE, labels
 from bench.report.statistics import mean_and_error
 from bench.report.summary import reference_curve
 
-mpl.use("agg")
-
 CELL_INCHES = 0.62
 LETTER = 0.6
 """Width of a letter, in heights of its font."""
