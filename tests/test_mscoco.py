@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -89,8 +90,9 @@ def test_captions_of_another_kind_are_refused(coco, tmp_path):
 
 @pytest.mark.slow
 def test_the_real_unet_trains(coco):
-    """Two steps of the real U-Net, but for the width of the text states."""
+    """Two steps of the real U-Net, but for the width of the text states, of 4 images each."""
     made = study(str(coco))
+    made = replace(made, recipe=replace(made.recipe, batch_size=4))
     model = DiffusionModel(made.model)
     data = TrainingData.of(made.dataset, model)
     run = TrainingRun(made.model, data, made.recipe, TrainingJob((3,), 0), device=torch.device("cpu"))

@@ -181,6 +181,12 @@ def table(place: Path, **columns):
     pq.write_table(pa.table(columns), place / "a.parquet")
 
 
+def thinned(place: Path):
+    lines_of(place, lambda lines: lines[:2])
+    for path in sorted(place.glob("*.png"))[2:]:
+        path.unlink()
+
+
 def all_files(place: Path, content: bytes):
     for path in place.glob("*.png"):
         path.write_bytes(content)
@@ -224,6 +230,7 @@ BAD_DATA = {
     "a table that is none": (
         lambda p: (table(p, text=["a"]), (p / "a.parquet").write_bytes(b"PAR1 nothing")), "cannot be read as parquet",
     ),
+    "too few pictures": (thinned, "takes 4"),
     "a table with empty pictures": (
         lambda p: table(p, image=pa.array([None, None], pa.binary()), text=["a", "b"]), "2 has no image",
     ),

@@ -96,6 +96,7 @@ def prepare_mscoco(
     dataset = prepared.prepare(wanted, survey, shown.advance)
     table = replace(table, digest=dataset.digest, source=relative(file, images), annotations=relative(file, captions))
     count = len(dataset)
+    steps = math.ceil(EPOCHS * count / BATCH)
     reported, held_out = drawn_queries(dataset, QUERIES, HELD_OUT_QUERIES)
     budgets = [k for k in BUDGETS if k < count] or [max(1, count // 30)]
     lines = [
@@ -121,7 +122,7 @@ def prepare_mscoco(
         "",
         "[recipe]",
         f"# {EPOCHS} epochs.",
-        f"num_steps = {math.ceil(EPOCHS * count / BATCH)}",
+        f"num_steps = {steps}",
         f"batch_size = {BATCH}",
         "num_shards = 1",
         "learning_rate = 1e-4",

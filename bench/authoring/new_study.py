@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ SHARES = (0.03, 0.08, 0.25)
 MOST_REPORTED, MOST_HELD_OUT = 16, 8
 USUAL_STEPS, BATCH = 1000, 32
 EPOCHS = 5
+FEWEST = 4
 LONGEST_TEXT = 24
 WEIGHTS_MEAN = {
     "given": "# given: θ0 has the pipeline's weights. `bench attribute` needs no training; what retrains is refused.",
@@ -68,7 +70,7 @@ class NewStudy(Report):
     def notes(self) -> list[str]:
         """What was found and written, and what to do next."""
         name = self.file.as_posix()
-        trained = self.seconds == self.seconds  # not NaN
+        trained = not math.isnan(self.seconds)
         ways = [f"bench run --study {name} --method ours --method pixel --queries 2"] if trained else []
         return [
             *self.found,
@@ -113,6 +115,10 @@ def new_study(
         skip_broken=table.skip_broken,
     )  # fmt: skip
     dataset = prepared.prepare(wanted, survey, shown.advance)
+    if len(dataset) < FEWEST:
+        raise InvalidInput(
+            f"{source.path} has {len(dataset)} images; a study of which some are removed takes {FEWEST}."
+        )
     table = replace(table, digest=dataset.digest)
     text = _written(file, table, dataset, survey, model)
     write_whole(file, text.encode())
