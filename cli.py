@@ -44,7 +44,7 @@ CUSTOMIZED = "customized"
 """The study in which nothing is retrained."""
 
 
-def _named(kind: str, *others: str) -> Named:
+def _named(kind: str, *others: str, form: str = "NAME") -> Named:
     """A name that is completed without importing what it names."""
 
     def known() -> list[str]:
@@ -52,7 +52,7 @@ def _named(kind: str, *others: str) -> Named:
 
         return [*others, *(name for each in declared(kind) for name in each.names)]
 
-    return Named("NAME", known)
+    return Named(form, known)
 
 
 METHOD, METRIC, STUDY = _named("methods", "all"), _named("metrics"), _named("studies")
@@ -103,7 +103,12 @@ settings_option = click.option(
     help="Change a method's setting.",
 )  # fmt: skip
 study_option = click.option(
-    "--study", "study_name", type=STUDY, default="faces", show_default=True, help="Study to work on."
+    "--study",
+    "study_name",
+    type=STUDY,
+    default="faces",
+    show_default=True,
+    help="Study to work on, or the file of one of your own (`bench study new`).",
 )
 device_option = click.option(
     "--device", default="cpu", show_default=True, help="Where to compute: cpu, cuda, cuda:1, …"
@@ -299,15 +304,20 @@ def plan_(effect: float | None, **given: Any) -> None:
 @click.option("--k", type=int, help="Images removed.")
 @click.option("--sample", type=int, help="Or: how many removals to draw by chance.")
 @click.option("--seed", type=int, help="Of that draw. [default: another one each time]")
+@click.option("--study", "study_name", type=STUDY, help="Of your own: its file. [default: the folder says]")
 @device_option
 @click.option(
     "--tolerance", type=click.FloatRange(0.0), default=0.01, show_default=True,
     help="Where the published machine is another: share of the mean absolute value at that K.",
 )  # fmt: skip
-def verify_(results: Path, sample: int | None, seed: int | None, device: str, tolerance: float, **chosen: Any) -> None:
+def verify_(
+    results: Path, sample: int | None, seed: int | None, device: str, tolerance: float, study_name: str | None,
+    **chosen: Any,
+) -> None:  # fmt: skip
     """Recompute published values: retrain from their records, observe, compare. Exit code 1 where one disagrees."""
     from bench.experiments.verification import rows_to_verify, verify, verify_sample
     from bench.foundation.console import console_here, progress_on
+    from bench.studies import study
 
     if not math.isfinite(tolerance):
         raise InvalidInput(f"--tolerance {tolerance}: a finite number is expected.")
@@ -317,7 +327,8 @@ def verify_(results: Path, sample: int | None, seed: int | None, device: str, to
     if sample is not None and named:
         raise InvalidInput(f"--sample draws rows by chance; leave out {', '.join(named)}, or --sample.")
     with progress_on(console_here()) as progress:
-        shared: dict[str, Any] = {"device": device, "tolerance": tolerance, "progress": progress}
+        own = study(study_name) if study_name else None
+        shared: dict[str, Any] = {"device": device, "tolerance": tolerance, "progress": progress, "study": own}
         if sample is not None:
             found = verify_sample(results, sample, seed=seed, **shared)
         else:
@@ -495,6 +506,74 @@ def tune_(
     _execute(kind(methods=tried, **own, **shared), dry_run)
 
 
+@main.group("study", cls=BenchGroup)
+def study_() -> None:
+    """Studies of your own."""
+
+
+@study_.command("new")
+@click.argument("file", type=FOLDER)
+@click.option(
+    "--data", required=True, help="A folder of images, of WebDataset shards or of parquet files, or a hub id."
+)
+@click.option(
+    "--format", "data_format", default="", help="imagefolder, webdataset, parquet or hub. [default: by content]"
+)
+@click.option("--split", default="train", show_default=True, help="Of a data set on the hub.")
+@click.option("--size", type=int, help="Of the images, in pixels. [default: 16, or less where they are smaller]")
+@click.option("--image-column", default="", help="[default: by its name]")
+@click.option("--caption-column", default="", help="[default: by its name]")
+@click.option("--id-column", default="", help="[default: by its name]")
+@click.option("--skip-broken", is_flag=True, help="Leave bad examples out instead of refusing the data.")
+@click.option("--captionless", is_flag=True, help="Take images without a caption, with the empty prompt.")
+@click.option("--model", "pipeline", type=FOLDER, help="A pretrained Stable Diffusion: a folder of `save_pretrained`.")
+@click.option(
+    "--weights", type=click.Choice(("given", "fresh", "fine-tune")), default="given", show_default=True,
+    help="Of --model: take it as it is, for `bench attribute`; train its architecture anew; or begin each training "
+    "with its weights.",
+)  # fmt: skip
+def study_new(
+    file: Path, data: str, data_format: str, size: int | None, pipeline: Path | None, weights: str, **given: Any
+) -> None:
+    """Look at the images and captions of --data, propose a study of them, write it to FILE.toml with its reasons.
+
+    `--study FILE.toml` works in every command. docs/your-own-data.md tells the way from a folder to a verdict.
+    """
+    from bench.authoring.new_study import new_study
+    from bench.foundation.console import console_here, progress_on
+    from bench.study_file import DataTable
+
+    where = data if data_format == "hub" else str(Path(data).expanduser().resolve())
+    table = DataTable(source=where, size=0, format=data_format, **given)
+    with progress_on(console_here()) as progress:
+        made = new_study(file, table, size=size, pipeline=pipeline, weights=weights, progress=progress)
+    _show(made)
+
+
+@main.group("prepare", cls=BenchGroup)
+def prepare_() -> None:
+    """Large public data sets."""
+
+
+@prepare_.command("mscoco")
+@click.argument("file", type=FOLDER)
+@click.option("--images", type=FOLDER, required=True, help="The folder train2017.")
+@click.option("--captions", type=FOLDER, required=True, help="captions_train2017.json.")
+@click.option(
+    "--model", "pipeline", type=FOLDER, required=True,
+    help="A folder with the autoencoder and the text encoder of Stable Diffusion 2 (`save_pretrained`).",
+)  # fmt: skip
+@click.option("--skip-broken", is_flag=True, help="Leave bad images out instead of refusing the data.")
+def prepare_mscoco_(file: Path, images: Path, captions: Path, pipeline: Path, skip_broken: bool) -> None:
+    """Write the MSCOCO study of the paper to FILE.toml and prepare its images: cropped, 128 × 128 pixels."""
+    from bench.authoring.mscoco import prepare_mscoco
+    from bench.foundation.console import console_here, progress_on
+
+    with progress_on(console_here()) as progress:
+        made = prepare_mscoco(file, images, captions, pipeline, skip_broken=skip_broken, progress=progress)
+    _show(made)
+
+
 @main.command("leaderboard")
 @plugins
 @study_option
@@ -506,14 +585,15 @@ def leaderboard_(study_name: str, sources: Sequence[Path], results: Path | None)
     from bench.report.publishing import publish
     from bench.studies import study
 
-    board = results or Path("results") / study_name
+    the_study = study(study_name)
+    board = results or Path("results") / the_study.name
     if study_name == CUSTOMIZED:
         from bench.report import customized
 
         own = [Path("results/runs") / study_name]
-        _show(customized.publish(study(study_name), sources or own, board))
+        _show(customized.publish(the_study, sources or own, board))
         return
-    _show(publish(study(study_name), [*sources, *accepted(board)], board))
+    _show(publish(the_study, [*sources, *accepted(board)], board))
 
 
 @main.command("submit")
@@ -610,11 +690,11 @@ def check_(names: Sequence[str], study_name: str, results: Path | None, settings
     from bench.registry import named
     from bench.studies import study
 
-    broken = 0
+    broken, the_study = 0, study(study_name)
     with tempfile.TemporaryDirectory() as temporary:
         for method in _methods(names, study_name, settings):
-            _line(named(method, study_name).label)
-            for finding in check(method, study(study_name), results or Path(temporary)):
+            _line(named(method, the_study.name).label)
+            for finding in check(method, the_study, results or Path(temporary)):
                 broken += finding.status == "broken"
                 message = f": {finding.message}" if finding.message else ""
                 _line(f"  {finding.status:8} {finding.check}{message}")
@@ -762,7 +842,11 @@ def _import_scores(files: Sequence[Path], names: Sequence[str]) -> None:
 def _methods(names: Sequence[str], study_name: str, settings: Sequence[Assigned]) -> list[Method]:
     """The methods by name ("all" stands for all, without variants), with the settings of --set."""
     from bench.registry import methods
+    from bench.studies import study
+    from bench.study_file import is_file
 
+    if is_file(study_name):
+        study_name = study(study_name).name
     if not names:
         raise InvalidInput("No method was given: --method NAME (`bench list methods` shows them), or --scores FILE.")
     every = [method.name for method in methods]

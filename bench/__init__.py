@@ -65,7 +65,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """A public name, from the module that defines it."""
+    """A public name, from the module that defines it; the version of the distribution."""
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("attribution-bench")
     for module, names in _HOMES.items():
         if name in names:
             return getattr(importlib.import_module(module), name)

@@ -61,7 +61,7 @@ class AttributionContext:
         ensemble: ``ensemble(count)`` returns θ0 and ``count − 1`` models trained on the same data with other seeds.
         progress: ``progress(done, total)``, called now and then.
         trainings: how θ0 ("original") and the model that judges removals ("judge") are trained, to be done again; empty
-            where that is not known. Only a ceiling may read them.
+            where that is not known, or a fine-tuning. A method may take checkpoints of "original", ceilings all of it.
         base: of the model that θ0 was fine-tuned from, on its own training data; None where θ0 was not. What is known
             of the data before the fine-tuning, such as the Fisher information, is taken there.
     """

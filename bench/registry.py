@@ -17,6 +17,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from bench import study_file
 from bench.contracts import FLOOR, METHOD, Method, Metric
 from bench.diffusion.observations import Observation
 from bench.errors import BenchError, InvalidInput, UnknownName, reason_of
@@ -201,9 +202,8 @@ def named(method: Method, study: str) -> MethodName:
 
 
 def tuned(cls: type[Any], study: str, variant: str = "") -> dict[str, Any]:
-    """What was tuned for ``study``: {"settings": …, "tuned_on": …}, from tuned.json beside the plugin's file."""
-    source = getattr(sys.modules.get(cls.__module__), "__file__", None)
-    path = Path(source).with_name(TUNED_FILE) if source else None
+    """What was tuned for ``study``: {"settings": …, "tuned_on": …}, from ``tuned_file``."""
+    path = tuned_file(cls, study)
     everything = json.loads(path.read_text()) if path is not None and path.exists() else {}
     name = f"{cls.name}:{variant}" if variant else cls.name
     nothing = {"settings": {}, "tuned_on": "not tuned: defaults"}
@@ -211,6 +211,12 @@ def tuned(cls: type[Any], study: str, variant: str = "") -> dict[str, Any]:
         base = everything[cls.name][study]["tuned_on"]
         nothing["tuned_on"] = f"not tuned; what the variant leaves open is as of {cls.name} ({base})"
     return dict(everything.get(name, {}).get(study, nothing))
+
+
+def tuned_file(cls: type[Any], study: str) -> Path | None:
+    """Where settings tuned for ``study`` are kept: tuned.json beside the plugin's file, or the study file's own."""
+    source = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return study_file.tuned_file(study) or (Path(source).with_name(TUNED_FILE) if source else None)
 
 
 def load_plugin(path: Path) -> None:

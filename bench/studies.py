@@ -9,14 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench import study_file
+from bench.data import prepared
 from bench.data.dataset import Dataset, load_embedded
 from bench.data.face_queries import FaceQuery, face_queries, fixed_query
+from bench.data.prepared import Prepared
 from bench.diffusion.autoencoder import autoencoder
 from bench.diffusion.fine_tuning import FineTuning
 from bench.diffusion.model import DiffusionModel, ModelConfig
 from bench.diffusion.phrases import text_encoder
+from bench.diffusion.pipelines import unet_digest
 from bench.diffusion.queries import Query, QuerySpec
 from bench.diffusion.regions import Region, parsed_corners
 from bench.diffusion.sampling import Sampler
@@ -68,6 +73,8 @@ class Study:
         metrics: names of those that a run computes by default.
         seed: of the original model θ0, of its training draws and of everything else that is keyed.
         margins: (metric, difference between two methods that does not matter): inside it they are equivalent.
+        data: of a user's own data set, prepared in a folder; None for one that ships with the project.
+        given: folder of the pipeline whose weights are θ0, which is then not trained; "" where it is.
         looks: of a run that adds queries until an order is settled, fixed before the first one; the last at all
             queries or fewer.
         fine_tuning: what every training starts from, and what moves; None to train all weights from the beginning.
@@ -90,12 +97,16 @@ class Study:
     metrics: tuple[str, ...] = ("loss_change", "regeneration_mse")
     margins: tuple[tuple[str, float], ...] = ()
     looks: tuple[Look, ...] = LOOKS
+    data: Prepared | None = None
+    given: str = ""
     fine_tuning: FineTuning | None = None
     description: str = field(default="", compare=False)
 
     @cached_property
     def dataset(self) -> Dataset:
         """D, read on first use."""
+        if self.data is not None:
+            return prepared.dataset(self.data)
         return load_embedded(self.dataset_name, split=self.split, per_concept=self.per_concept)
 
     @cached_property
@@ -104,6 +115,9 @@ class Study:
         model, recipe = asdict(self.model), asdict(self.recipe)
         if not recipe["channels_last"]:
             del recipe["channels_last"]  # studies older than the setting keep their digests
+        for name, usual in (("unet", ""), ("beta_schedule", "linear"), ("clip_range", None)):
+            if model[name] == usual:
+                del model[name]  # the same
         if recipe["stack"] == 1:
             del recipe["stack"]
         return {
@@ -114,6 +128,7 @@ class Study:
             "model": model,
             "recipe": recipe,
             "seed": self.seed,
+            **({"given": unet_digest(self.given)} if self.given else {}),
             **({"fine_tuning": self.fine_tuning.parts} if self.fine_tuning else {}),
         }
 
@@ -126,6 +141,15 @@ class Study:
     def digest(self) -> str:
         """Names this version of the study: equal digests train equal models."""
         return digest_of(self.parts)
+
+    @property
+    def untrainable(self) -> str:
+        """Why no model of this study can be trained; "" where they can."""
+        return self.given and (
+            f"The model of study '{self.name}' is given, and how it was trained is not known: what it would be without "
+            "some images cannot be told by retraining. `bench attribute` and `bench localized` work; for a verdict let "
+            "the study train its model itself ([model] weights in the study file)."
+        )
 
     @property
     def middle_budget(self) -> int:
@@ -372,10 +396,19 @@ STUDIES: dict[str, Callable[[], Study]] = {
 
 
 def study(name: str) -> Study:
-    """The study called ``name``; raises UnknownName with the nearest and all others."""
+    """The study called ``name``, or that of the study file ``name``; raises UnknownName with the nearest and all."""
+    if study_file.is_file(name):
+        return _own(study_file.arguments(Path(name), STUDIES))
     if name not in STUDIES:
         raise UnknownName("study", name, STUDIES)
     return STUDIES[name]()
+
+
+def _own(given: dict[str, Any]) -> Study:
+    """A study of the user's, with the looks that its number of queries allows."""
+    count = len(given["prompts"])
+    looks = LOOKS if count >= LOOKS[-1].queries else LOOKS_16 if count >= LOOKS_16[-1].queries else (Look(count, 0.05),)
+    return Study(**given, looks=looks)
 
 
 def _join(values: Iterable[object]) -> str:

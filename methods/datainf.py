@@ -23,7 +23,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bench.attribution.directions import DirectionMethod, layer_of, layer_products
+from bench.attribution.directions import DirectionMethod, layer_of, layer_products, squared_norms
 from bench.attribution.gradients import Gradients
 from bench.contracts import AttributionContext
 from bench.registry import register_method
@@ -70,15 +70,6 @@ class DataInf(DirectionMethod):
 def _weighted(gradient: Tensor, weights: Tensor) -> Tensor:
     """Σ_i weights_i g_i."""
     return (weights.to(gradient) @ gradient.flatten(1)).double()
-
-
-def squared_norms(gradients: Gradients) -> dict[str, Tensor]:
-    """‖g‖² of each layer (samples), in float64 on the CPU."""
-    norms: dict[str, Tensor] = {}
-    for name, gradient in gradients.items():
-        part = gradient.double().flatten(1).square().sum(1).cpu()
-        norms[layer_of(name)] = norms[layer_of(name)] + part if layer_of(name) in norms else part
-    return norms
 
 
 def layer_sizes(gradients: Gradients) -> dict[str, int]:

@@ -25,6 +25,9 @@ from bench.diffusion.queries import Query
 from bench.diffusion.regions import Region, inside_image
 from bench.registry import register_method
 
+MOST_VALUES = 2**27
+"""Pixel values that are in memory at a time."""
+
 
 @register_method
 @dataclass(frozen=True, kw_only=True)
@@ -53,5 +56,10 @@ class Pixel(Method):
         def flat(pixels: Tensor) -> Tensor:
             return functional.normalize(inside_image(pixels, region).flatten(1), dim=1)
 
-        sides = [flat(generated) @ flat(context.dataset.pixels(flipped=flipped)).T for flipped in (False, True)]
+        made, dataset = flat(generated), context.dataset
+        chunks = torch.arange(len(dataset)).split(max(1, MOST_VALUES // dataset.images[0].numel()))
+        sides = [
+            torch.cat([made @ flat(dataset.pixels(chunk.tolist(), flipped=flipped)).T for chunk in chunks], 1)
+            for flipped in (False, True)
+        ]
         return torch.maximum(*sides)

@@ -8,11 +8,13 @@ import sysconfig
 import tarfile
 import venv
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+import bench
 from bench import shipped
 
 pytest.importorskip("build", reason="`pip install build` builds the packages")
@@ -107,6 +109,10 @@ def test_a_source_package_runs_its_own_tests(packages, tmp_path):
     assert {path.name for path in (unpacked / "tests").iterdir()} >= {
         path.name for path in (ROOT / "tests").glob("*.py")
     }
+
+
+def test_the_version_is_that_of_the_distribution():
+    assert bench.__version__ == version("attribution-bench")
 
 
 def test_a_checkout_uses_its_top_level():

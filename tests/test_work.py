@@ -21,7 +21,7 @@ from bench.retraining import crews, plans
 from bench.retraining.executors import Engine, executor
 from bench.retraining.ledger import TRIES, Ledger, Request
 from bench.retraining.worker import work
-from bench.studies import study
+from bench.studies import STUDIES, study
 from cli import main
 
 JOBS = [TrainingJob((index,), 1) for index in range(4)]
@@ -116,7 +116,7 @@ def assert_each_once(home, expected):
 
 def test_two_hosts_share_a_folder_and_one_killed_in_mid_training_is_taken_over(planned, tmp_path, expected):
     line = ["work", "--results", planned.root, "--threads", "1"]
-    one, two = (command(line, {"BENCH_HOST": name, "BENCH_HEARTBEAT": "0.3"}) for name in ("one", "two"))
+    one, two = (command(line, {"BENCH_HOST": name, "BENCH_HEARTBEAT": "1"}) for name in ("one", "two"))
     for process in (one, two):
         process.join(120)
     assert (one.exitcode, two.exitcode) == (-signal.SIGKILL, 0)
@@ -243,3 +243,21 @@ def test_the_local_engine_leaves_no_plan_behind(tiny, tmp_path):
     workspace.fulfil([Request(JOBS[0])])
     assert not folder.plans(tmp_path)
     assert type(executor("inline", workspace.engine, workspace.ledger)).__name__ == "Inline"
+
+
+def test_a_driver_that_is_stopped_leaves_its_plan_to_workers_and_finds_what_they_did(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(STUDIES, "tiny", lambda: tiny)
+    driver = Workspace(tiny, tmp_path, metrics=[], crew="external")
+    requests = [Request(job) for job in JOBS]
+
+    def stopped(seconds):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(crews.time, "sleep", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            driver.fulfil(requests)
+    assert len(folder.plans(tmp_path)) == 1
+    assert work(tmp_path)
+    monkeypatch.setattr(Ledger, "_train", lambda *given: pytest.fail("trained again"))
+    assert not driver.fulfil(requests)

@@ -103,6 +103,15 @@ def layer_products(
     return products
 
 
+def squared_norms(gradients: Gradients) -> dict[str, Tensor]:
+    """‖g‖² of each layer (samples), in float64 on the CPU."""
+    norms: dict[str, Tensor] = {}
+    for name, gradient in gradients.items():
+        part = gradient.double().flatten(1).square().sum(1).cpu()
+        norms[layer_of(name)] = norms[layer_of(name)] + part if layer_of(name) in norms else part
+    return norms
+
+
 def sum_over_layers(parts: dict[str, Tensor]) -> Tensor:
     """The sum of the layers' tensors."""
     return torch.stack(list(parts.values())).sum(0)

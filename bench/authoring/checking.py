@@ -356,6 +356,7 @@ def _reordered(context: AttributionContext, order: Tensor) -> AttributionContext
         concepts=shuffled(old.concepts),
         styles=shuffled(old.styles),
         images=old.images[order],
+        images_digest="",
         parts={part: shuffled(column) for part, column in old.parts.items()},
     )
     data = TrainingData(context.data.latents[order], context.data.states, context.data.caption_of[order])

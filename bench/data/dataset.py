@@ -33,6 +33,7 @@ class Dataset:
             Empty where a data set has no known parts.
         boxes: part → [x0, y0, x1, y1] in pixels (x1, y1 excluded), which holds every pixel that the part changes.
         named_parts: those of which captions may speak.
+        images_digest: sha256 of the images' bytes where that is known; else they are all read for the digest.
         pieces: the data sets that it was joined of, in order; () where it was not. What is computed of each image by
             itself is kept for each piece, and shared by all that hold it.
     """
@@ -47,12 +48,13 @@ class Dataset:
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     boxes: Mapping[str, tuple[int, int, int, int]] = field(default_factory=dict)
     named_parts: tuple[str, ...] = ()
+    images_digest: str = ""
     pieces: tuple[Dataset, ...] = ()
 
     def __post_init__(self) -> None:
         sha = hashlib.sha256(json.dumps([self.ids, self.captions]).encode())
         sha.update(str(tuple(self.images.shape)).encode())
-        sha.update(self.images.numpy().tobytes())
+        sha.update(self.images_digest.encode() or self.images.numpy().tobytes())
         object.__setattr__(self, "digest", sha.hexdigest()[:16])
 
     def __len__(self) -> int:
@@ -88,6 +90,7 @@ class Dataset:
             concepts=tuple(self.concepts[index] for index in indices),
             styles=tuple(self.styles[index] for index in indices),
             images=self.images[torch.as_tensor(indices)],
+            images_digest="",
             parts={part: tuple(column[index] for index in indices) for part, column in self.parts.items()},
             pieces=(),
         )

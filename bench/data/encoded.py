@@ -11,6 +11,7 @@ are read by ``bench doctor`` alone.
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from bench.data.source import DataSource
 from bench.errors import DamagedArtifact
 from bench.records import folder
 from bench.records.sealing import read_sealed, record_bytes
+from bench.records.store import write_whole
 
 ENCODING_BATCH = 512
 ARRAYS = ("latents", "states", "caption_of")
@@ -42,28 +44,72 @@ class Encoded(NamedTuple):
     caption_of: Int[Tensor, " images"]
 
 
-def encode(place: Path, source: DataSource, images: EncodeImages, texts: EncodeTexts) -> None:
+def encode(
+    place: Path,
+    source: DataSource,
+    images: EncodeImages,
+    texts: EncodeTexts,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
     """Write ``source``, as ``images`` and ``texts`` encode it, into the folder ``place``, whole or not at all.
+
+    A call that was interrupted is gone on with: what it has encoded lies in ``.<place>.part``.
 
     Args:
         images: batch × channels × height × width to latents.
         texts: captions to captions × tokens × dim.
+        progress: told how many images and texts are encoded, and how many there are.
     """
     fresh = place.with_name(f".{place.name}.part")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-
-    def allocate(name: str, kind: Any, shape: tuple[int, ...]) -> np.ndarray:
-        return np.lib.format.open_memmap(fresh / f"{name}.npy", "w+", kind, shape)
-
-    for array in _made(source, images, texts, allocate):
+    journal = _Journal(fresh, source.digest, progress)
+    for array in _made(source, images, texts, journal.allocate, journal):
         array.flush()  # type: ignore[attr-defined]
+    journal.path.unlink(missing_ok=True)
     digests = {name: _sha256(fresh / f"{name}.npy") for name in ARRAYS}
     sizes = {name: (fresh / f"{name}.npy").stat().st_size for name in ARRAYS}
     index = {"source": source.digest, "sizes": sizes, "digests": digests}
     (fresh / folder.INDEX).write_bytes(record_bytes(place / folder.INDEX, index))
     shutil.rmtree(place, ignore_errors=True)
     fresh.replace(place)
+
+
+class _Journal:
+    """How far an encoding is: batches that are done and on the disk, by array."""
+
+    def __init__(self, fresh: Path, digest: str, progress: Callable[[int, int], None]) -> None:
+        self.fresh, self.path, self.progress = fresh, fresh / "journal.json", progress
+        self.done: dict[str, int] = {}
+        self.total = 0
+        try:
+            kept = json.loads(self.path.read_text())
+            if kept.pop("source") == digest:
+                self.done = {name: int(count) for name, count in kept.items()}
+        except (OSError, ValueError, KeyError, AttributeError):
+            pass
+        if not self.done:
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir(parents=True)
+        self.digest = digest
+
+    def allocate(self, name: str, kind: Any, shape: tuple[int, ...]) -> np.ndarray:
+        """The array in its file, as an interrupted call left it or new."""
+        place = self.fresh / f"{name}.npy"
+        if self.done.get(name):
+            try:
+                kept = np.lib.format.open_memmap(place, "r+")
+                if kept.shape == shape and kept.dtype == kind:
+                    return kept
+            except (OSError, ValueError):
+                pass
+            self.done[name] = 0
+        return np.lib.format.open_memmap(place, "w+", kind, shape)
+
+    def note(self, name: str, count: int, array: np.ndarray) -> None:
+        """``count`` rows of ``name`` are encoded."""
+        array.flush()  # type: ignore[attr-defined]
+        self.done[name] = count
+        write_whole(self.path, json.dumps({**self.done, "source": self.digest}).encode())
+        self.progress(sum(self.done.values()), self.total)
 
 
 def encoded(source: DataSource, images: EncodeImages, texts: EncodeTexts) -> Encoded:
@@ -99,13 +145,17 @@ def _compare(place: Path, fact: str, found: Callable[[Path], Any]) -> None:
         raise DamagedArtifact(f"{place} has another content than was written: {', '.join(damaged)}.")
 
 
-def _made(source: DataSource, images: EncodeImages, texts: EncodeTexts, allocate: Allocate) -> list[np.ndarray]:
+def _made(
+    source: DataSource, images: EncodeImages, texts: EncodeTexts, allocate: Allocate, journal: _Journal | None = None
+) -> list[np.ndarray]:
     """The arrays in the order of ARRAYS, filled a batch at a time."""
     captions = sorted(set(source.captions))
     row = {caption: index for index, caption in enumerate(captions)}
     prompts = [*captions, ""]
-    latents = _filled("latents", len(source), lambda part: _both_sides(source, part, images), allocate)
-    states = _filled("states", len(prompts), lambda part: texts([prompts[index] for index in part]), allocate)
+    if journal:
+        journal.total = len(source) + len(prompts)
+    latents = _filled("latents", len(source), lambda part: _both_sides(source, part, images), allocate, journal)
+    states = _filled("states", len(prompts), lambda part: texts([prompts[at] for at in part]), allocate, journal)
     caption_of = allocate("caption_of", np.dtype(np.int64), (len(source),))
     caption_of[:] = [row[caption] for caption in source.captions]
     return [latents, states, caption_of]
@@ -115,14 +165,24 @@ def _both_sides(source: DataSource, part: list[int], images: EncodeImages) -> Te
     return torch.stack([images(source.pixels(part, flipped=flipped)) for flipped in (False, True)], 1)
 
 
-def _filled(name: str, count: int, made: Callable[[list[int]], Tensor], allocate: Allocate) -> np.ndarray:
-    """``made`` of the indices below ``count``, at least one, a batch at a time."""
+def _filled(
+    name: str,
+    count: int,
+    made: Callable[[list[int]], Tensor],
+    allocate: Allocate,
+    journal: _Journal | None = None,
+) -> np.ndarray:
+    """``made`` of the indices below ``count``, at least one, a batch at a time; what is done already is kept."""
     array: np.ndarray | None = None
     for part in torch.arange(count).split(ENCODING_BATCH):
-        values = made(part.tolist()).detach().cpu().contiguous().numpy()
+        if array is not None and journal and journal.done.get(name, 0) > int(part[-1]):
+            continue
+        values = made(part.tolist()).detach().cpu().contiguous().numpy()  # the first batch tells dtype and shape
         if array is None:
             array = allocate(name, values.dtype, (count, *values.shape[1:]))
         array[part.numpy()] = values
+        if journal:
+            journal.note(name, max(journal.done.get(name, 0), int(part[-1]) + 1), array)
     assert array is not None
     return array
 

@@ -14,6 +14,8 @@ from jaxtyping import Float
 from safetensors.torch import load
 from torch import Tensor
 
+from bench.diffusion.pipelines import PREFIX, folder_autoencoder
+
 BATCH = 64
 
 
@@ -23,7 +25,7 @@ class Autoencoder(Protocol):
 
     Attributes:
         digest: names these weights, part of the study digest.
-        latent_range: samplers clip the predicted latents to ± this.
+        latent_range: samplers clip the predicted latents to ± this; 0 for no clipping.
     """
 
     digest: str
@@ -86,5 +88,7 @@ class Embedded:
 
 @cache
 def autoencoder(name: str) -> Autoencoder:
-    """The autoencoder called ``name``: "identity", or the name of one that ships with the project."""
+    """The autoencoder called ``name``: "identity", one that ships with the project, or "folder:…", a user's."""
+    if name.startswith(PREFIX):
+        return folder_autoencoder(name.removeprefix(PREFIX))
     return Identity() if name == "identity" else Embedded(name)

@@ -1,7 +1,8 @@
 """Stage 2, the model: one kind of latent diffusion model at every scale, made of diffusers parts.
 
-An autoencoder, a frozen text encoder, a ``UNet2DConditionModel`` and a linear-β DDPM scheduler of 1000 steps with
-ε-prediction. The DDPM loss of an example z = (x, c) at timestep t with noise ε is (Ho et al., 2020, eq. 14)
+An autoencoder, a frozen text encoder, a ``UNet2DConditionModel`` and a DDPM noise schedule, of linear β and 1000 steps
+where nothing else is said, with ε-prediction. The DDPM loss of an example z = (x, c) at timestep t with noise ε is (Ho
+et al., 2020, eq. 14)
 
     L_t(z, θ) = mean over elements of ( ε − ε_θ(x_t, t, c) )²,   x_t = sqrt(ᾱ_t) x + sqrt(1 − ᾱ_t) ε
 
@@ -12,6 +13,7 @@ it False, ε_θ = U, as Stable Diffusion has it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +50,10 @@ class ModelConfig:
         autoencoder: by name, see ``bench.diffusion.autoencoder``.
         num_timesteps, beta_start, beta_end: of the linear noise schedule.
         text_encoder: by name, see ``bench.diffusion.phrases.text_encoder``.
+        unet: the settings of diffusers' ``UNet2DConditionModel`` as JSON, instead of the U-Net that the attributes
+            above describe; "" for that one.
+        beta_schedule: "linear", or "scaled_linear" for β whose square roots are evenly spaced.
+        clip_range: samplers clip the predicted latents to ± this; 0 for no clipping, None for the autoencoder's own.
     """
 
     sample_size: int
@@ -65,9 +71,14 @@ class ModelConfig:
     beta_start: float = 1e-4
     beta_end: float = 0.02
     text_encoder: str = "words"
+    unet: str = ""
+    beta_schedule: str = "linear"
+    clip_range: float | None = None
 
     def unet_arguments(self, text_dim: int) -> dict[str, Any]:
         """Arguments of ``diffusers.UNet2DConditionModel``."""
+        if self.unet:
+            return dict(json.loads(self.unet))
         down = tuple("CrossAttnDownBlock2D" if yes else "DownBlock2D" for yes in self.cross_attention)
         up = tuple("CrossAttnUpBlock2D" if yes else "UpBlock2D" for yes in reversed(self.cross_attention))
         return {
@@ -105,8 +116,14 @@ class DiffusionModel:
         _silence_residuals(self.unet)
         self.unet.set_attn_processor(AttnProcessor())
         self.unet.to(self.device).eval()
-        betas = torch.linspace(config.beta_start, config.beta_end, config.num_timesteps, dtype=torch.float64)
+        betas = _betas(config)
         self.alphas_cumprod = torch.cumprod(1 - betas, 0).float().to(self.device)
+
+    @property
+    def clip_range(self) -> float:
+        """Samplers clip the predicted latents to ± this; 0 for no clipping."""
+        chosen = self.config.clip_range
+        return self.autoencoder.latent_range if chosen is None else chosen
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -180,6 +197,13 @@ class DiffusionModel:
         if words:
             self.text_encoder = self.text_encoder.with_words(words)
         return self
+
+
+def _betas(config: ModelConfig) -> Float[Tensor, " timesteps"]:
+    """β of every timestep, in float64."""
+    power = 0.5 if config.beta_schedule == "scaled_linear" else 1.0
+    first, last = config.beta_start**power, config.beta_end**power
+    return torch.linspace(first, last, config.num_timesteps, dtype=torch.float64) ** (1 / power)
 
 
 def _silence_residuals(unet: nn.Module) -> None:

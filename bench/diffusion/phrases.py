@@ -21,7 +21,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bench.diffusion.text import WordEncoder, _rms, embedded_encoder
+from bench.diffusion.hashed import HashedEncoder
+from bench.diffusion.pipelines import PREFIX, folder_text_encoder
+from bench.diffusion.text import TextEncoder, WordEncoder, _rms, embedded_encoder
 from bench.errors import UnknownName
 from bench.foundation import seeds
 from bench.foundation.digests import digest_of
@@ -71,8 +73,10 @@ class PhraseEncoder(WordEncoder):
 
 
 @cache
-def text_encoder(name: str, num_tokens: int) -> WordEncoder:
-    """The text encoder ``name`` ("words" or "phrases") for prompts of at most ``num_tokens - 1`` words.
+def text_encoder(name: str, num_tokens: int) -> TextEncoder:
+    """The text encoder ``name`` ("words", "phrases" or "hashed") for prompts of at most ``num_tokens - 1`` words.
+
+    "folder:…" is a CLIP text encoder of the user's, which has its own number of tokens.
 
     Raises UnknownName for another name.
     """
@@ -80,4 +84,8 @@ def text_encoder(name: str, num_tokens: int) -> WordEncoder:
         return embedded_encoder(num_tokens)
     if name == "phrases":
         return PhraseEncoder(WORDS, num_tokens=num_tokens)
-    raise UnknownName("text encoder", name, ["words", "phrases"])
+    if name == "hashed":
+        return HashedEncoder(num_tokens)
+    if name.startswith(PREFIX):
+        return folder_text_encoder(name.removeprefix(PREFIX))
+    raise UnknownName("text encoder", name, ["words", "phrases", "hashed"])

@@ -80,9 +80,9 @@ class Sampler:
             num_train_timesteps=config.num_timesteps,
             beta_start=config.beta_start,
             beta_end=config.beta_end,
-            beta_schedule="linear",
-            clip_sample=True,
-            clip_sample_range=model.autoencoder.latent_range,
+            beta_schedule=config.beta_schedule,
+            clip_sample=model.clip_range > 0,
+            clip_sample_range=model.clip_range,
         )
         scheduler.set_timesteps(self.num_steps)
         guided = self.guidance != 1

@@ -57,13 +57,26 @@ WORD_SHARE = 0.5
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """What a model needs of a text encoder; Stable Diffusion's CLIP will be another."""
+    """What a model needs of a text encoder.
+
+    Attributes:
+        digest: of its weights and settings, part of the study digest.
+        dim: of its states.
+        num_tokens: states of a prompt.
+        words: rows of ``vectors``, for the words whose vector may be learned; vectors: of words.
+        learned: words whose vectors a fine-tuning learned, or will learn.
+    """
 
     digest: str
     dim: int
+    num_tokens: int
     words: dict[str, int]
     vectors: Tensor
     learned: dict[str, Tensor]
+
+    def tokens(self, prompt: str) -> list[str]:
+        """The words or tokens of ``prompt`` that are read; raises InvalidInput for a prompt that it cannot take."""
+        ...
 
     def with_words(self, learned: Mapping[str, Tensor]) -> TextEncoder:
         """The same encoder with other vectors for some words, new words among them."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
@@ -104,13 +104,19 @@ class TrainingData:
     caption_of: Int[Tensor, " images"]
 
     @classmethod
-    def kept(cls, place: Path, source: DataSource, model: DiffusionModel) -> TrainingData:
+    def kept(
+        cls,
+        place: Path,
+        source: DataSource,
+        model: DiffusionModel,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> TrainingData:
         """Encoded with the autoencoder and the text encoder of ``model`` in the folder ``place``, there already or now.
 
         Raises DamagedArtifact where what is there is not what was written.
         """
         if not place.exists():
-            encode(place, source, model.autoencoder.encode, model.text_encoder.encode)
+            encode(place, source, model.autoencoder.encode, model.text_encoder.encode, progress)
         return cls(*opened(place))
 
     @classmethod

@@ -176,6 +176,7 @@ class Experiment(ABC, Generic[R]):
         started = time.perf_counter()
         with compute_threads(self.threads):
             workspace = self.open(progress)
+            self._check_trainable()
             usable, left_out = self._measurable(workspace)
             self.vet(workspace)
             self._train_originals(workspace)
@@ -192,11 +193,17 @@ class Experiment(ABC, Generic[R]):
             )
             return self.report(workspace, design, measured)
 
+    def _check_trainable(self) -> None:
+        """Raise InvalidInput where this trains models and the study has a given one."""
+        if self.originals() and self.study.untrainable:
+            raise InvalidInput(self.study.untrainable)
+
     def vet(self, workspace: Workspace) -> None:
         """Try what can be tried before anything is trained."""
 
     def design(self, workspace: Workspace, *, ahead: bool = False) -> Design:
         """Which models, which observations, which rows. Trains and scores what it needs, unless ``ahead``."""
+        self._check_trainable()
         queries, controls = self.asked(workspace, ahead=ahead)
         chosen = self.comparisons(workspace, queries, controls, ahead=ahead)
         complete = not ahead or load_queries(workspace.store).keys() >= {query.id for query in queries}

@@ -33,7 +33,7 @@ from bench.records.names import MethodName
 from bench.records.store import Store, write_whole
 from bench.registry import floors as every_floor
 from bench.registry import label_of, named, tuned
-from bench.report import floors, summary
+from bench.report import floors, query_overlap, summary
 from bench.report.shown import Report, Table, as_markdown
 from bench.report.truth import Truth
 
@@ -58,6 +58,7 @@ class RunReport(Report):
         failures: methods that failed, with the reason.
         failed_trainings: reasons of the trainings that failed, by the model's key.
         damage: what was set aside in the folder, in words.
+        overlap: what the top images of different queries have in common, in words.
     """
 
     frame: pd.DataFrame
@@ -73,6 +74,7 @@ class RunReport(Report):
     failures: dict[str, str]
     failed_trainings: dict[str, str]
     damage: list[str]
+    overlap: list[str]
 
     def tables(self) -> list[Table]:
         """The means over queries, those in each group of queries, and the carriers found where they are known."""
@@ -85,6 +87,7 @@ class RunReport(Report):
         skipped = {**self.skipped, **self.skipped_metrics}
         return [
             *self.truth.notes(),
+            *self.overlap,
             *(f"skipped {name}: {why}" for name, why in skipped.items()),
             *self.damage,
             *(f"{method}: {facts['tuned_on']}" for method, facts in self.manifest["methods"].items()),
@@ -330,6 +333,7 @@ def written(
             failures={**design.chosen.failures, **measured.failed_metrics},
             failed_trainings=_failed_trainings(workspace, measured),
             damage=[*workspace.store.damage],
+            overlap=query_overlap.notes(tops, design.queries, ks, len(study.dataset)),
         )
         table = store.path(folder.TABLE)
         write_whole(table, "\n".join(map(as_markdown, report.tables())).encode())

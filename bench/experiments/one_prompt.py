@@ -69,7 +69,7 @@ def attribute(
         raise InvalidInput(f"--seed: a whole number of at most {LARGEST_SEED} is expected.")
     if not 0 < top <= len(dataset):
         raise InvalidInput(f"--top {top}: give a number between 1 and {len(dataset)}.")
-    if not prompt.strip():
+    if not prompt.strip() and set(dataset.captions) != {""}:
         raise InvalidInput("--prompt is empty: say what to generate, such as 'a photo of a bag'.")
     text_encoder(workspace.study.model.text_encoder, workspace.study.model.num_tokens).tokens(prompt)
     region = None if box is None else workspace.study.region(box)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from bench.experiments.leave_k_out import Run, RunReport
 from bench.experiments.workspace import Workspace
 from bench.records.rows import BASELINE, labels
 from bench.records.store import write_whole
-from bench.registry import TUNED_FILE, methods
+from bench.registry import methods, tuned_file
 from bench.report.shown import Report, Table
 from bench.report.summary import summarize
 from bench.report.truth import EVERY, Truth
@@ -54,10 +53,9 @@ class Tuned(Report):
         return [best, *([f"kept in {self.kept_in}"] if self.kept_in else [])]
 
     def save(self, study: str) -> Path:
-        """Keep the settings in tuned.json beside the method's file, where every later run finds them."""
-        source = sys.modules[type(self.best).__module__].__file__
-        assert source is not None
-        path = Path(source).with_name(TUNED_FILE)
+        """Keep the settings where every later run finds them: ``bench.registry.tuned_file``."""
+        path = tuned_file(type(self.best), study)
+        assert path is not None
         everything = json.loads(path.read_text()) if path.exists() else {}
         is_variant = ":" in self.name  # keeps every setting: what is left out is as tuned for the method
         defaults = methods.create(self.name).settings()

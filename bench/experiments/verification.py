@@ -228,10 +228,14 @@ def verify(
     device: str = "cpu",
     tolerance: float = TOLERANCE,
     progress: Progress | None = None,
+    study: Study | None = None,
 ) -> Verdicts:
-    """Recompute ``rows`` of the results folder ``folder``, which belong to one query and one retrained model."""
+    """Recompute ``rows`` of the results folder ``folder``, which belong to one query and one retrained model.
+
+    ``study`` is needed where it is a user's own.
+    """
     with tempfile.TemporaryDirectory(prefix="bench-verify-") as fresh:
-        return _verified(folder, rows, Path(fresh), device, tolerance, progress)
+        return _verified(folder, rows, Path(fresh), device, tolerance, progress, study)
 
 
 def verify_sample(
@@ -242,6 +246,7 @@ def verify_sample(
     device: str = "cpu",
     tolerance: float = TOLERANCE,
     progress: Progress | None = None,
+    study: Study | None = None,
 ) -> Verdicts:
     """Recompute the rows of ``count`` removals drawn by chance; a new draw each time unless ``seed`` is given.
 
@@ -254,7 +259,7 @@ def verify_sample(
     with tempfile.TemporaryDirectory(prefix="bench-verify-") as fresh:
         for rows in removals:
             try:
-                found += _verified(folder, rows, Path(fresh), device, tolerance, progress).rows
+                found += _verified(folder, rows, Path(fresh), device, tolerance, progress, study).rows
             except BenchError as error:
                 first = rows.to_dict("records")[0]
                 failures.append(f"{_label(first)}, {first['query']}, K = {first['k']}: {error}")
@@ -262,7 +267,13 @@ def verify_sample(
 
 
 def _verified(
-    folder: Path, rows: pd.DataFrame, fresh: Path, device: str, tolerance: float, progress: Progress | None
+    folder: Path,
+    rows: pd.DataFrame,
+    fresh: Path,
+    device: str,
+    tolerance: float,
+    progress: Progress | None,
+    own: Study | None,
 ) -> Verdicts:
     """``verify`` in the folder ``fresh``, where only models of earlier verifications may lie."""
     records = [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
@@ -278,7 +289,7 @@ def _verified(
                 "(another version, or other weights): values cannot be compared."
             )
     experiment = Verification(
-        study=study_of(folder, records[0]["study_digest"]), metrics=chosen, results=fresh, device=device,
+        study=study_of(folder, records[0]["study_digest"], own), metrics=chosen, results=fresh, device=device,
         published=folder, records=records, tolerance=tolerance,
     )  # fmt: skip
     return experiment.execute(progress)
@@ -290,8 +301,8 @@ def _usual_size(published: pd.DataFrame, row: dict[str, Any]) -> float:
     return float(published.loc[alike, "value"].abs().mean())
 
 
-def study_of(folder: Path, digest: str) -> Study:
-    """The study of the folder, if this code still makes the version ``digest`` of it."""
+def study_of(folder: Path, digest: str, own: Study | None = None) -> Study:
+    """The study of the folder, if this code still makes the version ``digest`` of it; ``own`` where it is a user's."""
     try:
         record = read_json(folder / names.STUDY)
     except FileNotFoundError:
@@ -300,9 +311,12 @@ def study_of(folder: Path, digest: str) -> Study:
         ) from None
     if not isinstance(record, dict) or not isinstance(record.get("parts"), dict) or "seed" not in record["parts"]:
         raise DamagedArtifact(f"{folder / names.STUDY} has no parts.")
-    if record["name"] not in STUDIES:
-        raise InvalidInput(f"{folder} is of study '{record['name']}', which is not one of {', '.join(STUDIES)}.")
-    the_study = replace(study(record["name"]), seed=record["parts"]["seed"])
+    if own is None and record["name"] not in STUDIES:
+        raise InvalidInput(
+            f"{folder} is of study '{record['name']}', which is not one of {', '.join(STUDIES)}: if it is one of your "
+            "own, name its file with --study."
+        )
+    the_study = replace(own or study(record["name"]), seed=record["parts"]["seed"])
     if the_study.digest != digest:
         raise InvalidInput(
             f"The row is of version {digest} of study '{record['name']}'; this code makes version "

@@ -20,7 +20,7 @@ from bench.diffusion.autoencoder import Autoencoder
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.queries import Query, QuerySpec, load_queries, save_queries, synthesize
 from bench.diffusion.training import Training, TrainingJob
-from bench.errors import DamagedArtifact, ResultsFolderError, TrainingFailed, Unavailable
+from bench.errors import DamagedArtifact, InvalidInput, ResultsFolderError, TrainingFailed, Unavailable
 from bench.experiments.evaluation import evaluation_seed
 from bench.experiments.scoring import Scores, is_scored, score
 from bench.experiments.selection import top_k
@@ -110,7 +110,7 @@ class Workspace:
     @cached_property
     def ledger(self) -> Ledger:
         """All trained models."""
-        return self.engine.ledger(note=self.progress.say)
+        return self.engine.ledger(note=self.progress.say, on_encode=partial(self.progress.advance, "encode the data"))
 
     @cached_property
     def row_of(self) -> dict[str, int]:
@@ -137,6 +137,8 @@ class Workspace:
         missing = [request for request in due if request.job not in failures]
         progress, steps = self.progress, self.study.recipe.num_steps
         done = {i: 0 for i, request in enumerate(missing) if not self.ledger.is_trained(request.job)}
+        if done and self.study.untrainable:
+            raise InvalidInput(self.study.untrainable)
         here = len(missing) - len(done)
         again = sum(bool(self.ledger.observed(missing[index].job)[1]) for index in done)
         progress.say(

@@ -37,12 +37,12 @@ class BenchGroup(click.Group):
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         """Note --debug before anything is done that may go wrong."""
-        context.meta[DEBUG] = "--debug" in args
+        context.meta[DEBUG] = "--debug" in args or context.meta.get(DEBUG, False)
         return super().parse_args(context, args)
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         """Every command takes --debug."""
-        if not isinstance(cmd, BenchGroup):  # which has it
+        if not isinstance(cmd, BenchGroup):  # a group of ours has it
             cmd.params.append(_debug_option())
         super().add_command(cmd, name)
 

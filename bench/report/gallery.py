@@ -98,7 +98,7 @@ def gallery(
         own = by_query.get((name, queries[name].digest))
         if own is not None:
             image = seen.regeneration(original, queries[name])
-            image = _decoded(queries[name], record) if image is None else image
+            image = _decoded(queries[name], study, record) if image is None else image
             found = _of_query(store, queries[name], own, image, seen, order)
             known = rare_parts(found.prompt, queries[name].seed) if study.dataset.parts else ()
             shown.append(replace(found, rare=known, group=study.group(queries[name])))
@@ -167,10 +167,10 @@ def _top(store: Store, method: str, digest: str, query: Query, notes: list[str])
         return ()
 
 
-def _decoded(query: Query, record: Mapping[str, Any]) -> Tensor | None:
+def _decoded(query: Query, study: Study, record: Mapping[str, Any]) -> Tensor | None:
     """The query's image from its latent, where this code has the same autoencoder."""
     try:
-        decoder = autoencoder(record["parts"]["model"].get("autoencoder") or "identity")
+        decoder = autoencoder(study.model.autoencoder)
     except (OSError, KeyError, BenchError):
         return None
     same = decoder.digest == record["parts"].get("autoencoder")

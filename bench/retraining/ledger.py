@@ -26,12 +26,14 @@ from bench.data.dataset import places_of
 from bench.diffusion.fine_tuning import Start, Tuning
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.observations import Observation
+from bench.diffusion.pipelines import unet_state
 from bench.diffusion.queries import Query
 from bench.diffusion.stacking import train_stacked
 from bench.diffusion.training import Trainer, TrainingData, TrainingJob, TrainingRun, train_together
 from bench.errors import (
     BenchError,
     DamagedArtifact,
+    InvalidInput,
     MetricFailed,
     PluginFailed,
     TrainingFailed,
@@ -89,6 +91,7 @@ class Ledger:
         size_limit_mib: trained models beyond it are deleted, the oldest first; their observations stay.
         workers: how many processes such as this one train side by side; kept with the times, which depend on it.
         should_stop: asked after each step; True leaves a checkpoint and raises KeyboardInterrupt.
+        on_encode: told how much of D is encoded, and how much there is.
         trainer: steps the trainings; by default what the recipe asks for.
         most_deaths: a model that so many processes in a row died of, without a new checkpoint, is not tried
             again; None for no such limit.
@@ -105,6 +108,7 @@ class Ledger:
         size_limit_mib: float = 1024.0,
         workers: int = 1,
         should_stop: Callable[[], bool] = lambda: False,
+        on_encode: Callable[[int, int], None] = lambda done, total: None,
         trainer: Trainer | None = None,
         most_deaths: int | None = None,
     ) -> None:
@@ -113,7 +117,7 @@ class Ledger:
         self.on_controls = frozenset(on_controls)
         self.size_limit_mib = size_limit_mib
         self.workers = workers
-        self.should_stop = should_stop
+        self.should_stop, self.on_encode = should_stop, on_encode
         self.trainer = trainer or (train_stacked if study.recipe.stack > 1 else train_together)
         self.most_deaths = most_deaths
         self._data: TrainingData | None = None
@@ -135,10 +139,10 @@ class Ledger:
         place = self.store.path(*folder.encoded(name))
         with self.store.lock(f"encoded-{name}"):
             try:
-                return TrainingData.kept(place, source, model)
+                return TrainingData.kept(place, source, model, self.on_encode)
             except DamagedArtifact as error:
                 self.store.set_aside(place, str(error))
-                return TrainingData.kept(place, source, model)
+                return TrainingData.kept(place, source, model, self.on_encode)
 
     def key(self, job: TrainingJob) -> str:
         """Names the model that ``job`` trains."""
@@ -157,7 +161,7 @@ class Ledger:
 
     def is_trained(self, job: TrainingJob) -> bool:
         """Whether the model's weights are here."""
-        return self._model_path(job).exists()
+        return self._model_path(job).exists() or (bool(self.study.given) and job == TrainingJob((), self.study.seed))
 
     def observed(self, job: TrainingJob) -> tuple[dict[str, Tensor], dict[str, str]]:
         """What is kept of a model: tensors (see ``Query.observed_as``), and facts about its training."""
@@ -333,6 +337,8 @@ class Ledger:
 
     def _load(self, job: TrainingJob) -> DiffusionModel | None:
         found = self.store.tensors(*folder.model(self.key(job)))
+        if found is None and job == TrainingJob((), self.study.seed) and self.study.given:
+            found = unet_state(self.study.given), {}
         if found is None:
             return None
         return DiffusionModel(self.study.model, seed=job.seed, device=self.device).load(found[0])
@@ -358,6 +364,8 @@ class Ledger:
 
     def _run(self, job: TrainingJob) -> TrainingRun:
         """The training of ``job``, from its checkpoint where there is one."""
+        if self.study.given:
+            raise InvalidInput(self.study.untrainable)
         how = self.study.fine_tuning
         tuning = Tuning.on(how, self.study.dataset) if how else None
         run = TrainingRun(self.study.model, self.data, self.study.recipe, job, device=self.device, tuning=tuning)
