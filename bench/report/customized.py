@@ -157,7 +157,8 @@ def table_of(found: pd.DataFrame) -> Table:
         cells = []
         for group in GROUPS:
             part = found[found["group"] == group]
-            cells += [f"{part[name].mean():.3f}" if len(part) else "–", "" if name == "chance" else "1.000"]
+            most = part.loc[part["models"].idxmax(), name] if len(part) else float("nan")
+            cells += [_cell(most, float("nan")) if len(part) else "–", "" if name == "chance" else "1.000"]
         lines.append([name, *cells, "", ""])
     return head, lines
 
