@@ -20,7 +20,10 @@ SETTINGS = {
     "das": {"timestep_stride": 500},
 }
 FEW = {"projection_dim": 64, "num_timesteps": 2, "num_query_draws": 4, "regularization": 0.1}
-WITH_REGIONS = ["d_trak", "das", "journey_trak", "nda", "ours", "ours_ekfac", "pixel", "trak"]
+WITH_REGIONS = [
+    "d_trak", "das", "datainf", "ekfac_influence", "journey_trak", "mucs", "nda", "ours", "ours_ekfac", "pixel", "retrac",
+    "trak",
+]  # fmt: skip
 
 
 def quick(name):
@@ -93,7 +96,7 @@ def test_the_loss_inside_is_the_mean_under_the_mask(model, queries):
 
 
 def test_these_methods_have_regions_and_no_others():
-    assert [method.name for method in methods if method.honours_regions] == sorted([*WITH_REGIONS, "carriers"])
+    assert [method.name for method in methods if method.honours_regions] == sorted([*WITH_REGIONS, "carriers", "magic"])
 
 
 def test_the_ceiling_names_carriers_of_what_lies_in_the_box(context, queries):

@@ -73,7 +73,8 @@ def own_registry(monkeypatch):
 def expected(tmp_path_factory):
     """The models of an undisturbed run, by key."""
     ledger = Ledger(study("tiny"), Store(tmp_path_factory.mktemp("alone")), device=torch.device("cpu"), observations=[])
-    return {ledger.key(job): ledger.model(job).state() for job in JOBS}
+    with compute_threads(1):
+        return {ledger.key(job): ledger.model(job).state() for job in JOBS}
 
 
 @pytest.fixture

@@ -90,8 +90,8 @@ def rank_agreement(one: pd.DataFrame, other: pd.DataFrame, *, seed: int = 0) -> 
     tables = [table.to_numpy(float) for table in (one, other)]
 
     def rho(samples: Iterable[np.ndarray]) -> float:
-        with np.errstate(invalid="ignore"):
-            means = [np.nanmean(sample, 0) for sample in samples]
+        with np.errstate(invalid="ignore"):  # a method that no drawn query has
+            means = [np.nansum(sample, 0) / (~np.isnan(sample)).sum(0) for sample in samples]
         known = ~np.isnan(np.stack(means)).any(0)
         return float(stats.spearmanr(means[0][known], means[1][known]).statistic)
 
