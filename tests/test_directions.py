@@ -51,7 +51,7 @@ def test_datainf_is_the_mean_of_explicit_inverses_layer_by_layer(context, querie
             along = (flat @ v / flat.square().sum(1))[:, None] * flat
             solved = along / (added + flat.square().sum(1))[:, None] + (v - along) / added
             torch.testing.assert_close(
-                direction[name].flatten(), solved.mean(0), rtol=1e-3, atol=3e-3 * float(v.norm())
+                direction[name].flatten(), solved.mean(0), rtol=1e-2, atol=1e-3 * float(v.norm())
             )
 
 

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from bench.diffusion.training import TrainingJob
 from bench.errors import EngineStopped, InvalidInput, ResultsFolderError, UnknownName
 from bench.experiments.workspace import Workspace
+from bench.foundation.machine import compute_threads
 from bench.records import folder
 from bench.records.store import Store, read_tensors
 from bench.registry import methods, metrics
