@@ -190,3 +190,13 @@ def test_an_unknown_name_lists_all():
     empty: Registry = Registry("method", "no.such.group")
     with pytest.raises(UnknownName, match="Known: none"):
         empty.get("x")
+
+
+def test_an_interruption_before_the_command_is_no_failure(monkeypatch):
+    def interrupted(*arguments, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(main), "make_context", interrupted)
+    done = CliRunner().invoke(main, ["list"])
+    assert done.exit_code == 75
+    assert "interrupted" in done.output

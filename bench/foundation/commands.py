@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import traceback
 import warnings
@@ -45,6 +46,21 @@ class BenchGroup(click.Group):
         if not isinstance(cmd, BenchGroup):  # a group of ours has it
             cmd.params.append(_debug_option())
         super().add_command(cmd, name)
+
+    def main(self, *arguments: Any, standalone_mode: bool = True, **named: Any) -> Any:
+        """As click's, but for a Ctrl-C just before or after the command: it is an interruption, not a failure."""
+        run: Callable[..., Any] = super().main
+        if not standalone_mode:
+            return run(*arguments, standalone_mode=False, **named)
+        try:
+            code = run(*arguments, standalone_mode=False, **named)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except (click.Abort, KeyboardInterrupt):
+            text, code = _ending(KeyboardInterrupt())
+            click.echo(f"bench: {text}", err=True)
+        sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, context: click.Context) -> Any:
         """Run the command; the one place where errors become exit codes."""
