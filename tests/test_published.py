@@ -155,7 +155,8 @@ def test_the_readme_says_of_faces_what_the_rows_say():
     text = (ROOT / "README.md").read_text()
     table = next(part for part in text.split("\n\n") if part.startswith("| method | loss change, mean"))
     lines = cells_of(table)[2:]
-    assert {line[0].split()[0] for line in lines} == set(values["loss_change"])
+    counts = values["loss_change"].notna().sum()
+    assert {line[0].split()[0] for line in lines} == set(counts[counts == counts.max()].index)  # those of all queries
     for name, mean, apart, on_named, on_unnamed, lost, found, named, unnamed, _ in lines:
         own = values["loss_change"][name.split()[0]].dropna()
         for said, which in ((on_named, "named"), (on_unnamed, "unnamed")):
