@@ -1087,7 +1087,6 @@ def test_fifty_kills_lose_nothing(tmp_path):
         pd.testing.assert_frame_equal(found.drop(columns=columns), expected.drop(columns=columns))
         assert not doctor.examine(root).damages
         assert not list(root.rglob(".*.part"))
-        if len(endings) >= 50:
+        if sum(code != 0 for code in endings) >= 50:  # a signal to a process that had ended its work does not count
             break
     assert set(endings) <= {0, 75, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}, endings
-    assert endings.count(0) < 5

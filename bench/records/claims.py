@@ -253,8 +253,11 @@ def _keep_alive(claim: Claim) -> None:
 
 
 def _beat() -> None:
+    interval = heartbeat()
     while True:
-        time.sleep(heartbeat())
+        time.sleep(interval)
+        with suppress(InvalidInput):  # whoever asks for it next says so; the heart goes on as it was
+            interval = heartbeat()
         for claim in list(_beating.values()):
             with suppress(OSError):  # the file system is away for a moment: the next beat tries again
                 claim.beat()
