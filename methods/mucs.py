@@ -30,10 +30,11 @@ from torch import Tensor, nn
 
 from bench.attribution.gradients import differentiable_copy
 from bench.attribution.shared_noise import null_losses, shared_noise_losses
+from bench.attribution.sides import check_flips, over_sides
 from bench.contracts import AttributionContext, Method
 from bench.diffusion.queries import Query
-from bench.diffusion.selections import WEIGHT_SELECTIONS, select_weights
-from bench.errors import InvalidInput, UnknownName
+from bench.diffusion.selections import check_selection, select_weights
+from bench.errors import InvalidInput
 from bench.foundation import seeds
 from bench.foundation.digests import digest_of
 from bench.foundation.machine import parallel
@@ -76,10 +77,8 @@ class Mucs(Method):
     flips: str = "max"
 
     def __post_init__(self) -> None:
-        if self.flips not in ("max", "mean"):
-            raise InvalidInput(f"{self.name}: flips='{self.flips}'; expected max or mean.")
-        if self.weights not in WEIGHT_SELECTIONS:
-            raise UnknownName("selection of weights", self.weights, WEIGHT_SELECTIONS)
+        check_flips(self.name, self.flips)
+        check_selection(self.weights)
         counts, rates = min(self.batch_size, self.num_noises), (self.ascent_weight, self.learning_rate)
         if counts < 1 or self.max_steps < 0 or not all(0 <= rate < math.inf for rate in rates):
             raise InvalidInput(f"mucs: {self}: counts of 1 or more, and rates and weights of 0 or more are expected.")
@@ -105,7 +104,7 @@ class Mucs(Method):
         unlearned = parallel(lambda query: self.unlearn(context, query, null), queries)
         skews = [skew(before, losses(unet)) for unet in unlearned]
         sides = torch.stack(skews).float()
-        return sides.amax(-1) if self.flips == "max" else sides.mean(-1)
+        return over_sides(sides, self.flips)
 
     def unlearn(self, context: AttributionContext, query: Query, null: Float[Tensor, " timesteps"]) -> nn.Module:
         """θ_−ẑ."""

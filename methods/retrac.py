@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from bench.attribution.directions import layer_products, squared_norms, sum_over_layers
 from bench.attribution.gradients import Gradients
 from bench.attribution.influence import Rows, keyed_rows, over_samples
+from bench.attribution.sides import check_flips, over_sides
 from bench.contracts import AttributionContext, Method
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.queries import Query
-from bench.diffusion.selections import WEIGHT_SELECTIONS
-from bench.errors import InvalidInput, Unavailable, UnknownName
+from bench.diffusion.selections import check_selection
+from bench.errors import InvalidInput, Unavailable
 from bench.registry import register_method
 
 TINY = 1e-30
@@ -60,10 +61,8 @@ class Retrac(Method):
     flips: str = "max"
 
     def __post_init__(self) -> None:
-        if self.flips not in ("max", "mean"):
-            raise InvalidInput(f"{self.name}: flips='{self.flips}'; expected max or mean.")
-        if self.weights not in WEIGHT_SELECTIONS:
-            raise UnknownName("selection of weights", self.weights, WEIGHT_SELECTIONS)
+        check_flips(self.name, self.flips)
+        check_selection(self.weights)
         if min(self.num_checkpoints, self.num_timesteps, self.num_query_noises) < 1:
             raise InvalidInput(f"{self.name}: {self}: counts of 1 or more are expected.")
 
@@ -73,7 +72,7 @@ class Retrac(Method):
         for model, share in self.checkpoints(context):
             total += share * self.alignments(context, model, queries)
         sides = total.float()
-        return sides.amax(-1) if self.flips == "max" else sides.mean(-1)
+        return over_sides(sides, self.flips)
 
     def checkpoints(self, context: AttributionContext) -> list[tuple[DiffusionModel, float]]:
         """Models on the way of the training, and their shares of the learning rates."""

@@ -20,11 +20,12 @@ from torch import Tensor
 
 from bench.attribution.gradients import Gradients
 from bench.attribution.influence import checked, image_rows, over_samples
+from bench.attribution.sides import check_flips, over_sides
 from bench.attribution.unlearning import query_gradient
 from bench.contracts import AttributionContext, Method
 from bench.diffusion.queries import Query
-from bench.diffusion.selections import WEIGHT_SELECTIONS
-from bench.errors import InvalidInput, UnknownName
+from bench.diffusion.selections import check_selection
+from bench.errors import InvalidInput
 
 T = TypeVar("T")
 
@@ -50,10 +51,8 @@ class DirectionMethod(Method, ABC):
     flips: str = "max"
 
     def __post_init__(self) -> None:
-        if self.flips not in ("max", "mean"):
-            raise InvalidInput(f"{self.name}: flips='{self.flips}'; expected max or mean.")
-        if self.weights not in WEIGHT_SELECTIONS:
-            raise UnknownName("selection of weights", self.weights, WEIGHT_SELECTIONS)
+        check_flips(self.name, self.flips)
+        check_selection(self.weights)
         if min(self.num_timesteps, self.num_query_draws) < 1 or not 0 < self.damping < float("inf"):
             raise InvalidInput(
                 f"{self.name}: {self}: num_timesteps and num_query_draws of 1 or more, a damping above 0 are expected."
@@ -74,7 +73,7 @@ class DirectionMethod(Method, ABC):
 
         found = checked(torch.cat(self.over_images(context, products), 1).T).T
         sides = (found / self.num_timesteps).view(len(queries), len(context.dataset), 2).float()
-        return sides.amax(-1) if self.flips == "max" else sides.mean(-1)
+        return over_sides(sides, self.flips)
 
     def over_images(self, context: AttributionContext, visit: Callable[[Tensor, Gradients], T]) -> list[T]:
         """What ``visit`` makes of the summed gradients of some sides of images after the others, in their order."""

@@ -38,12 +38,13 @@ from bench.attribution.gradients import (
     per_sample_gradients,
 )
 from bench.attribution.projection import Projection, check_projection
+from bench.attribution.sides import check_flips, over_sides
 from bench.contracts import AttributionContext, Method
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.queries import Query
 from bench.diffusion.regions import Region, inside
-from bench.diffusion.selections import WEIGHT_SELECTIONS, select_weights
-from bench.errors import InvalidInput, MethodFailed, UnknownName
+from bench.diffusion.selections import check_selection, select_weights
+from bench.errors import InvalidInput, MethodFailed
 from bench.foundation import seeds
 from bench.foundation.digests import digest_of
 from bench.foundation.machine import active_threads, parallel
@@ -310,10 +311,8 @@ class InfluenceMethod(Method, ABC):
 
     def __post_init__(self) -> None:
         check_projection(self.projection, self.projection_dim)
-        if self.weights not in WEIGHT_SELECTIONS:
-            raise UnknownName("selection of weights", self.weights, WEIGHT_SELECTIONS)
-        if self.flips not in ("max", "mean"):
-            raise InvalidInput(f"{self.name}: flips='{self.flips}'; expected max or mean.")
+        check_selection(self.weights)
+        check_flips(self.name, self.flips)
         if min(self.num_timesteps, self.num_query_draws, self.num_models) < 1:
             raise InvalidInput(f"{self.name}: num_timesteps, num_query_draws and num_models of 1 or more are expected.")
         if not 0 <= self.regularization < math.inf:
@@ -328,7 +327,7 @@ class InfluenceMethod(Method, ABC):
         for member, model in enumerate(context.ensemble(self.num_models)):
             total += self.member_scores(context, member, model, queries)
         mean = (total / self.num_models).float()
-        return mean.amax(-1) if self.flips == "max" else mean.mean(-1)
+        return over_sides(mean, self.flips)
 
     def member_scores(
         self, context: AttributionContext, member: int, model: DiffusionModel, queries: Sequence[Query]

@@ -26,11 +26,12 @@ from torch import Tensor, nn
 
 from bench.attribution.gradients import Gradients, differentiable_copy
 from bench.attribution.kept_losses import kept_losses
+from bench.attribution.sides import check_flips, over_sides
 from bench.contracts import AttributionContext, Method
 from bench.diffusion.losses import image_loss_maps, strided_timesteps, training_set_losses
 from bench.diffusion.queries import Query
-from bench.diffusion.selections import WEIGHT_SELECTIONS, select_weights
-from bench.errors import InvalidInput, MethodFailed, UnknownName
+from bench.diffusion.selections import check_selection, select_weights
+from bench.errors import InvalidInput, MethodFailed
 from bench.foundation import seeds
 from bench.foundation.machine import parallel
 
@@ -76,10 +77,8 @@ class Unlearning(Method):
     flips: str = "max"
 
     def __post_init__(self) -> None:
-        if self.flips not in ("max", "mean"):
-            raise InvalidInput(f"{self.name}: flips='{self.flips}'; expected max or mean.")
-        if self.weights not in WEIGHT_SELECTIONS:
-            raise UnknownName("selection of weights", self.weights, WEIGHT_SELECTIONS)
+        check_flips(self.name, self.flips)
+        check_selection(self.weights)
         numbers = (self.num_steps, self.num_fisher_draws, self.num_gradient_draws, self.timestep_stride)
         if min(numbers) < 1 or min(self.damping, self.query_rise) < 0:
             raise InvalidInput(
@@ -106,7 +105,7 @@ class Unlearning(Method):
             seed=context.seed, progress=context.progress,
         )  # fmt: skip
         rise = (after - before).mean(-1)
-        return rise.amax(-1) if self.flips == "max" else rise.mean(-1)
+        return over_sides(rise, self.flips)
 
     def timesteps(self, context: AttributionContext) -> list[int]:
         """At which losses are compared."""

@@ -26,8 +26,8 @@ from torch.nn.utils import parametrize
 from bench.data.captions import WORD
 from bench.data.source import DataSource
 from bench.diffusion.model import DiffusionModel
-from bench.diffusion.selections import WEIGHT_SELECTIONS, select_weights
-from bench.errors import InvalidInput, UnknownName
+from bench.diffusion.selections import check_selection, select_weights
+from bench.errors import InvalidInput
 from bench.foundation import seeds
 from bench.foundation.digests import tensors_digest
 
@@ -93,8 +93,7 @@ class FineTuning:
     exemplar_share: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.weights not in WEIGHT_SELECTIONS:
-            raise UnknownName("selection of weights", self.weights, WEIGHT_SELECTIONS)
+        check_selection(self.weights)
         if self.rank < 0 or self.word_rate <= 0 or not 0 < self.exemplar_share <= 1:
             raise InvalidInput(
                 f"Fine-tuning with rank={self.rank}, word_rate={self.word_rate}, exemplar_share={self.exemplar_share}: "
