@@ -1,9 +1,9 @@
-"""Write the tables of the README anew from the published boards.
+"""Write the table of `faces` in the README and that of `fashion` in docs/findings.md from the published boards.
 
 Usage: python docs/tables.py
 
-A method stands in a table when it has as many queries as the method with the most. What each column means is told in
-the README below the table, and in docs/reading-the-leaderboard.md.
+A method stands in a table when it has as many queries as the method with the most. What each column means is told
+below the table, and in docs/reading-the-leaderboard.md.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from bench.data.face_queries import face_queries
 from bench.records.rows import labels
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
+PLACES = {"faces": (ROOT / "README.md", "## Portraits"), "fashion": (ROOT / "docs" / "findings.md", "## `fashion`")}
 BUDGET = 500
 ABLATED = ("fashion",)  # whose variants of a method stand in a figure of their own
 FLOORS = {"random": "random", "same_caption": "captions"}  # as the column "beats" names them
@@ -117,13 +117,14 @@ def table(study):
     return "\n".join("| " + " | ".join(row) + " |" for row in body).replace("| --- ", "|---").replace("|--- |", "|---|")
 
 
-def written(text):
-    """The README with both tables written anew: each is the first table below its study's heading."""
-    for study, heading in (("faces", "## Portraits"), ("fashion", "## Real photos")):
-        start = text.index("| rank |", text.index(heading))
-        text = text[:start] + table(study) + text[text.index("\n\n", start) :]
-    return text
+def written(study):
+    """A page with the table of ``study``, the first below its heading, written anew."""
+    page, heading = PLACES[study]
+    text = page.read_text()
+    start = text.index("| rank |", text.index(heading))
+    return text[:start] + table(study) + text[text.index("\n\n", start) :]
 
 
 if __name__ == "__main__":
-    README.write_text(written(README.read_text()))
+    for name, (place, _) in PLACES.items():
+        place.write_text(written(name))

@@ -1,4 +1,4 @@
-"""The published folder of ``fashion``: every file and the README's table print the same intervals."""
+"""The published folder of ``fashion``: every file and the page of findings print the same intervals."""
 
 import json
 import math
@@ -114,15 +114,15 @@ def from_summary() -> dict[tuple[str, int, str], Figures]:
     return found
 
 
-def readme_table(heading: str) -> list[list[str]]:
-    """The cells of the first table below a heading of the README."""
-    section = (ROOT / "README.md").read_text().partition(heading)[2]
+def shown_table(page: str, heading: str) -> list[list[str]]:
+    """The cells of the first table below a heading of a page."""
+    section = (ROOT / page).read_text().partition(heading)[2]
     return cells_of(next(part for part in section.split("\n\n") if part.startswith("| rank | method | loss change")))
 
 
-def from_readme() -> dict[tuple[str, int, str], Figures]:
+def from_findings() -> dict[tuple[str, int, str], Figures]:
     found = {}
-    for _, method, mean, apart, _, left, image_apart, *_ in readme_table("## Real photos")[2:]:
+    for _, method, mean, apart, _, left, image_apart, *_ in shown_table("docs/findings.md", "## `fashion`")[2:]:
         figures = {"mean": numbers(mean), "difference": numbers(apart), "left": numbers(left)}
         found["loss_change", 500, method] = {name: values for name, values in figures.items() if values}
         if values := numbers(image_apart):
@@ -130,16 +130,16 @@ def from_readme() -> dict[tuple[str, int, str], Figures]:
     return found
 
 
-@pytest.mark.parametrize("printed", [from_page, from_board_table, from_summary, from_readme, from_csv])
+@pytest.mark.parametrize("printed", [from_page, from_board_table, from_summary, from_findings, from_csv])
 def test_every_interval_is_the_one_of_the_rows_and_of_the_csv(printed):
     exact, rows, said = from_csv(), from_rows(), printed()
     assert len(said) >= 11
-    if printed is not from_readme:
+    if printed is not from_findings:
         assert said.keys() == rows.keys()
     for key, figures in said.items():
         expected = exact[key] | rows[key]
-        wanted = expected.keys() - ({"bounds"} if printed in (from_summary, from_readme) else set())
-        if printed is from_readme and key[0] != METRICS[0]:
+        wanted = expected.keys() - ({"bounds"} if printed in (from_summary, from_findings) else set())
+        if printed is from_findings and key[0] != METRICS[0]:
             wanted &= {"difference"}
         assert figures.keys() == wanted, key
         for name, values in figures.items():
@@ -157,7 +157,7 @@ def test_the_readme_says_of_faces_what_the_rows_say():
     values = {
         name: own.pivot_table(index="query", columns="method", values="value") for name, own in rows.groupby("metric")
     }
-    lines = readme_table("## Portraits")[2:]
+    lines = shown_table("README.md", "## Portraits")[2:]
     counts = values["loss_change"].notna().sum()
     assert {line[1] for line in lines} == set(counts[counts == counts.max()].index)  # those of all queries
     for _, name, mean, apart, _, on_named, on_unnamed, image_apart, lost, found, _ in lines:
@@ -173,6 +173,7 @@ def test_the_readme_says_of_faces_what_the_rows_say():
         assert found == told[3]
 
 
-def test_the_readme_s_tables_are_those_that_its_script_writes():
-    text = (ROOT / "README.md").read_text()
-    assert runpy.run_path(str(ROOT / "docs" / "tables.py"))["written"](text) == text
+@pytest.mark.parametrize("study", ["faces", "fashion"])
+def test_the_tables_of_pages_are_those_that_their_script_writes(study):
+    script = runpy.run_path(str(ROOT / "docs" / "tables.py"))
+    assert script["written"](study) == script["PLACES"][study][0].read_text()
