@@ -177,3 +177,30 @@ def test_the_readme_says_of_faces_what_the_rows_say():
 def test_the_tables_of_pages_are_those_that_their_script_writes(study):
     script = runpy.run_path(str(ROOT / "docs" / "tables.py"))
     assert script["written"](study) == script["PLACES"][study][0].read_text()
+
+
+def test_the_page_of_boxes_says_what_the_published_table_says():
+    published = cells_of((ROOT / "results" / "faces" / "localized.md").read_text())
+    page = (ROOT / "docs" / "localized.md").read_text()
+    switches = {(row[0], row[2], row[3]): row for row in published if len(row) == 10}
+    gains = {(row[0], row[2]): row for row in published if len(row) == 7}
+    share, loss = "carriers, share of the top K", "loss_change_inside"
+    found = [row for row in cells_of(page) if len(row) == 6][2:]
+    for name, on_hat, on_clothes, whole, interaction, apart in found:
+        method = name.split()[0].strip("`")
+        row = switches[share, method, "hat"]
+        assert [said for said in (on_hat, on_clothes, whole) if said] == [
+            f"{float(value):.2f}" for value in (row[4], row[5], row[6]) if value and method != "chance"
+        ] or method == "chance"
+        if interaction:
+            exact = gains[share, method]
+            for said, value in ((interaction, exact[3]), (apart, exact[4])):
+                assert numbers(said) == pytest.approx(numbers(value), abs=0.00501)
+    for part, *values, switch in [row for row in cells_of(page) if len(row) == 7][2:]:
+        row, random = switches[loss, "ours", part], switches[loss, "random", part]
+        assert [float(value) for value in values] == pytest.approx(
+            [float(value) for value in (*row[4:8], random[6])], abs=5.1e-5
+        )
+        assert numbers(switch) == pytest.approx(numbers(row[8]), abs=5.1e-5)
+    [whole] = re.findall(r"what the whole image names \((.*?)\)", page)
+    assert numbers(whole.replace("−", "-")) == pytest.approx(numbers(gains[loss, "ours"][4]), abs=5.1e-5)
