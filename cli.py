@@ -587,6 +587,46 @@ def prepare_mscoco_(file: Path, images: Path, captions: Path, pipeline: Path, sk
     _show(made)
 
 
+@main.command("train-heads")
+@plugins
+@weights_option
+@study_option
+@_folder("results/runs/STUDY")
+@device_option
+@click.option("--backbone", required=True, metavar="NAME", help="An encoder's features, or, with --teacher, 'pixel'.")
+@click.option("--teacher", type=METHOD, help="Train a head that ranks as this method does, for the method fast.")
+@settings_option
+@click.option("--out", type=FOLDER, required=True, help="The file to write, FILE.safetensors.")
+@click.option("--queries", type=int, help="To train on. [default: 20 a model; with --teacher 240]")
+@click.option("--models", type=int, help="Held-out customized models. [default: all 16]")
+@click.option("--distractors", type=int, help="Images that exemplars are told from. [default: 1000]")
+def train_heads_(study_name: str, teacher: str | None, settings: Sequence[Assigned], **given: Any) -> None:
+    """Train heads on frozen features: AbC's maps on customized models, or a head that ranks as a slow teacher.
+
+    --study customized trains maps on its held-out models. --study faces --teacher das trains the head of the method
+    fast, on queries that no board reports. Both say what is gained on what they were not trained on.
+    """
+    from bench.experiments.heads import MapperTraining, RankerTraining
+    from bench.experiments.known import board_study
+    from bench.foundation.console import console_here, progress_on
+    from bench.studies import study
+
+    own = {name: value for name, value in given.items() if value is not None}
+    made: MapperTraining | RankerTraining
+    if teacher is not None:
+        if named := [f"--{name}" for name in ("models", "distractors") if name in own]:
+            raise InvalidInput(f"{', '.join(named)}: of customized models, not of a --teacher.")
+        [chosen] = _methods([teacher], study_name, settings)
+        made = RankerTraining(study=study(study_name), teacher=chosen, **own)
+    elif (known := board_study(study_name)) and not settings:
+        made = MapperTraining(study=known, **own)
+    else:
+        raise InvalidInput("Give --study customized to train AbC's maps, or --teacher METHOD to learn how that ranks.")
+    with progress_on(console_here()) as progress:
+        found = made.execute(progress)
+    _show(found)
+
+
 @main.command("leaderboard")
 @plugins
 @study_option

@@ -15,6 +15,7 @@ from torch.nn import functional
 import bench.pretrained.encoders
 import bench.pretrained.weights
 from bench.attribution import features
+from bench.attribution.heads import Mappers
 from bench.diffusion.queries import Query
 from bench.errors import InvalidInput, Unavailable, UnknownName
 from bench.experiments.leave_k_out import Run
@@ -233,7 +234,7 @@ def test_a_converted_checkpoint_of_abc_has_the_names_that_are_read(tmp_path):
     subprocess.run([sys.executable, "-c", code, tmp_path / "published.pth", target], check=True)
     found = HEADS["abc_clip"]
     with chosen({"abc_clip": str(target)}, WEIGHTS):
-        heads = found.load(lambda: features.Heads(3))
+        heads = found.load(lambda: Mappers(3))
     assert torch.equal(heads.real_mapper.weight, states["real_mapper"]["weight"])
     assert set(read_safetensors(target)) == {f"{name}.{part}" for name in states for part in ("weight", "bias")}
 

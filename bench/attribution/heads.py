@@ -42,7 +42,7 @@ DISTRACTORS_AT_ONCE = 512
 """In a batch of the mappers."""
 QUERIES_AT_ONCE, NEAR_EACH = 16, 32
 """In a batch of the ranker: queries, and images among the first ``cutoff`` of each."""
-HIDDEN, OUTPUTS = 256, 64
+COMPONENTS, HIDDEN, OUTPUTS = 64, 256, 64
 """Of the perceptron that learns to rank."""
 FLOOR = 1e-3
 """Share of the largest standard deviation below which a component is not enlarged."""
@@ -97,6 +97,11 @@ class Ranker(nn.Module):
         """What queries and images are compared by."""
         mapped: Tensor = self.second(functional.relu(self.first(self.reduce(features))))
         return mapped
+
+
+def components(dim: int) -> int:
+    """To how many components features of ``dim`` numbers are reduced before a ranker."""
+    return min(COMPONENTS, dim - 1)
 
 
 def principal(features: Float[Tensor, "images dim"], reduced: int) -> nn.Linear:

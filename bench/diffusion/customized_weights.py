@@ -124,8 +124,8 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         loaded: Any = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InvalidInput(
-            f"{file} holds more than tensors, which would run as code when it is read; it is refused. Save the tensors "
-            f"alone, best as safetensors ({' '.join(str(error).split())[:120]}…)."
+            f"{file} is refused: it holds more than tensors, which might run as code when it is read, or it is damaged. Get "
+            "it again, or save the tensors alone, best as safetensors."
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError) as error:
         raise InvalidInput(f"{file} cannot be read as PyTorch tensors ({type(error).__name__}); get it again.") from error

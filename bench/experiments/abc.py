@@ -103,8 +103,14 @@ class AbcRun:
 
     @property
     def pipeline(self) -> Path:
-        """The folder of the pipeline that was customized."""
-        return (self.base or self.data / BASE).resolve()
+        """The folder of the pipeline that was customized; raises InvalidInput where there is none."""
+        place = (self.base or self.data / BASE).resolve()
+        if not place.is_dir():
+            raise InvalidInput(
+                f"There is no pipeline in {place}: give --base FOLDER, Stable Diffusion 1.4 as diffusers saves it "
+                "(`save_pretrained`)."
+            )
+        return place
 
     @property
     def root(self) -> Path:
@@ -126,11 +132,6 @@ class AbcRun:
     @cached_property
     def config(self) -> ModelConfig:
         """Of the model."""
-        if not self.pipeline.is_dir():
-            raise InvalidInput(
-                f"There is no pipeline in {self.pipeline}: give --base FOLDER, Stable Diffusion 1.4 as diffusers saves "
-                "it (`save_pretrained`)."
-            )
         return ModelConfig(**pipeline_settings(self.pipeline))
 
     def model(self, one: AbcModel | None = None) -> DiffusionModel:
@@ -335,7 +336,7 @@ def _seconds_of_an_evaluation(model: DiffusionModel) -> float:
 
 def _evaluations(
     method: Method, model: DiffusionModel, images: int, released: bool
-) -> tuple[float, float, float] | None:
+) -> tuple[int, int, int] | None:
     """Evaluations of the U-Net: once, for each model, for each query; None where the method is not counted so."""
     settings: Mapping[str, Any] = method.settings()
     if isinstance(method, Unlearning):

@@ -28,7 +28,11 @@ def known_run(name: str, methods: Sequence[Method], given: Mapping[str, Any]) ->
         methods: to compare.
         given: options by name; those that are None or False are not given.
     """
-    chosen = {option: value for option, value in given.items() if value not in (None, False, (), 0)}
+    chosen = {
+        option: value
+        for option, value in given.items()
+        if value is not None and value is not False and value != () and (option, value) != ("seed", 0)
+    }
     if chosen.keys() - {*OWN[name], "seed"}:
         raise InvalidInput(
             f"Study '{name}' retrains nothing: leave out options of retraining, of floors, boxes and metrics. Of use are "
