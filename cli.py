@@ -241,8 +241,8 @@ def run(dry_run: bool, **given: Any) -> None:
 
     Scores made elsewhere enter by --scores FILE --name NAME; results/README.md tells how the file must look.
 
-    With --study customized or abc nothing is removed: models were customized on known exemplars, and the table tells how
-    high each method ranks these among distractors.
+    With --study customized or abc nothing is removed: models were customized on known exemplars, and the table tells
+    how high each method ranks these among distractors.
     """
     known = _known_run(given)
     if known is None:

@@ -24,6 +24,8 @@ class AbcEfficientnet(CustomizationSimilarity):
     """Similarity in EfficientNet's features as customized models bend them."""
 
     name: ClassVar[str] = "abc_efficientnet"
-    summary: ClassVar[str] = "cosine similarity of linear maps of EfficientNet-Lite0 features trained on customized models"
+    summary: ClassVar[str] = (
+        "cosine similarity of linear maps of EfficientNet-Lite0 features trained on customized models"
+    )
     encoder: ClassVar[str] = "efficientnet"
     needs: ClassVar[str] = ENCODERS["efficientnet"].needs

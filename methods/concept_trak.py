@@ -4,7 +4,7 @@
     φ(ẑ)  = P Σ_t  unit( ∇_θ mean( sg(ε_θ(c) + s (ε_θ(c) − ε_θ(c⁻))) − ε_θ(c) )² )
     τ(ẑ, z_i) = max over flips of  φ(ẑ)ᵀ (ΦᵀΦ + λI)⁻¹ φ(z_i)
 
-with sg the stopped gradient and unit(v) = v / ‖v‖. Training images are looked at on the way of their DDIM inversion x_t,
+with sg the stopped gradient and unit(v) = v / ‖v‖. Training images are looked at on the way of their DDIM inversion,
 where g_t points to the image itself (diffusion posterior sampling towards a point); the query on the way of its own
 sampling. c⁻ is the prompt without the words that a fine-tuning learned, so that the difference is the concept V*;
 where there are none, it is the empty prompt, and the concept is the whole prompt. Reference: Park et al., arXiv
@@ -100,7 +100,9 @@ class ConceptTrak(InfluenceMethod):
         self, context: AttributionContext, member: int, model: DiffusionModel, queries: Sequence[Query]
     ) -> Float[Tensor, "queries d"]:
         """φ of every query, along its concept."""
-        made = [self.unit_gradients(context, member, model, self.concept_rows(model, query)).sum(0) for query in queries]
+        made = [
+            self.unit_gradients(context, member, model, self.concept_rows(model, query)).sum(0) for query in queries
+        ]
         return checked(torch.stack(made))
 
     def unit_gradients(
@@ -129,12 +131,16 @@ class ConceptTrak(InfluenceMethod):
         times = [number * total // (self.inversion_steps + 1) for number in range(self.inversion_steps + 1)]
         noisy, found = images, []
         for number in range(1, self.inversion_steps + 1):
-            now, later = (torch.full((len(images),), time, device=model.device) for time in times[number - 1 : number + 1])
+            now, later = (
+                torch.full((len(images),), time, device=model.device) for time in times[number - 1 : number + 1]
+            )
             with torch.no_grad():
                 noise = model.predict_noise(noisy, now, states)
                 noisy = model.noised(clean(model, noisy, noise, now), noise, later)
             if number % every == 0:
-                found.append(Rows(noisy.cpu(), states.cpu(), later.cpu(), guidance(model, noisy, later, states, images)))
+                found.append(
+                    Rows(noisy.cpu(), states.cpu(), later.cpu(), guidance(model, noisy, later, states, images))
+                )
         return found
 
     def concept_rows(self, model: DiffusionModel, query: Query) -> Rows:

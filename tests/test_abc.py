@@ -233,7 +233,9 @@ def test_a_new_word_is_what_the_pipeline_reads(home):
 
 
 def test_a_plan_says_time_and_memory(home):
-    result = bench("plan", "--study", "abc", "--data", home, "--method", "ours", "--method", "trak", "--method", "pixel")
+    result = bench(
+        "plan", "--study", "abc", "--data", home, "--method", "ours", "--method", "trak", "--method", "pixel"
+    )
     assert result.exit_code == 0, result.output
     text = " ".join(result.output.split())
     for part in ("3 models (1 object-centric, 2 style-centric) with 3 queries", "GiB", "laion_latents.npy", "hours"):

@@ -1,4 +1,4 @@
-"""Heads: what their losses are, that they learn what was planted, and that the command makes files that methods read."""
+"""Heads: what their losses are, that they learn what was planted, and that the command makes files methods read."""
 
 from dataclasses import replace
 
@@ -80,7 +80,9 @@ def test_models_of_one_class_are_no_negatives():
     assert float(pairs.detach()) == -torch.inf
     apart, same = loss(["a", "b"], exemplars[2])[0], loss(["a", "a"], exemplars[2])[0]
     assert same < apart  # two negatives less
-    assert torch.equal(allowed_pairs(["a", "b", "a"]), torch.tensor([[0, 0, -torch.inf], [0, 0, 0], [-torch.inf, 0, 0]]))
+    assert torch.equal(
+        allowed_pairs(["a", "b", "a"]), torch.tensor([[0, 0, -torch.inf], [0, 0, 0], [-torch.inf, 0, 0]])
+    )
 
 
 def test_maps_learn_what_queries_have_in_common():
@@ -190,7 +192,10 @@ def test_maps_are_trained_on_held_out_models_and_read_by_their_method(hardly, tm
         assert "frog" in file.metadata()["made"]
     with chosen({"abc_efficientnet": str(out)}, WEIGHTS):
         methods.create("abc_efficientnet").prepare()
-        assert HEADS["abc_efficientnet"].load(lambda: Mappers(1280, 64)).of_images(torch.zeros(1, 1280)).shape == (1, 64)
+        assert HEADS["abc_efficientnet"].load(lambda: Mappers(1280, 64)).of_images(torch.zeros(1, 1280)).shape == (
+            1,
+            64,
+        )
 
 
 @pytest.mark.parametrize("name", ["abc_efficientnet", "fast"])

@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -167,7 +167,9 @@ def train_mappers(
         queries = torch.stack([part[int(stream.integers(len(part)))] for part in given.queries])
         sides = [part.flatten(0, 1) for part in given.exemplars]
         exemplars = torch.stack([part[int(stream.integers(len(part)))] for part in sides])
-        drawn = others[torch.from_numpy(stream.choice(len(others), min(len(others), DISTRACTORS_AT_ONCE), replace=False))]
+        drawn = others[
+            torch.from_numpy(stream.choice(len(others), min(len(others), DISTRACTORS_AT_ONCE), replace=False))
+        ]
         loss = contrastive(head, queries, exemplars, drawn, allowed, temperature)
         away = sum(
             (mapper.weight - one).square().sum() + mapper.bias.square().sum()

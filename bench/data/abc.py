@@ -72,7 +72,7 @@ class AbcModel:
 
 
 class AbcFolder:
-    """The released data in ``root``; raises InvalidInput where something that is needed is missing or of another form."""
+    """The released data in ``root``; raises InvalidInput where something needed is missing or of another form."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -113,7 +113,7 @@ class AbcFolder:
         )
 
     def path(self, listed: str) -> Path:
-        """The file or folder that a JSON file calls ``listed``; raises InvalidInput where it is missing or elsewhere."""
+        """The file or folder that a JSON file calls ``listed``; raises InvalidInput where it is not in the data."""
         place = self.root / listed.removeprefix("dataset/")
         if not place.resolve().is_relative_to(self.root.resolve()):
             raise InvalidInput(f"'{listed}' lies outside {self.root}.")
@@ -165,9 +165,7 @@ class AbcFolder:
             raise InvalidInput(f"{place} cannot be read as JSON ({type(error).__name__}: {error}).") from error
 
 
-def images_of(
-    name: str, files: Sequence[Path], ids: Sequence[str], captions: Sequence[str], size: int
-) -> Dataset:
+def images_of(name: str, files: Sequence[Path], ids: Sequence[str], captions: Sequence[str], size: int) -> Dataset:
     """The middle squares of ``files``, ``size`` pixels wide, as a data set.
 
     Raises InvalidInput where one cannot be read.

@@ -128,7 +128,9 @@ def _tensors(file: Path) -> dict[str, Tensor]:
             "it again, or save the tensors alone, best as safetensors."
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise InvalidInput(f"{file} cannot be read as PyTorch tensors ({type(error).__name__}); get it again.") from error
+        raise InvalidInput(
+            f"{file} cannot be read as PyTorch tensors ({type(error).__name__}); get it again."
+        ) from error
     if not isinstance(loaded, dict):
         raise InvalidInput(f"{file} holds a {type(loaded).__name__}; a dictionary of tensors is expected.")
     found = {name: value for name, value in loaded.items() if value != {} or isinstance(value, Tensor)}

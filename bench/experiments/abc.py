@@ -334,9 +334,7 @@ def _seconds_of_an_evaluation(model: DiffusionModel) -> float:
     return took
 
 
-def _evaluations(
-    method: Method, model: DiffusionModel, images: int, released: bool
-) -> tuple[int, int, int] | None:
+def _evaluations(method: Method, model: DiffusionModel, images: int, released: bool) -> tuple[int, int, int] | None:
     """Evaluations of the U-Net: once, for each model, for each query; None where the method is not counted so."""
     settings: Mapping[str, Any] = method.settings()
     if isinstance(method, Unlearning):
@@ -402,5 +400,3 @@ class AbcPlan(Report):
             f"an evaluation of the U-Net takes {self.evaluation:.3g} s here",
             *(f"skipped {name}: {why}" for name, why in self.skipped.items()),
         ]
-
-

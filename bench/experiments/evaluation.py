@@ -97,9 +97,7 @@ def evaluate(
     ]
 
 
-def facts_of(
-    study: str, study_digest: str, query: Query, method_digest: str, score_seconds: float
-) -> dict[str, Any]:
+def facts_of(study: str, study_digest: str, query: Query, method_digest: str, score_seconds: float) -> dict[str, Any]:
     """What every row tells of the query that was scored, by the names of its columns."""
     return {
         "study": study, "study_digest": study_digest, "method_digest": method_digest, "query": query.id,

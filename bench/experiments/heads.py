@@ -26,7 +26,15 @@ from bench.attribution.features import (
     backbone_weights,
     cosines,
 )
-from bench.attribution.heads import CustomizedFeatures, Mappers, Ranker, components, principal, train_mappers, train_ranker
+from bench.attribution.heads import (
+    CustomizedFeatures,
+    Mappers,
+    Ranker,
+    components,
+    principal,
+    train_mappers,
+    train_ranker,
+)
 from bench.contracts import AttributionContext, Method
 from bench.data.customizations import HELD_OUT, NOISES
 from bench.diffusion.queries import QuerySpec
@@ -167,8 +175,8 @@ class MapperTraining:
             head=("features", "Recall@10", "mAP"),
             lines=lines,
             about=[
-                f"{len(given.classes)} held-out models, {run.queries} queries each, {self.distractors} distractors; mean "
-                "± 1 SE, the model as unit",
+                f"{len(given.classes)} held-out models, {run.queries} queries each, {self.distractors} distractors; "
+                "mean ± 1 SE, the model as unit",
                 f"mAP gained: {gain.mean:.3f} [{gain.low:.3f}, {gain.high:.3f}]; temperature {best[0]}, regularization "
                 f"{best[1]}, the best of {len(tried)} settings in {FOLDS} folds",
             ],
@@ -312,7 +320,7 @@ class RankerTraining:
             lines=[[name, f"{part.mean:.3f} [{part.low:.3f}, {part.high:.3f}]"] for name, part in parts],
             about=[
                 f"teacher {label}; {int(others.sum())} of {self.queries} queries were not trained on for this table",
-                f"gained: {gain.mean:.3f} [{gain.low:.3f}, {gain.high:.3f}] by the first {best}, the best of {len(tried)}",
+                f"gained: {gain.mean:.3f} [{gain.low:.3f}, {gain.high:.3f}] by the first {best}, best of {len(tried)}",
             ],
             out=self.out,
             name="fast",

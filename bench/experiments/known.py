@@ -35,8 +35,8 @@ def known_run(name: str, methods: Sequence[Method], given: Mapping[str, Any]) ->
     }
     if chosen.keys() - {*OWN[name], "seed"}:
         raise InvalidInput(
-            f"Study '{name}' retrains nothing: leave out options of retraining, of floors, boxes and metrics. Of use are "
-            f"--method, --set, {', '.join('--' + option.replace('_', '-') for option in OWN[name])}."
+            f"Study '{name}' retrains nothing: leave out options of retraining, floors, boxes and metrics. Of use "
+            f"are --method, --set, {', '.join('--' + option.replace('_', '-') for option in OWN[name])}."
         )
     own = {option: value for option, value in chosen.items() if option != "seed"}
     if name == CUSTOMIZED:
@@ -51,8 +51,10 @@ def known_run(name: str, methods: Sequence[Method], given: Mapping[str, Any]) ->
 def retrained(name: str) -> None:
     """Raise InvalidInput where the study ``name`` retrains nothing."""
     if name in NAMES:
-        raise InvalidInput(f"Study '{name}' retrains nothing, so it has `bench run` alone ({CUSTOMIZED}: also "
-                           "`bench leaderboard`; abc: also `bench plan`). The base of customized is the study 'faces'.")  # fmt: skip
+        raise InvalidInput(
+            f"Study '{name}' retrains nothing: it has `bench run`, and customized `bench leaderboard`, abc `bench plan`. "
+            "The base of customized is the study 'faces'."
+        )
 
 
 def board_study(name: str) -> Study | None:
