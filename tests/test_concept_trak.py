@@ -1,6 +1,7 @@
 """Concept-TRAK against plain autograd, and what it takes for the concept."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,7 +81,7 @@ def test_features_are_those_of_the_losses_in_the_paper(context, queries):
 def test_the_concept_is_the_new_word():
     model = DiffusionModel(study("customized").model)
     assert without_concept(model, "V*, pink hat") == ""  # not learned: the concept is the whole prompt
-    learned = FineTuning(start=Start("none", None), word=NEW_WORD).with_word(model)
+    learned = FineTuning(start=Start("none", Path("none")), word=NEW_WORD).with_word(model)
     assert without_concept(learned, "V*, pink hat, smile") == "pink hat, smile"
     assert without_concept(learned, "pink hat") == ""
     assert without_concept(learned, "V*") == ""

@@ -138,8 +138,8 @@ class CustomizedFeatures:
     """
 
     classes: tuple[str, ...]
-    queries: tuple[Float[Tensor, "queries dim"], ...]
-    exemplars: tuple[Float[Tensor, "exemplars 2 dim"], ...]
+    queries: tuple[Float[Tensor, "_ dim"], ...]
+    exemplars: tuple[Float[Tensor, "_ 2 dim"], ...]
     distractors: Float[Tensor, "images 2 dim"]
 
     def only(self, models: Sequence[int]) -> CustomizedFeatures:

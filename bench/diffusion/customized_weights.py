@@ -124,8 +124,8 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         loaded: Any = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InvalidInput(
-            f"{file} is refused: it holds more than tensors, which might run as code when it is read, or it is damaged. Get "
-            "it again, or save the tensors alone, best as safetensors."
+            f"{file} is refused: it holds more than tensors, which might run as code when it is read, or is damaged. "
+            "Get it again, or save the tensors alone, best as safetensors."
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError) as error:
         raise InvalidInput(
@@ -133,7 +133,7 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         ) from error
     if not isinstance(loaded, dict):
         raise InvalidInput(f"{file} holds a {type(loaded).__name__}; a dictionary of tensors is expected.")
-    found = {name: value for name, value in loaded.items() if value != {} or isinstance(value, Tensor)}
+    found = {name: value for name, value in loaded.items() if not (isinstance(value, dict) and not value)}
     other = [str(name) for name, value in found.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
     if other:
         raise InvalidInput(f"{file}: '{other[0]}' is no tensor; a dictionary of tensors is expected.")

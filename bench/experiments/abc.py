@@ -380,7 +380,7 @@ class AbcPlan(Report):
 
     found: str
     released: Sequence[str]
-    memory: Mapping[str, float]
+    memory: Mapping[str, int]
     evaluation: float
     work: Mapping[str, float | None]
     skipped: Mapping[str, str]

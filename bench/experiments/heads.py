@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,6 +53,7 @@ from bench.report.shown import Report, Table
 from bench.report.statistics import interval, mean_and_error
 from bench.studies import Study
 
+Feature = Callable[[Tensor], Tensor]
 FOLDS = 4
 TEMPERATURES, REGULARIZATIONS = (0.05, 0.1, 0.2), (0.01, 0.1, 1.0)
 CUTOFF_SHARES = (0.05, 0.1, 0.2)
@@ -226,7 +227,7 @@ def cross_validated(
 
 
 @torch.no_grad()
-def found_by(of_queries: nn.Module, of_images: nn.Module, given: CustomizedFeatures) -> Float[Tensor, "models 2"]:
+def found_by(of_queries: Feature, of_images: Feature, given: CustomizedFeatures) -> Float[Tensor, "models 2"]:
     """Recall@10 and average precision of each model, means over its queries."""
     rows = []
     for queries, exemplars in zip(given.queries, given.exemplars, strict=True):

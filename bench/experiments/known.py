@@ -52,7 +52,7 @@ def retrained(name: str) -> None:
     """Raise InvalidInput where the study ``name`` retrains nothing."""
     if name in NAMES:
         raise InvalidInput(
-            f"Study '{name}' retrains nothing: it has `bench run`, and customized `bench leaderboard`, abc `bench plan`. "
+            f"Study '{name}' retrains nothing: it has `bench run`, customized `bench leaderboard`, abc `bench plan`. "
             "The base of customized is the study 'faces'."
         )
 
