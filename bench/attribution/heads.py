@@ -144,8 +144,12 @@ class CustomizedFeatures:
 
     def only(self, models: Sequence[int]) -> CustomizedFeatures:
         """Those of some models, in that order."""
-        parts = (tuple(part[model] for model in models) for part in (self.classes, self.queries, self.exemplars))
-        return CustomizedFeatures(*parts, self.distractors)
+        return CustomizedFeatures(
+            tuple(self.classes[model] for model in models),
+            tuple(self.queries[model] for model in models),
+            tuple(self.exemplars[model] for model in models),
+            self.distractors,
+        )
 
 
 def train_mappers(

@@ -36,7 +36,7 @@ from bench.attribution.heads import (
     train_ranker,
 )
 from bench.contracts import AttributionContext, Method
-from bench.data.customizations import HELD_OUT, NOISES
+from bench.data.customizations import HELD_OUT
 from bench.diffusion.queries import QuerySpec
 from bench.errors import InvalidInput
 from bench.experiments.customized import DISTRACTORS, CustomizedRun, CustomizedWorkspace
@@ -62,7 +62,8 @@ VALIDATION = 6
 """One in so many queries is not trained on while the cutoff is chosen."""
 QUERY_SEED = 50_000
 """Of the noises of a ranker's queries: no other query has these."""
-QUERIES = 240
+MODEL_QUERIES, QUERIES = 20, 240
+"""Of each customized model; of a teacher."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,11 +143,10 @@ class MapperTraining:
     @property
     def run(self) -> CustomizedRun:
         """Whose models and queries are trained on."""
-        asked = {} if self.queries is None else {"queries": self.queries}
-        most = NOISES * 5
         return CustomizedRun(
             study=self.study, methods=(), results=self.results, models=self.models, distractors=self.distractors,
-            held_out=True, device=self.device, threads=self.threads, **({"queries": most} | asked),
+            held_out=True, device=self.device, threads=self.threads,
+            queries=MODEL_QUERIES if self.queries is None else self.queries,
         )  # fmt: skip
 
     def execute(self, progress: Progress | None = None) -> HeadsFound:
@@ -257,6 +257,7 @@ class RankerTraining:
         out: the file to write.
         results: folder of a run, in which queries and the teacher's scores are kept.
         queries: to train on.
+        steps: of each training.
         device, threads: where and how to compute.
     """
 
@@ -266,6 +267,7 @@ class RankerTraining:
     out: Path
     results: Path | None = None
     queries: int = QUERIES
+    steps: int = RANKING_STEPS
     device: str = "cpu"
     threads: int = field(default_factory=available_threads)
 
@@ -333,7 +335,7 @@ class RankerTraining:
             torch.manual_seed(seeds.integer("ranker", self.study.digest))
             head = Ranker(dim, components(dim))
         head.reduce = principal(images[:, 0], components(dim))
-        return train_ranker(head, queries, images[:, 0], scores, cutoff=cutoff)
+        return train_ranker(head, queries, images[:, 0], scores, cutoff=cutoff, steps=self.steps)
 
 
 def shared_top(
