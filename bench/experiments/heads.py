@@ -27,6 +27,7 @@ from bench.attribution.features import (
     cosines,
 )
 from bench.attribution.heads import (
+    RANKING_STEPS,
     CustomizedFeatures,
     Mappers,
     Ranker,
