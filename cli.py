@@ -250,6 +250,8 @@ def run(dry_run: bool, **given: Any) -> None:
         return
     if dry_run:
         raise InvalidInput(f"--dry-run: nothing is retrained in study '{given['study_name']}'; try --models 1.")
+    if not known.methods:
+        raise InvalidInput("No method was given: --method NAME (`bench list methods` shows them).")
     from bench.foundation.console import console_here, progress_on
 
     with progress_on(console_here()) as progress:

@@ -316,6 +316,7 @@ def test_paths_do_not_lead_out_of_the_folder(broken):
     ("arguments", "message"),
     [
         ([], "give --data FOLDER"),
+        (["--data", "HOME"], "No method was given"),
         (["--data", "nowhere"], "there is no such folder"),
         (["--data", "HOME", "--held-out"], "retrains nothing"),
         (["--data", "HOME", "--seed", "3"], "--seed"),
@@ -326,6 +327,7 @@ def test_paths_do_not_lead_out_of_the_folder(broken):
 )
 def test_wrong_options_are_refused(home, arguments, message):
     given = [home if each == "HOME" else each for each in arguments]
-    result = bench("run", "--study", "abc", "--method", "pixel", *given)
+    method = [] if arguments == ["--data", "HOME"] else ["--method", "pixel"]
+    result = bench("run", "--study", "abc", *method, *given)
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())

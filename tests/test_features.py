@@ -20,8 +20,9 @@ from bench.diffusion.queries import Query
 from bench.errors import InvalidInput, Unavailable, UnknownName
 from bench.experiments.leave_k_out import Run
 from bench.experiments.planning import plan
+from bench.foundation.tensor_files import read_safetensors
 from bench.pretrained.encoders import ENCODERS, HEADS, WEIGHTS, Encoder, Preprocessing, encoder
-from bench.pretrained.weights import CONVERSION, RANDOM, Hub, Nowhere, Weights, chosen, read_safetensors
+from bench.pretrained.weights import CONVERSION, RANDOM, Hub, Nowhere, Weights, chosen
 from bench.records.rows import labels
 from bench.registry import methods, named
 from tests.test_cli import bench as command
