@@ -20,6 +20,8 @@ from bench.foundation.commands import EXIT_CODES, Assigned, Assignment, BenchGro
 
 if TYPE_CHECKING:
     from bench.contracts import Method
+    from bench.experiments.abc import AbcRun
+    from bench.experiments.customized import CustomizedRun
     from bench.experiments.experiment import Experiment
     from bench.experiments.leave_k_out import Run
     from bench.experiments.localized import Localized
@@ -40,8 +42,6 @@ class _Folder(click.Path):
 FOLDER = _Folder(path_type=Path)
 KINDS = ("studies", "methods", "metrics")
 PLUGINS = "bench.plugins"
-CUSTOMIZED = "customized"
-"""The study in which nothing is retrained."""
 
 
 def _named(kind: str, *others: str, form: str = "NAME") -> Named:
@@ -55,7 +55,7 @@ def _named(kind: str, *others: str, form: str = "NAME") -> Named:
     return Named(form, known)
 
 
-METHOD, METRIC, STUDY = _named("methods", "all"), _named("metrics"), _named("studies")
+METHOD, METRIC, STUDY = _named("methods", "all"), _named("metrics"), _named("studies", "abc")
 
 
 def _options(*options: Command) -> Command:
@@ -188,12 +188,16 @@ until_options = _options(
     click.option("--max-queries", type=int, help="The limit of --until-settled. [default: all queries of the study]"),
 )  # fmt: skip
 
-customized_options = _options(
-    click.option("--models", type=int, help="Customized models: the first so many, of both kinds in turn. [all 20]"),
+known_options = _options(
+    click.option("--models", type=int, help="Customized models: the first so many. [default: all]"),
     click.option("--distractors", type=int, help="Customized models: images beside the exemplars. [default: 1000]"),
     click.option("--held-out", is_flag=True, help="Customized models: those held out, to tune settings on."),
     click.option("--without-word", is_flag=True, help="Customized models: leave V* out of the prompt to attribute."),
+    click.option("--data", type=FOLDER, help="With --study abc: the folder of AbC's released data."),
+    click.option("--base", type=FOLDER, help="With --study abc: the pipeline. [default: DATA/stable-diffusion-v1-4]"),
 )
+KNOWN = ("models", "distractors", "held_out", "without_word", "data", "base")
+"""The names of these options."""
 
 
 @click.group(
@@ -230,27 +234,29 @@ def list_(kind: str | None) -> None:
 @common
 @run_options
 @until_options
-@customized_options
+@known_options
 @dry_run_option
-def run(
-    dry_run: bool, models: int | None, distractors: int | None, held_out: bool, without_word: bool, **given: Any
-) -> None:
+def run(dry_run: bool, **given: Any) -> None:
     """Run the gold-standard test: score, remove the top K, retrain, measure.
 
     Scores made elsewhere enter by --scores FILE --name NAME; results/README.md tells how the file must look.
 
-    With --study customized nothing is removed: models were customized on known exemplars, and the table tells how high
-    each method ranks these among distractors.
+    With --study customized or abc nothing is removed: models were customized on known exemplars, and the table tells
+    how high each method ranks these among distractors.
     """
-    own = {"models": models, "distractors": distractors, "held_out": held_out, "without_word": without_word}
-    if given["study_name"] == CUSTOMIZED:
-        if dry_run:
-            raise InvalidInput(f"--dry-run: nothing is retrained in study '{CUSTOMIZED}'; try --models 1.")
-        _run_customized(own, given)
+    known = _known_run(given)
+    if known is None:
+        _execute(_run(given), dry_run)
         return
-    if named := [f"--{name.replace('_', '-')}" for name, value in own.items() if value]:
-        raise InvalidInput(f"{', '.join(named)}: for --study {CUSTOMIZED} alone.")
-    _execute(_run(given), dry_run)
+    if dry_run:
+        raise InvalidInput(f"--dry-run: nothing is retrained in study '{given['study_name']}'; try --models 1.")
+    if not known.methods:
+        raise InvalidInput("No method was given: --method NAME (`bench list methods` shows them).")
+    from bench.foundation.console import console_here, progress_on
+
+    with progress_on(console_here()) as progress:
+        found = known.execute(progress)
+    _show(found)
 
 
 @main.command("work")
@@ -286,12 +292,21 @@ def work_(
 @common
 @run_options
 @until_options
+@known_options
 @click.option("--effect", type=float, help="A difference of the first metric: how many queries does it take to see it?")
 def plan_(effect: float | None, **given: Any) -> None:
     """Say what `bench run` with the same options would cost, and what it could show. Nothing is trained or scored."""
     if effect is not None and not 0 < abs(effect) < math.inf:
         raise InvalidInput(f"--effect {effect}: a difference other than 0 is expected, a finite number.")
-    _print_plan(_run(given), effect)
+    known = _known_run(given)
+    if known is None:
+        _print_plan(_run(given), effect)
+        return
+    from bench.experiments.abc import AbcRun
+
+    if not isinstance(known, AbcRun):
+        raise InvalidInput(f"Study '{given['study_name']}' retrains nothing; what it takes: docs/customized.md.")
+    _show(known.plan())
 
 
 @main.command("verify")
@@ -574,6 +589,46 @@ def prepare_mscoco_(file: Path, images: Path, captions: Path, pipeline: Path, sk
     _show(made)
 
 
+@main.command("train-heads")
+@plugins
+@weights_option
+@study_option
+@_folder("results/runs/STUDY")
+@device_option
+@click.option("--backbone", required=True, metavar="NAME", help="An encoder's features, or, with --teacher, 'pixel'.")
+@click.option("--teacher", type=METHOD, help="Train a head that ranks as this method does, for the method fast.")
+@settings_option
+@click.option("--out", type=FOLDER, required=True, help="The file to write, FILE.safetensors.")
+@click.option("--queries", type=int, help="To train on. [default: 20 a model; with --teacher 240]")
+@click.option("--models", type=int, help="Held-out customized models. [default: all 16]")
+@click.option("--distractors", type=int, help="Images that exemplars are told from. [default: 1000]")
+def train_heads_(study_name: str, teacher: str | None, settings: Sequence[Assigned], **given: Any) -> None:
+    """Train heads on frozen features: AbC's maps on customized models, or a head that ranks as a slow teacher.
+
+    --study customized trains maps on its held-out models. --study faces --teacher das trains the head of the method
+    fast, on queries that no board reports. Both say what is gained on what they were not trained on.
+    """
+    from bench.experiments.heads import MapperTraining, RankerTraining
+    from bench.experiments.known import board_study
+    from bench.foundation.console import console_here, progress_on
+    from bench.studies import study
+
+    own = {name: value for name, value in given.items() if value is not None}
+    made: MapperTraining | RankerTraining
+    if teacher is not None:
+        if named := [f"--{name}" for name in ("models", "distractors") if name in own]:
+            raise InvalidInput(f"{', '.join(named)}: of customized models, not of a --teacher.")
+        [chosen] = _methods([teacher], study_name, settings)
+        made = RankerTraining(study=study(study_name), teacher=chosen, **own)
+    elif (known := board_study(study_name)) and not settings:
+        made = MapperTraining(study=known, **own)
+    else:
+        raise InvalidInput("Give --study customized to train AbC's maps, or --teacher METHOD to learn how that ranks.")
+    with progress_on(console_here()) as progress:
+        found = made.execute(progress)
+    _show(found)
+
+
 @main.command("leaderboard")
 @plugins
 @study_option
@@ -581,18 +636,18 @@ def prepare_mscoco_(file: Path, images: Path, captions: Path, pipeline: Path, sk
 @_folder("results/STUDY")
 def leaderboard_(study_name: str, sources: Sequence[Path], results: Path | None) -> None:
     """Merge runs into a leaderboard: parquet, CSV, Markdown, figures and one HTML page. Trains nothing."""
+    from bench.experiments.known import board_study
     from bench.experiments.submissions import accepted
+    from bench.report import customized
     from bench.report.publishing import publish
     from bench.studies import study
 
+    if known := board_study(study_name):
+        own = [Path("results/runs") / study_name]
+        _show(customized.publish(known, sources or own, results or Path("results") / study_name))
+        return
     the_study = study(study_name)
     board = results or Path("results") / the_study.name
-    if study_name == CUSTOMIZED:
-        from bench.report import customized
-
-        own = [Path("results/runs") / study_name]
-        _show(customized.publish(the_study, sources or own, board))
-        return
     _show(publish(the_study, [*sources, *accepted(board)], board))
 
 
@@ -715,40 +770,33 @@ def new_method(name: str, folder: Path) -> None:
     _line(f"then: bench run --plugin {source} --method {name} --queries 2")
 
 
-def _run_customized(own: dict[str, Any], given: dict[str, Any]) -> None:
-    """Rank the exemplars of customized models, and show the table."""
-    from bench.experiments.customized import CustomizedRun
-    from bench.foundation.console import console_here, progress_on
-    from bench.studies import study
+def _known_run(given: dict[str, Any]) -> CustomizedRun | AbcRun | None:
+    """The experiment of a study in which nothing is retrained; None for another. Takes its options out of ``given``."""
+    from bench.experiments.known import NAMES, known_run
 
-    names = ("score_files", "floors", "budgets", "boxes", "metric_names", "order", "max_queries", "retry_failed")
-    refused = [name for name in names if given[name]]
-    if refused or given["seeds"] != 1 or given["pairing"] != "paired" or given["workers"] != 1:
-        raise InvalidInput(
-            f"Study '{CUSTOMIZED}' retrains nothing: leave out options of retraining, of floors, boxes and metrics. "
-            "Of use are --method, --set, --queries, --models, --distractors, --held-out, --without-word, --results."
-        )
-    chosen = _methods(given["method_names"], CUSTOMIZED, given["settings"])
-    base = replace(study(CUSTOMIZED), seed=given["seed"])
-    if given["queries"] is not None:
-        own = own | {"queries": given["queries"]}
-    shared = {"results": given["results"], "device": given["device"]}
-    made = CustomizedRun(study=base, methods=chosen, **shared, **{k: v for k, v in own.items() if v is not None})
-    with progress_on(console_here()) as progress:
-        found = made.execute(progress)
-    _show(found)
+    own = {name: given.pop(name) for name in KNOWN}
+    name = given["study_name"]
+    if name not in NAMES:
+        if named := [f"--{option.replace('_', '-')}" for option, value in own.items() if value]:
+            raise InvalidInput(f"{', '.join(named)}: for --study {' or '.join(NAMES)} alone.")
+        return None
+    usual = {"seeds": 1, "pairing": "paired", "workers": 1, "stack": 1, "engine": "local", "keep_models_mib": 1024.0}
+    others = {
+        option: value
+        for option, value in given.items()
+        if option not in ("study_name", "method_names", "settings") and value != usual.get(option)
+    }
+    chosen = _methods(given["method_names"], name, given["settings"]) if given["method_names"] else []
+    return known_run(name, chosen, others | own)
 
 
 def _shared(given: dict[str, Any]) -> dict[str, Any]:
     """What every experiment takes."""
+    from bench.experiments.known import retrained
     from bench.registry import metrics
     from bench.studies import study
 
-    if given["study_name"] == CUSTOMIZED:
-        raise InvalidInput(
-            f"Study '{CUSTOMIZED}' retrains nothing, so it has `bench run` and `bench leaderboard` alone; its base is "
-            "the study 'faces'."
-        )
+    retrained(given["study_name"])
     chosen = study(given["study_name"])
     recipe = replace(chosen.recipe, stack=given.get("stack", 1))
     return {

@@ -35,12 +35,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from bench.attribution.fisher import diagonal_fisher, newton_direction
+from bench.attribution.fisher import diagonal_fisher, fisher_key, newton_direction
 from bench.attribution.gradients import Gradients
 from bench.attribution.unlearning import Ascent, Unlearning
 from bench.contracts import AttributionContext
 from bench.errors import InvalidInput
-from bench.foundation.digests import digest_of
 from bench.registry import register_method
 
 RISE = 0.05
@@ -97,5 +96,5 @@ class Ours(Unlearning):
         Of a customized model: that of its base, shared by all models that were customized from it (the paper, C.2).
         """
         context = context.base or context
-        key = digest_of([self.weights, self.num_fisher_draws])
-        return context.cached(f"fisher-{key}", lambda: diagonal_fisher(context, self.weights, self.num_fisher_draws))
+        key = fisher_key(self.weights, self.num_fisher_draws)
+        return context.cached(key, lambda: diagonal_fisher(context, self.weights, self.num_fisher_draws))

@@ -18,7 +18,8 @@ from bench.diffusion.model import DiffusionModel
 from bench.diffusion.queries import Query
 from bench.errors import ResultsFolderError, UnknownName
 from bench.experiments import customized
-from bench.experiments.customized import CustomizedModel, CustomizedRun, CustomizedWorkspace, ranking
+from bench.experiments.customized import CustomizedModel, CustomizedRun, CustomizedWorkspace
+from bench.experiments.known_exemplars import ranking
 from bench.experiments.workspace import Workspace
 from bench.foundation.progress import Progress
 from bench.records import folder

@@ -15,12 +15,14 @@ from torch.nn import functional
 import bench.pretrained.encoders
 import bench.pretrained.weights
 from bench.attribution import features
+from bench.attribution.heads import Mappers
 from bench.diffusion.queries import Query
 from bench.errors import InvalidInput, Unavailable, UnknownName
 from bench.experiments.leave_k_out import Run
 from bench.experiments.planning import plan
+from bench.foundation.tensor_files import read_safetensors
 from bench.pretrained.encoders import ENCODERS, HEADS, WEIGHTS, Encoder, Preprocessing, encoder
-from bench.pretrained.weights import CONVERSION, RANDOM, Hub, Nowhere, Weights, chosen, read_safetensors
+from bench.pretrained.weights import CONVERSION, RANDOM, Hub, Nowhere, Weights, chosen
 from bench.records.rows import labels
 from bench.registry import methods, named
 from tests.test_cli import bench as command
@@ -233,7 +235,7 @@ def test_a_converted_checkpoint_of_abc_has_the_names_that_are_read(tmp_path):
     subprocess.run([sys.executable, "-c", code, tmp_path / "published.pth", target], check=True)
     found = HEADS["abc_clip"]
     with chosen({"abc_clip": str(target)}, WEIGHTS):
-        heads = found.load(lambda: features.Heads(3))
+        heads = found.load(lambda: Mappers(3))
     assert torch.equal(heads.real_mapper.weight, states["real_mapper"]["weight"])
     assert set(read_safetensors(target)) == {f"{name}.{part}" for name in states for part in ("weight", "bias")}
 

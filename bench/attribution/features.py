@@ -15,19 +15,23 @@ from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from bench.attribution.heads import Mappers
 from bench.contracts import AttributionContext, Method
 from bench.data.dataset import Dataset
 from bench.diffusion.queries import Query
+from bench.errors import InvalidInput
 from bench.foundation.digests import digest_of
 from bench.foundation.machine import parallel
-from bench.pretrained.encoders import HEADS, Encoder, encoder
+from bench.pretrained.encoders import HEADS, REDUCED, Encoder, encoder
 from bench.pretrained.weights import Weights
 
 IMAGE_BATCH = 16
 TEXT_BATCH = 64
+PIXEL = "pixel"
+"""The backbone of heads that stand on plain pixels."""
 SAME_CAPTION = "many training images share a caption, and all of them score the same"
 
 
@@ -83,6 +87,33 @@ def query_image_features(
     loaded = one.load(context.model.device)
     images = context.model.autoencoder.decode(torch.stack([query.latent for query in queries]))
     return torch.cat([loaded.images(part) for part in images.split(IMAGE_BATCH)])
+
+
+def backbone_weights(name: str) -> tuple[Weights, ...]:
+    """What the backbone ``name`` loads; nothing where it is ``PIXEL``. Raises UnknownName, InvalidInput for texts."""
+    if name == PIXEL:
+        return ()
+    one = encoder(name)
+    if one.images is None:
+        raise InvalidInput(f"The backbone '{name}' reads texts: heads stand on features of images.")
+    return (one.weights,)
+
+
+def backbone_of_images(context: AttributionContext, name: str) -> Float[Tensor, "images 2 dim"]:
+    """φ of the training images as they are and mirrored, by an encoder's name or PIXEL."""
+    if name != PIXEL:
+        return training_image_features(context, encoder(name))
+    sides = [context.dataset.pixels(flipped=flipped).flatten(1) for flipped in (False, True)]
+    return torch.stack(sides, 1)
+
+
+def backbone_of_queries(
+    context: AttributionContext, name: str, queries: Sequence[Query]
+) -> Float[Tensor, "queries dim"]:
+    """φ of the generated images, by an encoder's name or PIXEL."""
+    if name != PIXEL:
+        return query_image_features(context, encoder(name), queries)
+    return context.model.autoencoder.decode(torch.stack([query.latent for query in queries])).flatten(1)
 
 
 def cosines(
@@ -150,16 +181,8 @@ class TextSimilarity(EncoderMethod):
         return cosines(made, training_text_features(context, one).unsqueeze(1))
 
 
-class Heads(nn.Module):
-    """AbC's two linear maps: ``real_mapper`` for training images, ``synth_mapper`` for queries."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.real_mapper, self.synth_mapper = nn.Linear(dim, dim), nn.Linear(dim, dim)
-
-
-def _head_names(name: str) -> str:
-    return name if name.startswith(("real_mapper.", "synth_mapper.")) else ""
+def _mapper_names(name: str) -> str:
+    return name if name.startswith(("real_mapper.", "synth_mapper.", "reduce.")) else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +192,8 @@ class CustomizationSimilarity(EncoderMethod):
         τ(ẑ, z_i) = max over flips f of cos( W_s φ(x̂) + b_s, W_r φ(f(x_i)) + b_r )
 
     The heads called by the method's name come from the authors' checkpoint, converted to safetensors with the names
-    ``real_mapper.weight``, ``real_mapper.bias``, ``synth_mapper.weight`` and ``synth_mapper.bias``.
+    ``real_mapper.weight``, ``real_mapper.bias``, ``synth_mapper.weight`` and ``synth_mapper.bias``, or from
+    ``bench train-heads``; where features are reduced first there are ``reduce.weight`` and ``reduce.bias`` too.
     """
 
     self_rank: ClassVar[str] = "a query and a training image go through different maps"
@@ -186,7 +210,7 @@ class CustomizationSimilarity(EncoderMethod):
     def scores(self, context: AttributionContext, queries: Sequence[Query]) -> Float[Tensor, "queries images"]:
         """Cosines in [−1, 1]."""
         one = encoder(self.encoder)
-        heads = HEADS[self.name].load(lambda: Heads(one.dim), _head_names)
-        assert isinstance(heads, Heads)
-        made = heads.synth_mapper(query_image_features(context, one, queries))
-        return cosines(made, heads.real_mapper(training_image_features(context, one)))
+        heads = HEADS[self.name].load(lambda: Mappers(one.dim, REDUCED.get(one.name, 0)), _mapper_names)
+        assert isinstance(heads, Mappers)
+        made = heads.of_queries(query_image_features(context, one, queries))
+        return cosines(made, heads.of_images(training_image_features(context, one)))

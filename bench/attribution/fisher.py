@@ -25,6 +25,7 @@ from bench.attribution.gradients import Gradients, differentiable_copy, per_samp
 from bench.contracts import AttributionContext
 from bench.diffusion.model import DiffusionModel
 from bench.foundation import seeds
+from bench.foundation.digests import digest_of
 from bench.foundation.machine import parallel
 
 DRAWS_AT_ONCE = 128
@@ -34,6 +35,11 @@ LOSS, PREDICTION = "loss", "prediction"
 """Whose gradients the draws have: the loss, for F; the prediction along a random direction, for G."""
 
 Losses = Callable[[], Tensor]
+
+
+def fisher_key(selection: str, num_draws: int) -> str:
+    """The name under which the diagonal of F is kept, for every method that needs it."""
+    return f"fisher-{digest_of([selection, num_draws])}"
 
 
 def mean_over_draws(

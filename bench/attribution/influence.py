@@ -127,12 +127,19 @@ def _mean(model: DiffusionModel, unet: nn.Module, rows: Rows, region: Where = No
     return _prediction(model, unet, rows, region).mean(1)
 
 
+def _along(model: DiffusionModel, unet: nn.Module, rows: Rows, region: Where = None) -> Float[Tensor, " rows"]:
+    predicted = model.predict_noise(rows.latents, rows.timesteps, rows.states, unet=unet)
+    return inside(predicted * rows.noise, region).flatten(1).mean(1)
+
+
 OUTPUTS: dict[str, Callable[..., Float[Tensor, " rows"]]] = {
     "loss": _loss,
     "square": _square,
     "mean": _mean,
+    "along": _along,
 }
-"""Output functions f: the DDPM loss; the mean over elements of ε_θ²; the mean over elements of ε_θ.
+"""Output functions f: the DDPM loss; the mean over elements of ε_θ²; the mean over elements of ε_θ; the mean over
+elements of ε_θ times a direction, at latents that are noisy already, where the direction stands in place of the noise.
 
 Each takes model, U-Net and rows, and the region in which its mean is taken: of a query's, never of a training image's.
 """

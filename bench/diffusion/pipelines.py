@@ -13,6 +13,7 @@ which is what ``preconditioned`` says. Losses are those of the noise in either c
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -116,9 +117,34 @@ class ClipEncoder:
         """Not to be had: raises InvalidInput."""
         raise InvalidInput("A CLIP text encoder learns no new word here: leave word out of the fine-tuning.")
 
+    def knowing(self, words: Mapping[str, Float[Tensor, " dim"]]) -> ClipEncoder:
+        """The same encoder, which reads each of ``words`` as one token of that vector.
+
+        Raises InvalidInput where a vector has another length, or a word is a token already.
+        """
+        taken = self.tokenizer.get_vocab().keys() & words.keys()
+        short = [word for word, vector in words.items() if vector.shape != (self.dim,)]
+        if taken or short:
+            raise InvalidInput(
+                f"The text encoder cannot take over '{min(taken or short)}': "
+                + ("it is a token already." if taken else f"its vector must have {self.dim} numbers.")
+            )
+        made = copy.copy(self)
+        made.model, made.tokenizer = copy.deepcopy(self.model), copy.deepcopy(self.tokenizer)
+        made.tokenizer.add_tokens(sorted(words))
+        table: nn.Embedding = made.model.get_input_embeddings()
+        rows = made.tokenizer.convert_tokens_to_ids(sorted(words))
+        grown = torch.cat([table.weight.detach(), torch.zeros(max(0, max(rows) + 1 - len(table.weight)), self.dim)])
+        grown[rows] = torch.stack([words[word].to(grown) for word in sorted(words)])
+        table.weight = nn.Parameter(grown, requires_grad=False)
+        table.num_embeddings = len(grown)
+        made.learned = dict(words)
+        made.digest = f"{self.digest}+{tensors_digest(dict(words), {})[:8]}"
+        return made
+
     def knows_learned(self, prompt: str) -> bool:
-        """False."""
-        return False
+        """Whether ``prompt`` holds a word of ``learned``."""
+        return any(word in prompt for word in self.learned)
 
     def tokens(self, prompt: str) -> list[str]:
         """The tokens of ``prompt`` that are read; what is beyond ``num_tokens`` is cut off."""

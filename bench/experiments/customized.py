@@ -10,7 +10,6 @@ How strongly models are fine-tuned was chosen on held-out models: docs/log/2026-
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,9 +20,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from jaxtyping import Float
 from torch import Tensor
 
 from bench.contracts import AttributionContext, Build, Method
@@ -32,12 +29,11 @@ from bench.data.dataset import Dataset, load_embedded
 from bench.diffusion.fine_tuning import FineTuning
 from bench.diffusion.queries import Query, QuerySpec
 from bench.errors import InvalidInput
+from bench.experiments.known_exemplars import CustomizedOne
 from bench.experiments.leave_k_out import keep_manifest
 from bench.experiments.left_out import LeftOut
-from bench.experiments.retrieval import average_precision, recall_at_k
 from bench.experiments.selection import drawn
 from bench.experiments.workspace import Workspace
-from bench.foundation import seeds
 from bench.foundation.machine import available_threads, compute_threads, describe
 from bench.foundation.progress import Progress
 from bench.records import folder
@@ -48,7 +44,6 @@ from bench.studies import Study
 
 DISTRACTORS = 1000
 QUERIES = 5
-TOP = 10
 NOISE_SEED = 7000
 STEPS, BATCH, RATE, WORD_RATE = 200, 16, 4e-3, 5.0
 """Of a fine-tuning, in which all weights move: keys and values of so small a network cannot draw what is new to it."""
@@ -265,48 +260,17 @@ class CustomizedRun:
     ) -> list[RetrievalRow]:
         """One for each query and method."""
         home = CustomizedWorkspace(base, customization, self.distractors, device=self.device, progress=progress)
-        queries, rows = home.asked(self.queries), []
+        queries = home.asked(self.queries)
+        rows: list[RetrievalRow] = []
         asked = queries
         if self.without_word:
             asked = [replace(query, prompt=customization.without_word(query.prompt)) for query in queries]
+        about = CustomizedOne(
+            study=self.study.name, study_digest=self.study.digest, name=customization.name, digest=home.study.digest,
+            kind=customization.kind, split=customization.split, exemplars=customization.exemplars.ids,
+            dataset=home.study.dataset, with_word=not self.without_word,
+        )  # fmt: skip
         for method in methods:
             with left_out.alone(named(method, self.study.name).label, f"method-{method.name}"):
-                scores = home.scores(method, asked)
-                for query, row, seconds in zip(asked, scores.matrix, scores.seconds, strict=True):
-                    rows.append(self._row(home, method, query, ranking(row, home.study.dataset, query), seconds))
+                rows += about.rows(method, asked, home.scores(method, asked))
         return rows
-
-    def _row(
-        self, home: CustomizedWorkspace, method: Method, query: Query, ranks: Sequence[str], seconds: float
-    ) -> RetrievalRow:
-        """How high the exemplars stand in one ranking."""
-        exemplars, name = home.customization.exemplars.ids, named(method, self.study.name)
-        return RetrievalRow(
-            study=self.study.name,
-            study_digest=self.study.digest,
-            model=home.customization.name,
-            model_digest=home.study.digest,
-            kind=home.customization.kind,
-            split=home.customization.split,
-            method=name.label,
-            method_digest=method.digest,
-            settings=json.dumps(method.settings(), sort_keys=True),
-            query=query.id,
-            query_digest=query.digest,
-            prompt=query.prompt,
-            with_word=not self.without_word,
-            exemplars=len(exemplars),
-            pool=len(ranks),
-            recall_at_10=recall_at_k(ranks, exemplars, TOP),
-            average_precision=average_precision(ranks, exemplars),
-            top=json.dumps(ranks[:TOP]),
-            score_seconds=seconds,
-        )
-
-
-def ranking(scores: Float[Tensor, " images"], dataset: Dataset, query: Query) -> list[str]:
-    """Ids by falling score; equals in random order, keyed by the query, as an exemplar's name must not help it."""
-    shuffled = np.empty(len(dataset), np.int64)
-    shuffled[dataset.by_id] = seeds.generator("ties", query.noise_key).permutation(len(dataset))
-    order = np.lexsort((shuffled, -scores.double().numpy()))
-    return [dataset.ids[index] for index in order]

@@ -15,6 +15,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -96,6 +97,14 @@ def evaluate(
     ]
 
 
+def facts_of(study: str, study_digest: str, query: Query, method_digest: str, score_seconds: float) -> dict[str, Any]:
+    """What every row tells of the query that was scored, by the names of its columns."""
+    return {
+        "study": study, "study_digest": study_digest, "method_digest": method_digest, "query": query.id,
+        "query_digest": query.digest, "prompt": query.prompt, "score_seconds": score_seconds,
+    }  # fmt: skip
+
+
 def value_of(
     metric: Metric, query: Query, controls: Sequence[Query], original: Observed, retrained: Observed
 ) -> tuple[float, str]:
@@ -137,16 +146,12 @@ def _row(
             value, reason = value_of(metric, query, comparison.controls, original, retrained)
         except (Exception, SystemExit) as error:  # its own row is lost, those of others are not
             reason = reason_of(error)
+    study = ledger.study
     return Row(
-        study=ledger.study.name,
-        study_digest=ledger.study.digest,
+        **facts_of(study.name, study.digest, query, comparison.method_digest, comparison.score_seconds),
         method=comparison.named.method,
         variant=comparison.named.variant,
         settings=comparison.named.settings,
-        method_digest=comparison.method_digest,
-        query=query.id,
-        query_digest=query.digest,
-        prompt=query.prompt,
         k=comparison.k,
         metric=metric.name,
         evaluator=metric.digest,
@@ -157,6 +162,5 @@ def _row(
         reason=reason,
         model_key=ledger.key(comparison.retrained),
         train_seconds=float(facts.get("seconds", math.nan)),
-        score_seconds=comparison.score_seconds,
         machine=facts.get("machine", ""),
     )

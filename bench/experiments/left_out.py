@@ -5,9 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from bench.errors import ResultsFolderError, Unavailable, reason_of
-from bench.experiments.workspace import Workspace
+from bench.foundation.progress import Progress
+
+
+@runtime_checkable
+class Keeper(Protocol):
+    """A results folder, as far as failures go: ``Workspace`` is one."""
+
+    @property
+    def progress(self) -> Progress:
+        """Told of each."""
+        ...
+
+    def keep_failure(self, name: str, error: BaseException) -> str:
+        """Keep why ``name`` failed; returns where."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -21,7 +36,7 @@ class LeftOut:
         failed: raised, or returned something else than they promised.
     """
 
-    workspace: Workspace
+    workspace: Keeper
     ahead: bool = False
     skipped: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)

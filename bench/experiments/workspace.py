@@ -295,15 +295,7 @@ class Workspace:
 
     def keep_failure(self, name: str, error: BaseException) -> str:
         """Keep why ``name``, a method or metric, failed, with the traceback; returns where."""
-        record = {
-            "type": type(error).__name__,
-            "message": str(error),
-            "traceback": "".join(traceback.format_exception(error)),
-            "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
-        }
-        place = folder.failure(name)
-        self.store.write_record(place, record)
-        return "/".join(place)
+        return keep_failure(self.store, name, error)
 
     def is_scored(self, method: Method, query: Query) -> bool:
         """Whether the scores of ``query`` are kept."""
@@ -349,6 +341,19 @@ class Workspace:
 
     def _selection_parts(self, method: Method, query: Query) -> tuple[str, ...]:
         return folder.selection(method.name, method.digest, query.digest)
+
+
+def keep_failure(store: Store, name: str, error: BaseException) -> str:
+    """Keep in ``store`` why ``name`` failed, with the traceback; returns where."""
+    record = {
+        "type": type(error).__name__,
+        "message": str(error),
+        "traceback": "".join(traceback.format_exception(error)),
+        "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+    }
+    place = folder.failure(name)
+    store.write_record(place, record)
+    return "/".join(place)
 
 
 def _lacks(*keys: str) -> Callable[[Any], str]:

@@ -327,8 +327,18 @@ _ALL = (
 ENCODERS: dict[str, Encoder] = {one.name: one for one in _ALL}
 
 PUBLISHED_HEADS = "AbC's linear maps are published by the authors of arXiv 2306.09345 with their code"
-HEADS: dict[str, Weights] = {name: Weights(name, Nowhere(PUBLISHED_HEADS)) for name in ("abc_clip", "abc_dino")}
-"""The weights of AbC's linear heads."""
+TRAINED_HEADS = {
+    "abc_efficientnet": "ab5f8c442436df1f7672fe26c89f2ec9c6e894004b005e9889dbaa3e94605552",
+    "fast": "0d1df3a19b609b9cad7658154dc651989118457b6ca8efcbc9b6df9e2202c6a1",
+}
+"""sha256 of the heads that this project trained (docs/customized.md); their files lie beside the embedded data."""
+HEADS: dict[str, Weights] = {
+    **{name: Weights(name, Nowhere(PUBLISHED_HEADS)) for name in ("abc_clip", "abc_dino")},
+    **{name: Weights(name, Package("bench.data", f"{name}.safetensors", sha)) for name, sha in TRAINED_HEADS.items()},
+}
+"""The weights of heads (``bench.attribution.heads``): of AbC's authors, or trained by ``bench train-heads``."""
+REDUCED: dict[str, int] = {"efficientnet": 64}
+"""To how many components an encoder's features are reduced before AbC's maps; others are taken whole."""
 
 WEIGHTS: dict[str, Weights] = {**{name: one.weights for name, one in ENCODERS.items()}, **HEADS}
 """Everything that ``--weights NAME=PATH`` can name."""

@@ -28,12 +28,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bench.errors import InvalidInput, Unavailable, UnknownName
 from bench.foundation import seeds
+from bench.foundation.tensor_files import read_safetensors
 
 VARIABLE = "BENCH_WEIGHTS"
 RANDOM = "random"
@@ -256,14 +255,6 @@ class Weights:
             named.pop("", None)
             _fit(module, named, self.name, path)
         return module.eval().requires_grad_(False)
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of ``path``; raises InvalidInput where it is no safetensors file."""
-    try:
-        return dict(load_file(path))
-    except (SafetensorError, OSError) as error:
-        raise InvalidInput(f"{path} cannot be read as safetensors ({error}); get it again.") from error
 
 
 @contextmanager

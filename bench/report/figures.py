@@ -54,6 +54,7 @@ OWN_COLOURS = {
     "d_trak": "#d1495b", "das": "#3d5a80", "datainf": "#9c6644", "dino": "#a86a00", "dinov2": "#c84400",
     "efficientnet": "#0b6e99", "ekfac_influence": "#5f0f40", "journey_trak": "#b04bb3",
     "minilm_text": "#0087ab", "mucs": "#7d8c00", "nda": "#2f8f4e", "ours": "#b5487a", "ours_ekfac": "#5a6472",
+    "abc_efficientnet": "#56707a", "concept_trak": "#7a4419", "fast": "#006d5b",
     "pixel": "#1c7f6e", "retrac": "#8c2f7a", "trak": "#a3262a",
 }  # fmt: skip
 """Of what ships: floors and ceilings, which do not compete, and methods, each its own."""
