@@ -130,7 +130,9 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
             )
     result = pd.DataFrame(lines)
     best = result[result["group"] == "all"].set_index("method")["map"]
-    order = result["method"].map(best).rank(ascending=False, method="first").groupby(result["method"]).transform("min")
+    answered = result[result["group"] == "all"].set_index("method")["models"]
+    whole = result["method"].map(answered) == answered.max()  # a method that answered for few models stands below
+    order = (result["method"].map(best) + 2 * whole).rank(ascending=False).groupby(result["method"]).transform("min")
     place = result["group"].map(GROUPS.index)
     return (
         result.assign(order=order, place=place)
