@@ -61,4 +61,9 @@ FORGETTING = KeptTable(
     unique=("study_digest", "method_digest", "query_digest", "other_digest", "metric"),
     order=("metric", *_NAMED, "other"),
 )
-EVERY = (LOCALIZED, LDS, RELIABILITY, FORGETTING)
+GROUPS = KeptTable(
+    file=folder.GROUPS,
+    unique=(*_WHO, "groups", "group", "seeds"),
+    order=("groups", *_NAMED, "group", "seeds"),
+)
+EVERY = (LOCALIZED, LDS, RELIABILITY, FORGETTING, GROUPS)
