@@ -66,4 +66,9 @@ GROUPS = KeptTable(
     unique=(*_WHO, "groups", "group", "seeds"),
     order=("groups", *_NAMED, "group", "seeds"),
 )
-EVERY = (LOCALIZED, LDS, RELIABILITY, FORGETTING, GROUPS)
+PROJECTION = KeptTable(
+    file=folder.PROJECTION,
+    unique=(*_WHO, "images"),
+    order=(*_NAMED, "dimension", "images"),
+)
+EVERY = (LOCALIZED, LDS, RELIABILITY, FORGETTING, GROUPS, PROJECTION)

@@ -223,6 +223,7 @@ def leaderboard(
     margin: float | None = None,
     shared: Mapping[tuple[str, int], float] = MappingProxyType({}),
     overlap: Mapping[tuple[str, int], float] = MappingProxyType({}),
+    projected: Mapping[str, str] = MappingProxyType({}),
 ) -> Board:
     """The numbers of the leaderboard.
 
@@ -234,6 +235,7 @@ def leaderboard(
         margin: of the ranking metric, within which two methods are equivalent.
         shared: by digest of a method and K, what two scorings have in common (``bench.report.reliability``).
         overlap: by digest of a method and K, what two queries have in common (``bench.report.query_overlap``).
+        projected: by digest of a method, what is known of its projection, in words (``bench.report.projections``).
     """
     rows = frame.assign(label=labels(frame), done=(frame["status"] == "done") & np.isfinite(frame["value"]))
     ranked = ranked_rows(rows)
@@ -273,10 +275,12 @@ def leaderboard(
                 table, role = tables.get(key), role_of(labelled[str(label)].method)
                 cells[key[0]] = _cell(str(label), role, table, found[key], competing[key], parts, failed, higher)
             lines.append(_line(str(label), int(k), own, cells, tables, reference, manifest, study, notes))
-            place = lines[-1].digest, int(k)
+            line = lines[-1]
+            place, of_projection = (line.digest, int(k)), projected.get(line.digest)
             lines[-1] = replace(
-                lines[-1], group=group.get(str(label)), shared=shared.get(place), overlap=overlap.get(place)
-            )
+                line, group=group.get(str(label)), shared=shared.get(place), overlap=overlap.get(place),
+                tuned_on=f"{line.tuned_on}; {of_projection}" if of_projection else line.tuned_on,
+            )  # fmt: skip
     best, said = _best_lines(ranked, facts, tables, reference)
     lines, notes = [*lines, *best], [*notes, *said]
     notes += _over_k(pairs, {k: competing.get((RANKED_BY, k), []) for k in ks})
@@ -369,7 +373,7 @@ def _over_k(pairs: Mapping[int, Verdicts], competing: Mapping[int, Sequence[str]
     several = {pair: found for pair, found in seen.items() if len(found) > 1}
     if not several:
         return []
-    turning = [pair for pair, found in several.items() if len({one.difference > 0 for one in found.values()}) > 1]
+    turning = [pair for pair, found in several.items() if len({one.difference > 0 for one in found.by_query()}) > 1]
     ks = sorted({k for found in several.values() for k in found})
     held = len(several) - len(turning)
     texts = [f"Over K ({', '.join(map(str, ks))}): {held} of {len(several)} pairs of methods have the same "
@@ -380,7 +384,7 @@ def _over_k(pairs: Mapping[int, Verdicts], competing: Mapping[int, Sequence[str]
         both = sum({one.verdict for one in several[pair].values()} >= set(OPPOSITE) for pair in turning)
         against = f"{both} of them settled in both directions" if both else "none of them settled in both directions"
         texts.append(f"it turns for {listed}{more}, {against}")
-    always = [pair for pair, found in several.items() if all(one.settled for one in found.values())
+    always = [pair for pair, found in several.items() if all(one.settled for one in found.by_query())
               and pair not in turning]  # fmt: skip
     settled = {0: "no pair is", 1: "one is"}.get(len(always), f"{len(always)} are")
     texts.append(f"{settled} settled at every K")
@@ -440,14 +444,14 @@ def _best_lines(
             found = best_sets(own, among, higher_is_better=facts[str(metric)].higher_is_better)
             if found is None:
                 continue
-            cells[str(metric)] = _values_cell(found.values, tables[str(metric), int(k)])
+            cells[str(metric)] = _values_cell(found.by_query, tables[str(metric), int(k)])
             if metric == RANKED_BY:
                 how = "under other training seeds than it is valued under" if found.fair else "by its own value"
                 tuned_on = f"the truth: of up to {found.most} sets of each query the best {how}"
                 if not found.fair:
                     notes.append(_flattery(int(k), found.flattered))
                 if (curve := reference.get(RANKED_BY)) is not None:
-                    amount = equivalent(found.values, curve)
+                    amount = equivalent(found.by_query, curve)
         if RANKED_BY in cells:
             lines.append(
                 Line(

@@ -29,13 +29,13 @@ class BestSets(NamedTuple):
     """The best of several methods' sets.
 
     Attributes:
-        values: of each query.
+        by_query: the value of each query's best set.
         most: the largest number of sets that a query chooses from.
         fair: whether sets were chosen under other seeds than those they are valued under.
         flattered: by how much the mean is too high at most; 0 where ``fair``, NaN where nobody knows the noise.
     """
 
-    values: pd.Series[float]
+    by_query: pd.Series[float]
     most: int
     fair: bool
     flattered: float

@@ -27,6 +27,7 @@ from bench.report.gallery import gallery
 from bench.report.localized import kept_tables
 from bench.report.merging import Merged, RunFolder, has_rows, keep, merge_folders, open_folder
 from bench.report.page import page
+from bench.report.projections import agreements
 from bench.report.query_overlap import overlaps
 from bench.report.reliability import shared_tops
 from bench.report.shown import Report, Table, as_markdown, markdown_cell
@@ -97,6 +98,7 @@ def publish(study: Study, sources: Sequence[Path], root: Path) -> Published:
             study.margin(RANKED_BY),
             shared_tops(store),
             overlaps(store, ranked_rows(merged.frame)),
+            agreements(store),
         )
         return _write(store, study, merged, folders, board)
 
