@@ -10,8 +10,7 @@ regularised relative to its size, so that one λ means the same for models of an
     K = ΦᵀΦ + λ · tr(ΦᵀΦ)/rank · I,   rank = min(d, 2N)       s_i = φ_qᵀ K⁻¹ φ_i
 
 With ``projection="exact"`` nothing is projected, where weights and images are few enough; the kernel is then taken
-among images where these are fewer than weights (``DualKernel``). ``bench projection`` tells how far a projection is from
-that.
+among images where these are fewer than weights (``DualKernel``). ``bench projection`` tells what a projection costs.
 
 Sign: with f the loss, a training step against ∇L(z_i) lowers L(ẑ) where the two gradients agree, so without an image of
 positive s the query's loss is higher: higher = more influential.
