@@ -373,7 +373,7 @@ def _over_k(pairs: Mapping[int, Verdicts], competing: Mapping[int, Sequence[str]
     several = {pair: found for pair, found in seen.items() if len(found) > 1}
     if not several:
         return []
-    turning = [pair for pair, found in several.items() if len({one.difference > 0 for one in found.by_query()}) > 1]
+    turning = [pair for pair, found in several.items() if len({one.difference > 0 for one in found.values()}) > 1]
     ks = sorted({k for found in several.values() for k in found})
     held = len(several) - len(turning)
     texts = [f"Over K ({', '.join(map(str, ks))}): {held} of {len(several)} pairs of methods have the same "
@@ -384,7 +384,7 @@ def _over_k(pairs: Mapping[int, Verdicts], competing: Mapping[int, Sequence[str]
         both = sum({one.verdict for one in several[pair].values()} >= set(OPPOSITE) for pair in turning)
         against = f"{both} of them settled in both directions" if both else "none of them settled in both directions"
         texts.append(f"it turns for {listed}{more}, {against}")
-    always = [pair for pair, found in several.items() if all(one.settled for one in found.by_query())
+    always = [pair for pair, found in several.items() if all(one.settled for one in found.values())
               and pair not in turning]  # fmt: skip
     settled = {0: "no pair is", 1: "one is"}.get(len(always), f"{len(always)} are")
     texts.append(f"{settled} settled at every K")

@@ -15,8 +15,9 @@ import pandas as pd
 from bench.diffusion.queries import Query
 from bench.errors import DamagedArtifact, InvalidInput
 from bench.records import folder
+from bench.records.sealing import read_json
 from bench.records.selections import selected
-from bench.records.store import Store, read_json
+from bench.records.store import Store
 
 Tops = Mapping[tuple[str, int], Sequence[int]]
 """The top images by (query id, K)."""
