@@ -382,6 +382,52 @@ def lds_(dry_run: bool, subsets: int, seeds: int, **given: Any) -> None:
     _execute(DatamodelTest(methods=chosen, subsets=subsets, seeds=seeds, **shared), dry_run)
 
 
+@main.command("groups")
+@common
+@methods_option
+@click.option(
+    "--by",
+    multiple=True,
+    default=("concept",),
+    show_default=True,
+    metavar="NAME",
+    help="What groups the images: concept, style, a known part such as hat, or 'parts' for all of them; repeatable.",
+)
+@click.option("--largest", type=click.IntRange(1), help="Leave larger groups out. [default: half of all images]")
+@click.option("--seeds", type=int, default=1, show_default=True, help="Trainings without each group to average over.")
+@retraining_options
+@dry_run_option
+def groups_(dry_run: bool, by: Sequence[str], largest: int | None, seeds: int, **given: Any) -> None:
+    """Ask which group of images made a query possible: leave each group out, retrain, compare with methods' scores."""
+    from bench.experiments.groups import GroupTest
+
+    chosen = _methods(given["method_names"], given["study_name"], given["settings"])
+    shared = _shared(given | {"metric_names": ["loss_change"], "seed": 0})
+    _execute(GroupTest(methods=chosen, by=by, largest=largest, seeds=seeds, **shared), dry_run)
+
+
+@main.command("projection")
+@common
+@methods_option
+@click.option(
+    "--dimension",
+    "dimensions",
+    multiple=True,
+    type=click.IntRange(1),
+    help="To compare, beside the method's own; repeatable. [default: 256, 1024, 4096]",
+)
+@click.option("--images", type=int, default=500, show_default=True, help="To rank, drawn by chance.")
+@click.option("--queries", type=int, help="How many of the study's queries. [default: the study's]")
+@dry_run_option
+def projection_(dry_run: bool, dimensions: Sequence[int], images: int, **given: Any) -> None:
+    """Compare ranks by projected gradients with ranks by the gradients themselves. No retraining."""
+    from bench.experiments.projecting import DIMENSIONS, ProjectionTest
+
+    chosen = _methods(given["method_names"], given["study_name"], given["settings"])
+    shared = _shared(given | {"metric_names": (), "seed": 0, "workers": 1})
+    _execute(ProjectionTest(methods=chosen, dimensions=dimensions or DIMENSIONS, images=images, **shared), dry_run)
+
+
 @main.command("reliability")
 @common
 @methods_option

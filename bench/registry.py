@@ -194,7 +194,7 @@ def named(method: Method, study: str) -> MethodName:
 
     def others(variant: str) -> dict[str, Any]:
         usual = methods.create(f"{method.name}:{variant}" if variant else method.name, study).settings()
-        return {key: value for key, value in given.items() if value != usual[key]}
+        return {key: value for key, value in given.items() if key not in usual or value != usual[key]}
 
     variant = next((variant for variant in ("", *method.variants) if not others(variant)), "")
     caveat = {method.caveat(): True} if method.caveat() else {}

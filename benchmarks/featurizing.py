@@ -13,21 +13,18 @@ printed too: no batch makes it faster than that.
 from __future__ import annotations
 
 import argparse
-import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
-from trak import TRAKer
-from trak.modelout_functions import AbstractModelOutput
+from torch import nn
 
 import bench  # noqa: F401 - sets the thread environment before torch is imported
 from bench.attribution.influence import Rows, keyed_rows, projected_gradients
 from bench.attribution.projection import Projection
+from bench.attribution.traker import traker
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.selections import select_weights
 from bench.diffusion.training import TrainingData
@@ -35,45 +32,6 @@ from bench.foundation.machine import available_threads, compute_threads, describ
 from bench.studies import study
 
 DRAWS = 10
-
-
-class _WithWeights(nn.Module):
-    """A U-Net that runs with given weights."""
-
-    def __init__(self, unet: nn.Module, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.parts = (unet, {**weights, **buffers})
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The U-Net's output."""
-        return torch.func.functional_call(*self.parts, args, kwargs)
-
-
-class MeanLoss(AbstractModelOutput):  # type: ignore[misc]
-    """traker's view of ours: the loss of one image, averaged over its draws."""
-
-    def __init__(self, model: DiffusionModel) -> None:
-        super().__init__()
-        self.diffusion = model
-
-    def get_output(self, unet, weights, buffers, latents, states, timesteps, noise):  # type: ignore[no-untyped-def]
-        """Mean loss of the rows of one image."""
-        own = _WithWeights(unet, weights, buffers)
-        return self.diffusion.losses(latents, states, timesteps, noise, unet=own).mean()
-
-    def get_out_to_loss_grad(self, model, weights, buffers, batch):  # type: ignore[no-untyped-def]
-        """The output is the loss."""
-        return torch.ones(len(batch[0]), 1)
-
-
-def traker(model: DiffusionModel, size: int, dimension: int, folder: str) -> Any:
-    """A TRAKer for ``size`` training images, ready to featurize; its device must be a string."""
-    made = TRAKer(
-        model.unet, MeanLoss(model), size, save_dir=folder, device="cpu", proj_dim=dimension,
-        use_half_precision=False, logging_level=logging.ERROR,
-    )  # fmt: skip
-    made.load_checkpoint(model.unet.state_dict(), model_id=0)
-    return made
 
 
 def main() -> None:
@@ -101,7 +59,7 @@ def main() -> None:
     for turn in range(given.rounds):
         torch.set_num_threads(available_threads())
         with tempfile.TemporaryDirectory() as folder:
-            peer = traker(model, given.batch, given.dimension, folder)
+            peer = traker(model, given.batch, folder, dimension=given.dimension)
             gradients.append(
                 timed(lambda peer=peer: peer.gradient_computer.compute_per_sample_grad(batch)) / given.batch
             )

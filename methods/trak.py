@@ -9,22 +9,75 @@ the output, is the identity.
 
 Deviations: one model instead of 20 by default (``num_models``), a projection of 1,024 instead of 4,096, λ relative to
 the kernel's mean eigenvalue, stratified timesteps (``bench.attribution.influence``).
+
+``trak:traker`` lets the authors' package do all of it with the same draws (``bench.attribution.traker``): for a reader
+who trusts that more. With equal projections both rank images alike; with its own, as two random projections do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
 
 from bench.attribution.influence import InfluenceMethod
+from bench.attribution.projection import EXACT
+from bench.attribution.traker import installed, traker_scores
+from bench.contracts import AttributionContext
+from bench.diffusion.model import DiffusionModel
+from bench.diffusion.queries import Query
+from bench.errors import InvalidInput
 from bench.registry import register_method
+
+OWN, TRAKER = "own", "traker"
 
 
 @register_method
 @dataclass(frozen=True, kw_only=True)
 class Trak(InfluenceMethod):
-    """Projected gradients of the loss."""
+    """Projected gradients of the loss.
+
+    Attributes:
+        package: who computes it, "own" or "traker".
+    """
 
     name: ClassVar[str] = "trak"
     summary: ClassVar[str] = "projected gradients of the loss, compared by their inverse covariance"
     output: ClassVar[str] = "loss"
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"traker": {"package": TRAKER}})
+
+    package: str = OWN
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.package not in (OWN, TRAKER):
+            raise InvalidInput(f"trak: package='{self.package}'; expected {OWN} or {TRAKER}.")
+        if self.package == TRAKER and self.projection == EXACT:
+            raise InvalidInput("trak: package=traker projects gradients; projection=exact is package=own's.")
+
+    def settings(self) -> dict[str, Any]:
+        """The settings by name; without the package where it is the own one, so that older rows keep their digest."""
+        found = super().settings()
+        return found if self.package == TRAKER else {name: value for name, value in found.items() if name != "package"}
+
+    def unavailable(self) -> str:
+        """Where the package is missing, how to get it."""
+        if self.package == OWN or installed():
+            return ""
+        return "the package traker is not installed: pip install 'attribution-bench[trak]'"
+
+    def sources(self) -> dict[str, str]:
+        """The package's version."""
+        return {"traker": installed()} if self.package == TRAKER else {}
+
+    def member_scores(
+        self, context: AttributionContext, member: int, model: DiffusionModel, queries: Sequence[Query]
+    ) -> Float[Tensor, "queries images 2"]:
+        """s_i of every query, image and side under one model of the ensemble, by either package."""
+        if self.package == OWN:
+            return super().member_scores(context, member, model, queries)
+        return traker_scores(self, context, model, queries, seed=member)

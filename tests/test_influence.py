@@ -9,7 +9,7 @@ import torch
 import bench.attribution.influence
 from bench import methods as registry
 from bench.attribution.gradients import differentiable_copy, per_sample_gradients
-from bench.attribution.influence import OUTPUTS, Kernel, gram_matrix, keyed_rows, projected_gradients
+from bench.attribution.influence import OUTPUTS, DualKernel, Kernel, gram_matrix, keyed_rows, projected_gradients
 from bench.attribution.projection import Projection
 from bench.contracts import AttributionContext
 from bench.data.dataset import Dataset
@@ -347,3 +347,35 @@ def test_journey_trak_says_why_a_training_image_need_not_find_itself():
 
 def test_all_four_are_registered():
     assert {"trak", "journey_trak", "d_trak", "das"} <= set(registry.names())
+
+
+def test_the_exact_kernel_among_images_is_the_one_among_weights():
+    """Woodbury's identity, where there are more weights than rows; solve too, which ``das`` needs."""
+    features, asked = gaussian(12, 2, 60), gaussian(3, 60, seed=1)
+    among_weights = Kernel(gram_matrix(features, torch.device("cpu")), 0.1, 24)
+    among_images = DualKernel(features, 0.1, torch.device("cpu"))
+    torch.testing.assert_close(among_images.products(asked, features), among_weights.products(asked, features))
+    torch.testing.assert_close(among_images.solve(asked), among_weights.solve(asked))
+
+
+@pytest.mark.parametrize("weights", ["all", "cross-attn-kv"])
+def test_without_a_projection_scores_are_those_of_the_exact_gradients(context, queries, weights):
+    """By hand from all gradients, where images are fewer than weights and where they are more."""
+    method = Trak(projection="exact", num_timesteps=2, num_query_draws=4, weights=weights, flips="mean")
+    training = method.training_features(context, 0, context.model, "loss")
+    features = training["features"].double()
+    asked = method.query_features(context, 0, context.model, queries).double()
+    assert ("gram" in training) == (features.shape[-1] <= 2 * len(features))
+    kernel = gram_matrix(features, torch.device("cpu"))
+    rank = min(kernel.shape[0], 2 * len(features))
+    kernel.diagonal().add_(0.1 * kernel.diagonal().sum() / rank)
+    expected = torch.einsum("qd,isd->qis", torch.linalg.solve(kernel, asked.T).T, features).mean(-1)
+    torch.testing.assert_close(method.scores(context, queries).double(), expected, rtol=1e-3, atol=1e-7)
+
+
+def test_the_exact_kernel_is_refused_where_it_does_not_fit(context, queries, monkeypatch):
+    with pytest.raises(InvalidInput, match="regularization above 0"):
+        Trak(projection="exact", regularization=0.0).scores(context, queries)
+    monkeypatch.setattr("bench.attribution.influence.EXACT_BYTES", 1000)
+    with pytest.raises(InvalidInput, match="bench projection --method trak"):
+        Trak(projection="exact").scores(context, queries)

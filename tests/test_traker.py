@@ -1,46 +1,78 @@
-"""The traker package 0.3.2 gives the same scores from the same checkpoint (opt-in: extra ``trak``, pytest -m slow)."""
+"""``trak:traker``: the published package through the same contract (opt-in: extra ``trak``)."""
 
 import pytest
 import torch
 from scipy.stats import spearmanr
 
-from bench.attribution.influence import keyed_rows
+from bench.attribution.projection import Projection
+from bench.attribution.traker import traker_scores
+from bench.diffusion.selections import select_weights
+from bench.errors import InvalidInput
+from bench.registry import methods, named
 from methods.trak import Trak
 
-trak = pytest.importorskip("trak")
-DIMENSION, DRAWS, QUERY_DRAWS, SHARE = 4096, 4, 20, 0.1
+SETTINGS = {"projection_dim": 512, "num_timesteps": 2, "num_query_draws": 10}
+
+
+def test_the_variant_changes_nothing_of_the_method(tiny):
+    """``trak`` keeps the digest that its published rows carry; the variant has its own, and its own name."""
+    own, other = methods.create("trak", "fashion"), methods.create("trak:traker", "fashion")
+    assert "package" not in own.settings()
+    assert other.settings() == {**own.settings(), "package": "traker"}
+    assert own.digest != other.digest
+    assert (named(own, "fashion").label, named(other, "fashion").label) == ("trak", "trak:traker")
+    assert methods.create("trak").digest == Trak(package="own").digest
+
+
+@pytest.mark.parametrize("settings", [{"package": "other"}, {"package": "traker", "projection": "exact"}])
+def test_settings_that_do_not_go_together_are_refused(settings):
+    with pytest.raises(InvalidInput):
+        Trak(**settings)
+
+
+def test_where_the_package_is_missing_it_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr("methods.trak.installed", lambda: "")
+    assert "attribution-bench[trak]" in methods.create("trak:traker").unavailable()
+    assert methods.create("trak").unavailable() == ""
+
+
+@pytest.mark.filterwarnings("ignore::Warning")
+@pytest.mark.parametrize("weights", ["all", "cross-attn-kv"])
+def test_with_equal_projections_it_ranks_images_as_trak_does(context, queries, weights):
+    projectors = pytest.importorskip("trak.projectors")
+
+    class Ours(projectors.AbstractProjector):
+        """This project's projection, for the package."""
+
+        def __init__(self, sizes):
+            self.own = Projection(sizes, SETTINGS["projection_dim"], 0, 0)
+            self.sizes, self.proj_dim, self.proj_type = sizes, SETTINGS["projection_dim"], "rademacher"
+
+        def project(self, grads, model_id):
+            if not isinstance(grads, dict):
+                pieces = grads.split([int(size) for size in self.sizes.values()], 1)
+                grads = dict(zip(self.sizes, pieces, strict=True))
+            return self.own({name: part.flatten(1) for name, part in grads.items()})
+
+        def free_memory(self):
+            pass
+
+    method = Trak(**SETTINGS, weights=weights)
+    sizes = {name: weight.numel() for name, weight in select_weights(context.model.unet, weights).items()}
+    before = {name: weight.clone() for name, weight in context.model.unet.state_dict().items()}
+    theirs = traker_scores(method, context, context.model, queries, projector=Ours(sizes)).amax(-1)
+    ours = method.scores(context, queries)
+    for one, other in zip(ours, theirs, strict=True):
+        assert spearmanr(one, other).statistic >= 0.99
+    for name, weight in context.model.unet.state_dict().items():
+        assert torch.equal(weight, before[name])
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::Warning")
-def test_trak_agrees_with_the_traker_package(context, queries, tmp_path):
-    from benchmarks.featurizing import traker
-
-    model, data, ids = context.model, context.data, context.dataset.ids
-    method = Trak(
-        projection_dim=DIMENSION, num_timesteps=DRAWS, num_query_draws=QUERY_DRAWS, regularization=SHARE, flips="max"
-    )
-    ours = method.scores(context, queries)
-
-    peer = traker(model, 2 * len(ids), DIMENSION, str(tmp_path))
-    sides = [
-        keyed_rows(
-            model, data.latents[i, side], data.states_of(torch.tensor([i]))[0], DRAWS, 0, "image", ids[i], bool(side)
-        )
-        for i in range(len(ids))
-        for side in (0, 1)
-    ]
-    for start in range(0, len(sides), 40):
-        columns = zip(*sides[start : start + 40], strict=True)
-        peer.featurize(batch=[torch.stack(column) for column in columns], num_samples=len(sides[start : start + 40]))
-    features = torch.from_numpy(peer.saver.current_store["grads"].copy()).double()
-    peer.score_computer.lambda_reg = SHARE * float(features.square().sum()) / len(features)  # theirs is absolute
-    peer.finalize_features()
-    peer.start_scoring_checkpoint("queries", model.unet.state_dict(), model_id=0, num_targets=len(queries))
-    asked = [torch.stack(column) for column in zip(*(method.query_rows(context, q) for q in queries), strict=True)]
-    peer.score(batch=asked, num_samples=len(queries))
-    theirs = torch.from_numpy(peer.finalize_scores(exp_name="queries").copy())
-
-    theirs = theirs.view(len(ids), 2, len(queries)).amax(1).T
-    for one, other in zip(ours, theirs, strict=True):
+def test_with_its_own_projection_it_agrees_as_two_projections_do(context, queries):
+    pytest.importorskip("trak")
+    given = {"projection_dim": 4096, "num_timesteps": 4, "num_query_draws": 20}
+    theirs = Trak(**given, package="traker").scores(context, queries)
+    for one, other in zip(Trak(**given).scores(context, queries), theirs, strict=True):
         assert spearmanr(one, other).statistic >= 0.95

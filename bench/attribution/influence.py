@@ -9,6 +9,9 @@ regularised relative to its size, so that one λ means the same for models of an
 
     K = ΦᵀΦ + λ · tr(ΦᵀΦ)/rank · I,   rank = min(d, 2N)       s_i = φ_qᵀ K⁻¹ φ_i
 
+With ``projection="exact"`` nothing is projected, where weights and images are few enough; the kernel is then taken
+among images where these are fewer than weights (``DualKernel``). ``bench projection`` tells what a projection costs.
+
 Sign: with f the loss, a training step against ∇L(z_i) lowers L(ẑ) where the two gradients agree, so without an image of
 positive s the query's loss is higher: higher = more influential.
 
@@ -37,7 +40,7 @@ from bench.attribution.gradients import (
     differentiable_copy,
     per_sample_gradients,
 )
-from bench.attribution.projection import Projection, check_projection
+from bench.attribution.projection import EXACT, Projection, Unprojected, check_projection
 from bench.attribution.sides import check_flips, over_sides
 from bench.contracts import AttributionContext, Method
 from bench.diffusion.model import DiffusionModel
@@ -55,6 +58,8 @@ POSITIONS_AT_ONCE = 16384
 GRADIENT_BYTES = 192 * 2**20
 """Gradients of one thread that wait for being projected together."""
 GRAM_ROWS = 8192
+EXACT_BYTES = 2**30
+"""The most that gradients of all images may take in memory when they are not projected."""
 
 
 class Rows(NamedTuple):
@@ -149,7 +154,7 @@ def projected_gradients(
     model: DiffusionModel,
     output: str,
     weights: str,
-    projection: Projection,
+    projection: Projection | Unprojected,
     rows_of: Callable[[int], Rows],
     count: int,
     *,
@@ -289,13 +294,37 @@ class Kernel:
         return torch.cat(parts, 1).view(len(queries), *features.shape[:2]).cpu()
 
 
+class DualKernel(Kernel):
+    """The same K⁻¹ where Φ has more columns than rows, by the matrix among rows (Woodbury's identity), in float64.
+
+        K⁻¹ = ( I − Ψᵀ ( ΨΨᵀ + μI )⁻¹ Ψ ) / μ       Ψ = Φ / √sides,   μ = λ · tr(ΨΨᵀ) / rank
+
+    Args:
+        features: Φ.
+        regularization: λ, above 0.
+        device: where.
+    """
+
+    def __init__(self, features: Float[Tensor, "images sides d"], regularization: float, device: torch.device) -> None:
+        self._rows = features.flatten(0, 1).to(device).double() / math.sqrt(features.shape[1])
+        among = self._rows @ self._rows.T
+        self._shift = regularization * float(among.diagonal().sum()) / len(among)
+        super().__init__(among, regularization, len(among))
+
+    def solve(self, features: Float[Tensor, "rows d"]) -> Float[Tensor, "rows d"]:
+        """K⁻¹ φ for each row, in float64."""
+        moved = features.to(self._factor.device).double()
+        explained = torch.cholesky_solve(self._rows @ moved.T, self._factor).T @ self._rows
+        return (moved - explained) / self._shift
+
+
 @dataclass(frozen=True, kw_only=True)
 class InfluenceMethod(Method, ABC):
     """A method that compares projected gradients by the kernel. A subclass names f, or overrides a step.
 
     Attributes:
         projection_dim: d; an inner product of gradients is kept to about 1/√d.
-        projection: "rademacher" or "normal".
+        projection: "rademacher" or "normal", or "exact" for none: then ``projection_dim`` says nothing.
         num_timesteps: draws of (timestep, noise) for each image and side.
         num_query_draws: the same for a query.
         weights: whose gradients: "all", "cross-attn-kv", "cross-attn" or "attn".
@@ -365,6 +394,8 @@ class InfluenceMethod(Method, ABC):
 
     def kernel_of(self, model: DiffusionModel, training: dict[str, Tensor]) -> Kernel:
         """K of the training set's features."""
+        if "gram" not in training:
+            return DualKernel(training["features"], self.regularization, model.device)
         rows = training["features"].shape[0] * training["features"].shape[1]
         return Kernel(training["gram"].to(model.device), self.regularization, rows)
 
@@ -374,16 +405,23 @@ class InfluenceMethod(Method, ABC):
         key = (context.seed, "query", query.noise_key)
         return keyed_rows(context.model, query.latent, state, self.num_query_draws, *key)
 
-    def projection_of(self, context: AttributionContext, member: int, model: DiffusionModel) -> Projection:
+    def projection_of(
+        self, context: AttributionContext, member: int, model: DiffusionModel
+    ) -> Projection | Unprojected:
         """R, another one for each model of the ensemble."""
         sizes = {name: weight.numel() for name, weight in select_weights(model.unet, self.weights).items()}
+        if self.projection == EXACT:
+            return Unprojected(sizes)
         key = (context.seed, member)
         return Projection(sizes, self.projection_dim, *key, kind=self.projection, device=model.device)
 
     def training_features(
         self, context: AttributionContext, member: int, model: DiffusionModel, output: str
     ) -> dict[str, Tensor]:
-        """``features`` (images × 2 × d) and ``gram`` (d × d), computed once for all queries and methods."""
+        """``features`` (images × 2 × d) and ``gram`` (d × d), computed once for all queries and methods.
+
+        Without ``gram`` where nothing is projected and there are fewer rows than weights.
+        """
         ids = context.dataset.ids
         rows_of = image_rows(context, model, self.num_timesteps)
 
@@ -394,18 +432,35 @@ class InfluenceMethod(Method, ABC):
                 group=self.num_timesteps, progress=context.progress,
             )  # fmt: skip
             features = flat.view(len(ids), 2, -1)
+            if self.projection == EXACT and len(flat) < projection.dimension:
+                return {"features": features}
             return {"features": features, "gram": gram_matrix(features, model.device).cpu()}
 
-        parts = [output, self.weights, self.num_timesteps, self.projection, self.projection_dim, member]
+        dimension = 0 if self.projection == EXACT else self.projection_dim
+        parts = [output, self.weights, self.num_timesteps, self.projection, dimension, member]
         return context.cached(f"gradient-features-{digest_of(parts)}", build)
 
     def _check_kernel(self, context: AttributionContext) -> None:
         """Refuse, before anything is computed, a kernel that cannot be inverted."""
         weights = sum(weight.numel() for weight in select_weights(context.model.unet, self.weights).values())
         rank = min(len(context.dataset), weights)
-        if self.regularization == 0 and self.projection_dim >= rank:
+        if self.projection == EXACT:
+            self._check_exact(len(context.dataset), weights)
+        elif self.regularization == 0 and self.projection_dim >= rank:
             raise InvalidInput(
                 f"{self.name}: with regularization=0 the kernel of projection_dim={self.projection_dim} is singular, "
                 f"as there are {len(context.dataset)} training images and {weights} weights: give a projection_dim "
                 f"below {rank}, or a regularization above 0."
             )
+
+    def _check_exact(self, images: int, weights: int) -> None:
+        """Refuse gradients that do not fit the memory, and a kernel that cannot be inverted."""
+        size = 2 * images * weights * 4
+        if size > EXACT_BYTES:
+            raise InvalidInput(
+                f"{self.name}: projection=exact keeps 2 × {images} gradients of {weights} weights, "
+                f"{size / 2**30:.1f} GiB; at most {EXACT_BYTES / 2**30:g} GiB are taken. Project them: "
+                f"`bench projection --method {self.name}` tells which projection_dim agrees with the exact kernel."
+            )
+        if self.regularization == 0:
+            raise InvalidInput(f"{self.name}: projection=exact needs a regularization above 0.")

@@ -24,6 +24,8 @@ from torch.nn import functional
 from bench.errors import InvalidInput
 from bench.foundation import seeds
 
+EXACT = "exact"
+"""Stands for no projection: the gradients themselves (``Unprojected``)."""
 KINDS = ("rademacher", "normal")
 CHUNK_ENTRIES = 2**22
 KEPT_BYTES = 512 * 2**20
@@ -34,10 +36,25 @@ _SIGNS = torch.tensor([[1.0 if byte >> bit & 1 else -1.0 for bit in range(8)] fo
 
 def check_projection(kind: str, dimension: int) -> None:
     """Raise InvalidInput for a projection that does not exist."""
-    if kind not in KINDS:
-        raise InvalidInput(f"projection='{kind}'; expected one of {', '.join(KINDS)}.")
+    if kind not in (*KINDS, EXACT):
+        raise InvalidInput(f"projection='{kind}'; expected one of {', '.join((*KINDS, EXACT))}.")
     if dimension < 1:
         raise InvalidInput(f"projection_dim={dimension}: a projection needs 1 dimension or more; 1024 is usual here.")
+
+
+class Unprojected:
+    """The gradients themselves, one parameter after the other: a projection that loses nothing.
+
+    Args:
+        sizes: number of weights of each parameter, by name.
+    """
+
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        self.names, self.dimension = tuple(sizes), sum(sizes.values())
+
+    def __call__(self, gradients: Mapping[str, Tensor]) -> Float[Tensor, "samples dimension"]:
+        """Join gradients, for each parameter a tensor of samples × its shape."""
+        return torch.cat([gradients[name].flatten(1) for name in self.names], 1)
 
 
 @dataclass(frozen=True)

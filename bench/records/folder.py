@@ -9,6 +9,7 @@ A results folder belongs to one version of one study. Each function or constant 
     subsets/, lds.*  the linear datamodeling score                attributions/, tuning/ contact sheets; held-out runs
     localized.*      what was attributed and measured in boxes    forgetting.*           what unlearning itself forgets
     reliability.*    what two scorings have in common             retrieval.parquet      ranks of known exemplars
+    groups.*         whole groups left out, and their scores      projection.*           what random projections cost
     customized/      a results folder for each customized model
     failures/        requests and methods that failed, with their tracebacks
     submissions/     of a board: what was sent in, each a results folder with a submission.json
@@ -37,6 +38,8 @@ LDS, LDS_TABLE = "lds.parquet", "lds.md"
 LOCALIZED, LOCALIZED_TABLE, LOCALIZED_MANIFEST = "localized.parquet", "localized.md", "localized.json"
 RELIABILITY, RELIABILITY_TABLE = "reliability.parquet", "reliability.md"
 FORGETTING, FORGETTING_TABLE = "forgetting.parquet", "forgetting.md"
+GROUPS, GROUPS_TABLE = "groups.parquet", "groups.md"
+PROJECTION, PROJECTION_TABLE = "projection.parquet", "projection.md"
 BOARD_PAGE, BOARD_TABLE, BOARD_CSV = "leaderboard.html", "leaderboard.md", "leaderboard.csv"
 DIGESTS = "digests.json"
 INDEX = "index.json"
@@ -180,8 +183,8 @@ def selections(root: Path, *, method: str = "*", method_digest: str = "*", query
 
 
 OF_THE_FOLDER = (
-    STUDY, QUERIES, ROWS, RETRIEVAL, MANIFEST, LDS, LOCALIZED, LOCALIZED_MANIFEST, RELIABILITY, FORGETTING, DIGESTS,
-    SUBMISSION,
+    STUDY, QUERIES, ROWS, RETRIEVAL, MANIFEST, LDS, LOCALIZED, LOCALIZED_MANIFEST, RELIABILITY, FORGETTING, GROUPS,
+    PROJECTION, DIGESTS, SUBMISSION,
 )  # fmt: skip
 COSTS = {
     "models": ("the weights of one model; what was observed of it stays", "it is trained again when they are needed"),
@@ -203,6 +206,8 @@ COSTS = {
     LOCALIZED_MANIFEST: ("the record of what produced the values in boxes", "each command writes its part again"),
     RELIABILITY: ("what two scorings have in common", "`bench reliability` writes it again"),
     FORGETTING: ("what unlearning forgets", "`bench forgetting` writes it again"),
+    GROUPS: ("the scores of whole groups", "`bench groups` writes them again from observations/ and kept scores"),
+    PROJECTION: ("how projections agree with none", "`bench projection` writes it again"),
     SUBMISSION: ("the list of what was sent in", "`bench submit` writes it again, from the run's folder"),
     DIGESTS: ("the digests of files without their own", "restore it, or `bench doctor --seal`"),
 }  # fmt: skip

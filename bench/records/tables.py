@@ -61,4 +61,14 @@ FORGETTING = KeptTable(
     unique=("study_digest", "method_digest", "query_digest", "other_digest", "metric"),
     order=("metric", *_NAMED, "other"),
 )
-EVERY = (LOCALIZED, LDS, RELIABILITY, FORGETTING)
+GROUPS = KeptTable(
+    file=folder.GROUPS,
+    unique=(*_WHO, "groups", "group", "seeds"),
+    order=("groups", *_NAMED, "group", "seeds"),
+)
+PROJECTION = KeptTable(
+    file=folder.PROJECTION,
+    unique=(*_WHO, "images"),
+    order=(*_NAMED, "dimension", "images"),
+)
+EVERY = (LOCALIZED, LDS, RELIABILITY, FORGETTING, GROUPS, PROJECTION)

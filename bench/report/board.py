@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.contracts import METHOD, Method
+from bench.contracts import CEILING, METHOD, Method
 from bench.errors import BenchError, ResultsFolderError
 from bench.records.names import MethodName
 from bench.records.rows import BASELINE, NOT_RANKED, NOTHING_REMOVED, labels
 from bench.registry import methods as method_registry
 from bench.registry import metrics as metric_registry
 from bench.registry import role_of, tuned
+from bench.report.ceilings import BEST, best_sets
 from bench.report.floors import Parts, against, judged, names_of, not_beaten, parts_of
 from bench.report.statistics import (
     MIN_QUERIES,
@@ -103,6 +104,8 @@ class Line:
         equivalent: number of random images whose removal does as much; None without a random reference.
         score_seconds: wall time of scoring one query, a mean.
         shared: of its top K, what a second scoring with other draws names too, a mean; None where nobody measured it.
+        overlap: of its top K, what two queries with different prompts have in common, a mean; None where selections
+            were not kept.
         settings, digest, tuned_on: of the method.
     """
 
@@ -115,6 +118,7 @@ class Line:
     equivalent: Equivalent | None
     score_seconds: float
     shared: float | None
+    overlap: float | None
     settings: Mapping[str, Any]
     digest: str
     tuned_on: str
@@ -188,6 +192,11 @@ class Board:
         return any(line.shared is not None for line in self.lines)
 
     @property
+    def overlap_known(self) -> bool:
+        """Whether the overlap of any method's top images is known."""
+        return any(line.overlap is not None for line in self.lines)
+
+    @property
     def main_k(self) -> int:
         """The budget with most methods, the middle one of several."""
         counts = {k: sum(line.k == k for line in self.lines) for k in self.ks}
@@ -213,6 +222,8 @@ def leaderboard(
     num_images: int,
     margin: float | None = None,
     shared: Mapping[tuple[str, int], float] = MappingProxyType({}),
+    overlap: Mapping[tuple[str, int], float] = MappingProxyType({}),
+    projected: Mapping[str, str] = MappingProxyType({}),
 ) -> Board:
     """The numbers of the leaderboard.
 
@@ -223,9 +234,11 @@ def leaderboard(
         num_images: N, the size of the training set.
         margin: of the ranking metric, within which two methods are equivalent.
         shared: by digest of a method and K, what two scorings have in common (``bench.report.reliability``).
+        overlap: by digest of a method and K, what two queries have in common (``bench.report.query_overlap``).
+        projected: by digest of a method, what is known of its projection, in words (``bench.report.projections``).
     """
     rows = frame.assign(label=labels(frame), done=(frame["status"] == "done") & np.isfinite(frame["value"]))
-    ranked = rows[(rows["design"] == "paired") & (rows["k"] > 0) & ~rows["method"].isin(NOT_RANKED)]
+    ranked = ranked_rows(rows)
     if ranked.empty:
         raise ResultsFolderError(
             "There are no rows of the paired design, which the leaderboard compares: run `bench run` with "
@@ -262,8 +275,14 @@ def leaderboard(
                 table, role = tables.get(key), role_of(labelled[str(label)].method)
                 cells[key[0]] = _cell(str(label), role, table, found[key], competing[key], parts, failed, higher)
             lines.append(_line(str(label), int(k), own, cells, tables, reference, manifest, study, notes))
-            found_again = shared.get((lines[-1].digest, int(k)))
-            lines[-1] = replace(lines[-1], group=group.get(str(label)), shared=found_again)
+            line = lines[-1]
+            place, of_projection = (line.digest, int(k)), projected.get(line.digest)
+            lines[-1] = replace(
+                line, group=group.get(str(label)), shared=shared.get(place), overlap=overlap.get(place),
+                tuned_on=f"{line.tuned_on}; {of_projection}" if of_projection else line.tuned_on,
+            )  # fmt: skip
+    best, said = _best_lines(ranked, facts, tables, reference)
+    lines, notes = [*lines, *best], [*notes, *said]
     notes += _over_k(pairs, {k: competing.get((RANKED_BY, k), []) for k in ks})
     return Board(
         metrics=tuple(facts.values()),
@@ -284,6 +303,11 @@ def leaderboard(
         notes=tuple(notes),
         num_images=num_images,
     )
+
+
+def ranked_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """Those that the board compares: of the paired design, of removals that a method, floor or ceiling named."""
+    return rows[(rows["design"] == "paired") & (rows["k"] > 0) & ~rows["method"].isin(NOT_RANKED)]
 
 
 def _order(line: Line) -> tuple[float, ...]:
@@ -397,10 +421,67 @@ def _line(
         equivalent=amount,
         score_seconds=float(rows.drop_duplicates("query")["score_seconds"].mean()),
         shared=None,
+        overlap=None,
         settings=settings,
         digest=str(rows["method_digest"].iloc[0]),
         tuned_on=tuned_on,
     )
+
+
+def _best_lines(
+    ranked: pd.DataFrame,
+    facts: Mapping[str, MetricFacts],
+    tables: Mapping[tuple[str, int], pd.DataFrame],
+    reference: Mapping[str, pd.DataFrame],
+) -> tuple[list[Line], list[str]]:
+    """The ceiling of the best measured set at each K, and what a reader must know of it."""
+    lines, notes = [], []
+    done = ranked[ranked["done"]]
+    among = [label for label, name in names_of(ranked).items() if role_of(name.method) == METHOD]
+    for k, at_k in done.groupby("k"):
+        cells, amount, tuned_on = {}, None, ""
+        for metric, own in at_k.groupby("metric"):
+            found = best_sets(own, among, higher_is_better=facts[str(metric)].higher_is_better)
+            if found is None:
+                continue
+            cells[str(metric)] = _values_cell(found.by_query, tables[str(metric), int(k)])
+            if metric == RANKED_BY:
+                how = "under other training seeds than it is valued under" if found.fair else "by its own value"
+                tuned_on = f"the truth: of up to {found.most} sets of each query the best {how}"
+                if not found.fair:
+                    notes.append(_flattery(int(k), found.flattered))
+                if (curve := reference.get(RANKED_BY)) is not None:
+                    amount = equivalent(found.by_query, curve)
+        if RANKED_BY in cells:
+            lines.append(
+                Line(
+                    method=BEST, name=MethodName(BEST), k=int(k), role=CEILING, group=None, cells=cells,
+                    equivalent=amount, score_seconds=math.nan, shared=None, overlap=None, settings={}, digest="",
+                    tuned_on=tuned_on,
+                )
+            )  # fmt: skip
+    return lines, notes
+
+
+def _flattery(k: int, most: float) -> str:
+    """That the best of several measured values is too high, and by how much at most."""
+    told = f"K = {k}, {BEST}: chosen by the values that are shown, of one training each, so its mean is too high"
+    if math.isnan(most):
+        return f"{told}."
+    return f"{told}, by at most about {most:.5f} where trainings are as noisy as random's; --seeds 2 would tell."
+
+
+def _values_cell(values: pd.Series[float], table: pd.DataFrame) -> Cell:
+    """A cell without verdicts, of values by query."""
+    mean, error = mean_and_error(values.to_numpy())
+    bounds = interval(values.to_numpy())
+    apart = (values - table[BASELINE]).dropna().to_numpy() if BASELINE in table else np.empty(0)
+    difference = interval(apart)
+    return Cell(
+        mean=mean, standard_error=error, low=bounds.low, high=bounds.high, difference=difference.mean,
+        difference_low=difference.low, difference_high=difference.high, won={}, against={}, ranks=None,
+        queries=len(values), compared=len(apart), failed=0,
+    )  # fmt: skip
 
 
 def _cell(

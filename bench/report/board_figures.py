@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from torch import Tensor
 
-from bench.contracts import METHOD
+from bench.contracts import CEILING, METHOD
 from bench.records.rows import BASELINE, NOTHING_REMOVED
 from bench.report import figures
 from bench.report.board import RANKED_BY, Board, Line, charted
@@ -104,6 +104,9 @@ def curves(board: Board, metric: str, variants: bool = False) -> Figure:
             )  # fmt: skip
             _name_series(board, name, drawn_line)
     axes.axhline(0, color=figures.GREY, linewidth=0.8, zorder=0)
+    for line in _ceilings(board.lines, metric) if len(board.ks) == 1 else ():
+        axes.axhline(line.cells[metric].mean, color=figures.colour_of(line.name.method), linewidth=0.9, linestyle=":",
+                     zorder=0)  # fmt: skip
     axes.set_ylabel(_label(board, metric))
     figures.logit_axis(axes, sorted(ks), board.num_images)
     axes.spines[["top", "right"]].set_visible(False)
@@ -150,7 +153,8 @@ def cost(board: Board, k: int, variants: bool = False) -> Figure:
     figure = Figure(figsize=(5.2, 3.6))
     axes = figure.add_subplot()
     _floor(axes, board, RANKED_BY)
-    lines = sorted((line for line in board.lines if line.k == k and _finite(line)), key=_mean)
+    timed = (line for line in board.lines if line.k == k and _finite(line) and np.isfinite(line.score_seconds))
+    lines = sorted(timed, key=_mean)
     shown = charted(lines)
     lines = [line for line in lines if variants or line.method in shown]
     times = [max(line.score_seconds, 0.01) for line in lines]
@@ -179,7 +183,8 @@ def cost(board: Board, k: int, variants: bool = False) -> Figure:
 
 def verdict_matrix(board: Board, k: int) -> Figure:
     """Who is better than whom at ``k``: rows against columns."""
-    names = [line.method for line in board.lines if line.k == k]
+    compared = {name for pair in board.pairs[k] for name in pair}
+    names = [line.method for line in board.lines if line.k == k and line.method in compared]
     side = 0.36 * len(names) + 1.6
     figure = Figure(figsize=(side + 0.8, side))
     axes = figure.add_subplot()
@@ -200,6 +205,8 @@ def verdict_matrix(board: Board, k: int) -> Figure:
 def order(board: Board, k: int) -> Figure:
     """Methods at ``k`` by their mean; bars join those of which no pair is settled. Floors and ceilings stand below.
 
+    A dotted line through the methods is a ceiling: so far is the best of them from what is known to be possible.
+
     Like a critical-difference diagram (Demšar, 2006), but made from the verdict on each pair: a bar joins the methods
     that have a dot on it.
     """
@@ -214,6 +221,8 @@ def order(board: Board, k: int) -> Figure:
         1, 2, sharey=True, width_ratios=[3.2, 0.24 * len(bars) + 0.1], gridspec_kw={"wspace": 0.03}
     )
     axes.axvline(0, color=figures.GREY, linewidth=0.8, zorder=0)
+    for line in _ceilings(list(lines.values()), RANKED_BY):
+        axes.axvline(_mean(line), color=figures.colour_of(line.name.method), linewidth=0.9, linestyle=":", zorder=0)
     for name, height in heights.items():
         line, cell = lines[name], lines[name].cells[RANKED_BY]
         colour, mark = figures.colour_of(line.name.method), figures.mark_of(line.name.method, name)
@@ -314,6 +323,14 @@ def _competing(board: Board, k: int) -> list[str]:
     lines = [line for line in board.lines if line.k == k and line.group is not None]
     [facts] = [facts for facts in board.metrics if facts.name == RANKED_BY]
     return [line.method for line in sorted(lines, key=_mean, reverse=facts.higher_is_better)]
+
+
+def _ceilings(lines: Iterable[Line], metric: str) -> list[Line]:
+    """Those of ``lines`` that are ceilings and have a value."""
+    return [
+        line for line in lines
+        if line.role == CEILING and line.name.plain and metric in line.cells and np.isfinite(line.cells[metric].mean)
+    ]  # fmt: skip
 
 
 def _mean(line: Line) -> float:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from bench.diffusion.regions import Region
 from bench.records.rows import BASELINE, NOTHING_REMOVED, REFERENCE, labels
+from bench.report.ceilings import BEST
 from bench.report.statistics import mean_and_error
 from bench.report.summary import reference_curve
 
@@ -49,7 +50,7 @@ COLOURS = (
 )
 """Of methods of one's own, by a hash of the name. Each is read on white, and, mixed with white, on black."""
 OWN_COLOURS = {
-    BASELINE: GREY, "same_caption": "#454545", "carriers": "#101010", "magic": "#2c3e70",
+    BASELINE: GREY, "same_caption": "#454545", "carriers": "#101010", BEST: "#7a5c00", "magic": "#2c3e70",
     "abc_clip": "#7b5296", "abc_dino": "#4d7a30", "clip": "#8a8500", "clip_text": "#6c63c7",
     "d_trak": "#d1495b", "das": "#3d5a80", "datainf": "#9c6644", "dino": "#a86a00", "dinov2": "#c84400",
     "efficientnet": "#0b6e99", "ekfac_influence": "#5f0f40", "journey_trak": "#b04bb3",

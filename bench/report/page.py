@@ -162,6 +162,7 @@ def _line(line: Line, num_images: int) -> dict[str, Any]:
         },
         "seconds": number(line.score_seconds),
         "shared": number(line.shared),
+        "overlap": number(line.overlap),
         "settings": dict(line.settings),
         "digest": line.digest,
         "tuned": line.tuned_on,

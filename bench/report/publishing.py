@@ -18,13 +18,17 @@ from bench.records import folder as names
 from bench.records.rows import BASELINE, labels
 from bench.records.store import Store, write_whole
 from bench.report import figures
-from bench.report.board import RANKED_BY, Board, Cell, Line, leaderboard
+from bench.report import groups as group_report
+from bench.report.board import RANKED_BY, Board, Cell, Line, leaderboard, ranked_rows
 from bench.report.board_figures import drawn, page_charts, pdf
+from bench.report.ceilings import BEST
 from bench.report.floors import in_words
 from bench.report.gallery import gallery
 from bench.report.localized import kept_tables
 from bench.report.merging import Merged, RunFolder, has_rows, keep, merge_folders, open_folder
 from bench.report.page import page
+from bench.report.projections import agreements
+from bench.report.query_overlap import overlaps
 from bench.report.reliability import shared_tops
 from bench.report.shown import Report, Table, as_markdown, markdown_cell
 from bench.report.statistics import Won
@@ -32,6 +36,7 @@ from bench.studies import Study
 
 NAME = "leaderboard"
 AGREES = "of its top K in a second scoring too"
+OVERLAP = "of its top K shared by two queries"
 BOXES = (
     "Images were named for one box, for the other, for the whole image and for a random box, and measured in both. "
     "Switch: measured in a box, what was named for it less what was named for the other. Interaction: the mean of both "
@@ -92,6 +97,8 @@ def publish(study: Study, sources: Sequence[Path], root: Path) -> Published:
             len(study.dataset),
             study.margin(RANKED_BY),
             shared_tops(store),
+            overlaps(store, ranked_rows(merged.frame)),
+            agreements(store),
         )
         return _write(store, study, merged, folders, board)
 
@@ -117,10 +124,13 @@ def _write(store: Store, study: Study, merged: Merged, folders: Sequence[RunFold
     notes = (*merged.notes, *_version_note(study, merged))
     facts = _facts(study, merged, store.root) | {"notes": list(notes), "aboutBoxes": BOXES}
     boxes = kept_tables(store)
+    groups = group_report.kept_tables(store)
+    facts |= {"leftOut": groups, "aboutLeftOut": group_report.ABOUT}
     facts["boxes"] = [{"parts": list(parts), "tables": tables} for parts, tables in boxes.items()]
+    tables = [markdown(board, study.name, notes), *map(boxes_text, boxes, boxes.values()), *groups_text(groups)]
     written = {
         names.BOARD_CSV: csv(board),
-        names.BOARD_TABLE: "\n".join([markdown(board, study.name, notes), *map(boxes_text, boxes, boxes.values())]),
+        names.BOARD_TABLE: "\n".join(tables),
         names.BOARD_PAGE: page(board, pictures, facts, page_charts(board)),
     }
     for name, text in written.items():
@@ -204,6 +214,7 @@ def _record(line: Line, board: Board) -> dict[str, Any]:
     return record | {
         "score_seconds": line.score_seconds,
         "shared_top": line.shared,
+        "shared_by_queries": line.overlap,
         "tuned_on": line.tuned_on,
         "digest": line.digest,
     }
@@ -221,7 +232,8 @@ def markdown(board: Board, study: str, notes: Sequence[str] = ()) -> str:
             "as bad as trained on … random images",
             *(f"queries won against {floor}" for floor in board.floors_named),
         ]
-        head += ["scoring s/query", *([AGREES] if board.shared_known else []), "tuned on"]
+        head += ["scoring s/query", *([AGREES] if board.shared_known else [])]
+        head += [*([OVERLAP] if board.overlap_known else []), "tuned on"]
         lines = [_cells(line, board) for line in board.lines if line.k == k]
         parts.append(f"## K = {k}\n\n{as_markdown((head, lines))}")
         parts.append(_groups_text(board.groups.get(k, ())) + "\n")
@@ -236,8 +248,15 @@ def markdown(board: Board, study: str, notes: Sequence[str] = ()) -> str:
         "method is ahead of the floor, ties counted half, with the 95 % interval of the share. Intervals of means and "
         "differences: Student's over queries, 95 %, each alone: one that holds zero goes with no verdict, while one "
         "without zero may. As bad as trained on … random images: without the method's K images a model loses as much "
-        "as one that was trained on so many random images alone; intervals from resampled queries.\n"
+        "as one that was trained on so many random images alone; intervals from resampled queries. "
+        f"{BEST[0].upper()}{BEST[1:]}: of each query, the best of all methods' sets by the measured value, a bound "
+        "from below on what is possible.\n"
     )
+    if board.overlap_known:
+        parts.append(
+            f"{OVERLAP[0].upper()}{OVERLAP[1:]}: a mean over pairs of queries with different prompts; two random "
+            "choices share K / N. A method near 100 % names the same images for every query.\n"
+        )
     if board.failures:
         listed = [
             f"- {failure.method}, K = {failure.k}, {failure.metric}, {', '.join(failure.queries)}: {failure.reason}"
@@ -253,6 +272,11 @@ def boxes_text(parts: Sequence[str], tables: Sequence[Table]) -> str:
     """What was attributed in two boxes, as Markdown."""
     first, second = (part.replace("_", " ") for part in parts)
     return "\n".join([f"## Boxes on {first} and {second}\n", f"{BOXES}\n", *map(as_markdown, tables)])
+
+
+def groups_text(tables: Sequence[Table]) -> list[str]:
+    """What was found of whole groups, as Markdown; nothing where no groups were left out."""
+    return ["## Whole groups of images\n", f"{group_report.ABOUT}\n", *map(as_markdown, tables)] if tables else []
 
 
 def line_cells(line: Line, metrics: Sequence[str]) -> list[str]:
@@ -307,7 +331,9 @@ def _cells(line: Line, board: Board) -> list[str]:
     won = line.cells[RANKED_BY].won if RANKED_BY in line.cells else {}
     texts += [_won_text(won.get(floor)) for floor in board.floors_named]
     shared = ["" if line.shared is None else f"{line.shared:.0%}"] if board.shared_known else []
-    return [*texts, f"{line.score_seconds:.2f}", *shared, line.tuned_on]
+    overlap = ["" if line.overlap is None else f"{line.overlap:.0%}"] if board.overlap_known else []
+    seconds = "" if math.isnan(line.score_seconds) else f"{line.score_seconds:.2f}"
+    return [*texts, seconds, *shared, *overlap, line.tuned_on]
 
 
 def _mean_text(cell: Cell) -> str:

@@ -98,7 +98,12 @@ def queries_won(differences: Values) -> Won:
         differences: one for each query, positive where it is won.
     """
     array = np.asarray(differences, float)
-    count, won = len(array), float((array > 0).sum() + (array == 0).sum() / 2)
+    return share_won((array > 0) + (array == 0) / 2)
+
+
+def share_won(shares: Values) -> Won:
+    """The same of queries that were won (1), lost (0), or shared with others (between them)."""
+    count, won = len(shares), float(np.sum(shares))
     if count < MIN_QUERIES:
         return Won(won, count, float("nan"), float("nan"))
     tail = (1 - CONFIDENCE) / 2

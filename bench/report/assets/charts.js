@@ -55,7 +55,7 @@ function order() {
   fill(byId("groups"), ...parts.map((part, index) => el("li", {}, part.join(", "), el("span", { class: "sub" }, index ? "nobody of the rest beats them" : "nobody beats them"))));
   const drawn = chart("order", `order_${k}`, `Methods by mean at K = ${k}, in groups: ${parts.map((part, index) => `${index + 1}: ${part.join(", ")}`).join("; ")}.`);
   byId("order-caption").textContent = drawn
-    ? `Methods at K = ${count(k)} by their mean, with Student\u2019s 95 % intervals. A bar joins the methods that have a dot on it: no pair of them is settled. Below the dotted line: floors and ceilings, which do not compete.`
+    ? `Methods at K = ${count(k)} by their mean, with Student\u2019s 95 % intervals. A bar joins the methods that have a dot on it: no pair of them is settled. Below the dotted line: floors and ceilings, which do not compete. A dotted upright line is a ceiling: so much is known to be possible.`
     : `There are too few methods with enough queries at K = ${count(k)} to be put in an order.`;
 }
 function cost() {

@@ -78,7 +78,8 @@ function row(line, scale) {
   add("verdict", "Verdict", "wide", cell?.verdict || "\u2013", places, ...won);
   const { left } = line;
   if (columns.some((column) => column.key === "left")) add("left", LEFT, "num", leftText(left), left && !left.outside && span(left.low, left.high, count) ? el("span", { class: "sub" }, span(left.low, left.high, count)) : null);
-  add("seconds", "Scoring, s a query", "num", seconds(line.seconds), known(line.shared) ? el("span", { class: "sub" }, `${fixed(100 * line.shared, 0)}\u00a0% of its top K in a second scoring too`) : null);
+  add("seconds", "Scoring, s a query", "num", seconds(line.seconds), known(line.shared) ? el("span", { class: "sub" }, `${fixed(100 * line.shared, 0)}\u00a0% of its top K in a second scoring too`) : null,
+    known(line.overlap) ? el("span", { class: "sub" }, `${fixed(100 * line.overlap, 0)}\u00a0% of its top K shared by two queries (chance ${fixed((100 * line.k) / data.images, 0)}\u00a0%)`) : null);
   add("tuned", "Tuned on", "wide", el("span", { class: "sub" }, line.tuned || "\u2013"));
   return tr;
 }

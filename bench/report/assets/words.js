@@ -16,15 +16,23 @@ function intro() {
     el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Failed values" }, el("table", { class: "plain" }, el("thead", {}, el("tr", {}, ...["method", "K", "metric", "queries", "reason"].map((text) => el("th", { scope: "col" }, text)))), el("tbody", {}, ...failures)))) : null, notes);
 }
 function boxes() {
-  const found = data.facts.boxes ?? [], numeric = /^[+\-]?\d/;
+  const found = data.facts.boxes ?? [];
   byId("boxes").hidden = !found.length;
   byId("boxes-caption").textContent = data.facts.aboutBoxes ?? "";
+  const titled = (parts) => parts.map(words).join(" and ");
+  fill(byId("boxes-tables"), ...found.flatMap(({ parts, tables }) => [el("h3", {}, titled(parts)), ...plain(tables, `Boxes on ${titled(parts)}`)]));
+}
+function leftOut() {
+  const tables = data.facts.leftOut ?? [];
+  byId("left-out").hidden = !tables.length;
+  byId("left-out-caption").textContent = data.facts.aboutLeftOut ?? "";
+  fill(byId("left-out-tables"), ...plain(tables, "Groups of images"));
+}
+function plain(tables, label) {
+  const numeric = /^[+\-]?\d/;
   const cell = (text) => (numeric.test(text) ? el("td", { class: "num" }, text.replaceAll("-", MINUS)) : el("td", {}, text));
-  fill(byId("boxes-tables"), ...found.flatMap(({ parts, tables }) => [
-    el("h3", {}, parts.map(words).join(" and ")),
-    ...tables.map(([head, lines]) => el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Boxes on ${parts.map(words).join(" and ")}` },
-      el("table", { class: "plain" }, el("thead", {}, el("tr", {}, ...head.map((text) => el("th", { scope: "col" }, text)))), el("tbody", {}, ...lines.map((line) => el("tr", {}, ...line.map(cell))))))),
-  ]));
+  return tables.map(([head, lines]) => el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label },
+    el("table", { class: "plain" }, el("thead", {}, el("tr", {}, ...head.map((text) => el("th", { scope: "col" }, text)))), el("tbody", {}, ...lines.map((line) => el("tr", {}, ...line.map(cell)))))));
 }
 function provenance() {
   const { facts } = data, { manifest, record } = facts, runs = manifest.runs ?? [];
