@@ -25,7 +25,7 @@ from bench.diffusion.queries import Query
 from bench.diffusion.regions import Region, inside_image
 from bench.registry import register_method
 
-MOST_VALUES = 2**24
+MOST_VALUES = 2**27
 """Pixel values that are in memory at a time."""
 
 

@@ -110,7 +110,11 @@ def test_the_real_unet_trains(coco):
 
 def small(coco):
     """The study file with a narrower U-Net and batches of 4, beside it."""
-    text = coco.read_text().replace("[128, 256, 256, 256]", "[32, 32, 32, 32]").replace("batch_size = 128", "batch_size = 4")
+    text = (
+        coco.read_text()
+        .replace("[128, 256, 256, 256]", "[32, 32, 32, 32]")
+        .replace("batch_size = 128", "batch_size = 4")
+    )
     file = coco.with_name("narrow.toml")
     file.write_text(text.replace('name = "mscoco"', 'name = "narrow"'))
     return file
@@ -176,7 +180,13 @@ def test_a_board_can_be_planned_before_and_after_there_are_data(coco, tmp_path):
                                            [3.0, 5, 3, 5]))  # fmt: skip
     before = bench("plan", "--study", "mscoco", "--variances", tmp_path)
     assert before.exit_code == 0, before.output
-    for words in ("57,373,316 parameters", "A100-hours at the paper's pace", "saved in", "variances of made", "37.3 GB"):
+    for words in (
+        "57,373,316 parameters",
+        "A100-hours at the paper's pace",
+        "saved in",
+        "variances of made",
+        "37.3 GB",
+    ):
         assert words in before.output
     assert not (tmp_path / "runs").exists()
     given = ["--study", small(coco), "--method", "pixel", "--queries", 1, "--k", 20, "--results", tmp_path / "run"]
