@@ -26,7 +26,7 @@ setup: $(VENV)/installed
 vision: $(VENV)/vision
 
 run: setup
-	$(BIN)/bench run --method ours --floor random --queries 1 --k 500 --workers 2
+	$(BIN)/bench run --method ours --floor random --queries 2 --k 500 --workers 2
 
 test: setup
 	$(PYTEST)

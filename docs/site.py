@@ -10,8 +10,8 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (
-    "*.md", "docs/**/*.md", "docs/*.ipynb", "results/README.md", "results/*/table.md", "results/*/leaderboard.md",
-    "bench/data/**/*.md", "benchmarks/README.md",
+    "*.md", "docs/**/*.md", "docs/*.ipynb", "docs/*.css", "results/README.md", "results/*/table.md",
+    "results/*/leaderboard.md", "bench/data/**/*.md", "benchmarks/README.md",
 )  # fmt: skip
 LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
 

@@ -74,6 +74,15 @@ def test_attribute_refuses_an_unknown_word_before_any_work(tmp_path):
     assert not (tmp_path / "models").exists()
 
 
+def test_a_phrase_with_an_unknown_word_brings_the_captions_phrases_of_its_noun(tmp_path):
+    asked = "dark skin, pink hat, smile, mint background"
+    result = bench("attribute", "--method", "pixel", "--prompt", asked, "--results", str(tmp_path))
+    assert result.exit_code == 2
+    said = " ".join(result.output.split())
+    assert "For 'mint background' captions have: blue background, " in said
+    assert "lilac background" in said and "'pink hat'" not in said
+
+
 @pytest.mark.skipif(os.name != "posix", reason="permissions")
 def test_a_results_folder_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")

@@ -1,8 +1,9 @@
-"""The published folder of ``fashion``: every file and the README's table print the same intervals."""
+"""The published folder of ``fashion``: every file and the page of findings print the same intervals."""
 
 import json
 import math
 import re
+import runpy
 from pathlib import Path
 
 import pandas as pd
@@ -113,11 +114,15 @@ def from_summary() -> dict[tuple[str, int, str], Figures]:
     return found
 
 
-def from_readme() -> dict[tuple[str, int, str], Figures]:
-    text = (ROOT / "README.md").read_text()
-    lines = next(part for part in text.split("\n\n") if part.startswith("| rank | method | loss change"))
+def shown_table(page: str, heading: str) -> list[list[str]]:
+    """The cells of the first table below a heading of a page."""
+    section = (ROOT / page).read_text().partition(heading)[2]
+    return cells_of(next(part for part in section.split("\n\n") if part.startswith("| rank | method | loss change")))
+
+
+def from_findings() -> dict[tuple[str, int, str], Figures]:
     found = {}
-    for _, method, mean, apart, _, left, image_apart, *_ in cells_of(lines)[2:]:
+    for _, method, mean, apart, _, left, image_apart, *_ in shown_table("docs/findings.md", "## `fashion`")[2:]:
         figures = {"mean": numbers(mean), "difference": numbers(apart), "left": numbers(left)}
         found["loss_change", 500, method] = {name: values for name, values in figures.items() if values}
         if values := numbers(image_apart):
@@ -125,16 +130,16 @@ def from_readme() -> dict[tuple[str, int, str], Figures]:
     return found
 
 
-@pytest.mark.parametrize("printed", [from_page, from_board_table, from_summary, from_readme, from_csv])
+@pytest.mark.parametrize("printed", [from_page, from_board_table, from_summary, from_findings, from_csv])
 def test_every_interval_is_the_one_of_the_rows_and_of_the_csv(printed):
     exact, rows, said = from_csv(), from_rows(), printed()
     assert len(said) >= 11
-    if printed is not from_readme:
+    if printed is not from_findings:
         assert said.keys() == rows.keys()
     for key, figures in said.items():
         expected = exact[key] | rows[key]
-        wanted = expected.keys() - ({"bounds"} if printed in (from_summary, from_readme) else set())
-        if printed is from_readme and key[0] != METRICS[0]:
+        wanted = expected.keys() - ({"bounds"} if printed in (from_summary, from_findings) else set())
+        if printed is from_findings and key[0] != METRICS[0]:
             wanted &= {"difference"}
         assert figures.keys() == wanted, key
         for name, values in figures.items():
@@ -152,22 +157,23 @@ def test_the_readme_says_of_faces_what_the_rows_say():
     values = {
         name: own.pivot_table(index="query", columns="method", values="value") for name, own in rows.groupby("metric")
     }
-    text = (ROOT / "README.md").read_text()
-    table = next(part for part in text.split("\n\n") if part.startswith("| method | loss change, mean"))
-    lines = cells_of(table)[2:]
+    lines = shown_table("README.md", "## Portraits")[2:]
     counts = values["loss_change"].notna().sum()
-    assert {line[0].split()[0] for line in lines} == set(counts[counts == counts.max()].index)  # those of all queries
-    for name, mean, apart, on_named, on_unnamed, lost, found, named, unnamed, _ in lines:
-        own = values["loss_change"][name.split()[0]].dropna()
+    assert {line[1] for line in lines} == set(counts[counts == counts.max()].index)  # those of all queries
+    for _, name, mean, apart, _, on_named, on_unnamed, image_apart, lost, found, _ in lines:
+        own = values["loss_change"][name].dropna()
         for said, which in ((on_named, "named"), (on_unnamed, "unnamed")):
-            assert float(said) == pytest.approx(own[own.index.map(group) == which].mean(), abs=5e-5)
-        assert numbers(mean) == pytest.approx((own.mean(), own.sem()), abs=5e-5)
-        if apart:
-            difference = interval((own - values["loss_change"]["random"]).dropna().to_numpy())
-            assert numbers(apart) == pytest.approx(tuple(difference), abs=5e-5)
-        assert lost == f"{values['part_change'][name.split()[0]].sum():g} of {len(own)}"
-        told = next(
-            cells for cells in cells_of((folder / "table.md").read_text()) if cells[:2] == ["500", name.split()[0]]
-        )
-        assert numbers(found)[0] == numbers(told[3])[0]
-        assert [named, unnamed] == told[4:6]
+            assert float(said) == pytest.approx(own[own.index.map(group) == which].mean(), abs=5.001e-6)
+        assert numbers(mean) == pytest.approx((own.mean(), own.sem()), abs=5.001e-6)
+        for metric, said in (("loss_change", apart), ("regeneration_mse", image_apart)):
+            difference = interval((values[metric][name] - values[metric]["random"]).dropna().to_numpy())
+            assert (numbers(said) == pytest.approx(tuple(difference), abs=5.001e-6)) == (name != "random")
+        assert lost == f"{values['part_change'][name].sum():g} of {len(own)}"
+        told = next(cells for cells in cells_of((folder / "table.md").read_text()) if cells[:2] == ["500", name])
+        assert found == told[3]
+
+
+@pytest.mark.parametrize("study", ["faces", "fashion"])
+def test_the_tables_of_pages_are_those_that_their_script_writes(study):
+    script = runpy.run_path(str(ROOT / "docs" / "tables.py"))
+    assert script["written"](study) == script["PLACES"][study][0].read_text()

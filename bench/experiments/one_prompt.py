@@ -8,9 +8,10 @@ from pathlib import Path
 import pandas as pd
 
 from bench.contracts import Method
+from bench.data.captions import phrases_ending_alike
 from bench.diffusion.phrases import text_encoder
 from bench.diffusion.queries import QuerySpec
-from bench.errors import InvalidInput
+from bench.errors import InvalidInput, UnknownWord
 from bench.experiments.experiment import LARGEST_SEED
 from bench.experiments.scoring import check_regions
 from bench.experiments.selection import top_k
@@ -71,7 +72,12 @@ def attribute(
         raise InvalidInput(f"--top {top}: give a number between 1 and {len(dataset)}.")
     if not prompt.strip() and set(dataset.captions) != {""}:
         raise InvalidInput("--prompt is empty: say what to generate, such as 'a photo of a bag'.")
-    text_encoder(workspace.study.model.text_encoder, workspace.study.model.num_tokens).tokens(prompt)
+    try:
+        text_encoder(workspace.study.model.text_encoder, workspace.study.model.num_tokens).tokens(prompt)
+    except UnknownWord as error:
+        alike = phrases_ending_alike(prompt, dataset.captions)
+        said = "".join(f" For '{phrase}' captions have: {', '.join(known[:8])}." for phrase, known in alike.items())
+        raise UnknownWord(f"{error}{said}") from None
     region = None if box is None else workspace.study.region(box)
     if region:
         check_regions(method)
