@@ -402,7 +402,8 @@ def study(name: str) -> Study:
     if name == "mscoco":
         raise InvalidInput(
             "Study 'mscoco' needs its images: `bench prepare mscoco mscoco.toml --images train2017 --captions "
-            "captions_train2017.json --model FOLDER` writes it, then --study mscoco.toml. Before that there is `bench plan "
+            "captions_train2017.json --model FOLDER` writes it, then --study mscoco.toml. Before that there "
+            "is `bench plan "
             "--study mscoco` alone."
         )
     if name not in STUDIES:

@@ -1,8 +1,9 @@
 """Memory of a process at MSCOCO's number of images: prepare and score 118,287 fake images of 3×128×128 pixels.
 
 Images are noise, memory-mapped from a file. Their latents are means over patches (4×16×16), text states have MSCOCO's
-size (77×1,024). A small U-Net scores them, so that what grows with the number of images is seen and time is not spent on
-weights. Each step runs in a process of its own, which tells the peak of its own memory (RssAnon: what is no page of a
+size (77×1,024). A small U-Net scores them, so that what grows with the number of images is seen and time is not spent
+on weights. Each step runs in a process of its own, which tells the peak of its own memory (RssAnon: what is
+no page of a
 mapped file, read every 20 ms) and its peak resident memory, which counts pages of mapped files that it has touched and
 that the system can drop.
 
@@ -130,7 +131,8 @@ def work(step: str, folder: Path, count: int, queue: "multiprocessing.Queue[tupl
                 progress=lambda done, total: None,
             )  # fmt: skip
             scores = methods.create(step, **SETTINGS.get(step, {})).scores(context, query)
-            assert scores.shape == (1, count) and scores.std() > 0
+            assert scores.shape == (1, count)
+            assert scores.std() > 0
     done.set()
     watcher.join()
     seconds = time.perf_counter() - started

@@ -1,12 +1,14 @@
 """What a whole leaderboard costs at the size of MSCOCO: as published, and paired with the power that was published.
 
 Counted: U-Net passes and trainings, by the protocol of arXiv 2406.09408 (sections 5.1 and B): METHODS methods, 110
-queries, three K, a random curve of 62 × 10 models, models of an ensemble for ``trak``. GPU-hours are these counts at the
-paper's own pace on one A100: 16 hours for a training of 200 × 118,287 examples, 20 hours for the losses that score one
+queries, three K, a random curve of 62 × 10 models, models of an ensemble for ``trak``. GPU-hours are these counts at
+the paper's own pace on one A100: 16 hours for a training of 200 × 118,287 examples, 20 hours for the losses
+that score one
 query. Another U-Net takes its share by floating-point operations, which are counted by running it without memory.
 
-Pairing. A comparison of two methods on one query deviates, over queries, by V_p where a retrained model and its original
-share initial weights and draws (law 4), and by V_u = V_p + v where they do not; v is the deviation of "nothing removed,
+Pairing. A comparison of two methods on one query deviates, over queries, by V_p where a retrained model and its
+original share initial weights and draws (law 4), and by V_u = V_p + v where they do not; v is the deviation
+of "nothing removed,
 other seed". Retrained models and θ0 have each half of v; of two methods the θ0 is the same and cancels, and two
 retrained models are left. So 110 · V_p / V_u paired queries show what 110 unpaired ones do. A curve of random removals
 keeps its standard error with 1,100 / n · V_r / (V_r + v/2) models a point, V_r being the deviation of ``random`` and n
@@ -25,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
@@ -395,7 +396,8 @@ class BoardCost(Report):
         """How it was counted, and what it does not say."""
         scale, passes = self.scale, self.scale.passes
         lines = [
-            f"{scale.name}: {scale.images:,} images; a U-Net of {passes.weights:,} parameters, {passes.forward / GB:.2f} "
+            f"{scale.name}: {scale.images:,} images; a U-Net of {passes.weights:,} parameters, "
+            f"{passes.forward / GB:.2f} "
             f"GFLOP forward, {passes.training / GB:.2f} with the backward pass; a training of {scale.steps:,} steps of "
             f"{scale.batch}",
             f"{self.methods} methods ({self.unlearning} unlearn), K = {', '.join(map(str, BUDGETS))}; a curve of "
@@ -409,14 +411,16 @@ class BoardCost(Report):
                 f"{each.study}, K = {each.k}, {each.queries} queries: paired variances are {min(shares):.0%} to "
                 f"{max(shares):.0%} of the unpaired ones over {len(shares)} pairs of methods, median "
                 f"{np.median(shares):.0%}: {each.judged} paired queries have the power of {QUERIES}; against random "
-                f"{math.ceil(each.queries_needed(each.against_random))} would do. Equal removal sets: {each.same_sets:.1%} "
+                f"{math.ceil(each.queries_needed(each.against_random))} would do. Equal removal sets: "
+                f"{each.same_sets:.1%} "
                 "of the removals, not taken off"
             )
         if self.measured:
             few = min(each.queries for each in self.measured) - 1
             low, high = (few / special.chdtri(few, tail) for tail in (0.025, 0.975))
             lines.append(
-                f"a variance over {few + 1} queries is known to a factor of {low:.2f} to {high:.1f} (95 %, if normal), and "
+                f"a variance over {few + 1} queries is known to a factor of {low:.2f} to {high:.1f} (95 %, "
+                f"if normal), and "
                 "that the ratio of a small study holds for MSCOCO is assumed, not measured"
             )
             one = [sum(part.hours for part in self.paired(each).values()) for each in self.measured]
