@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from bench.experiments.experiment import Experiment
     from bench.experiments.leave_k_out import Run
     from bench.experiments.localized import Localized
+    from bench.experiments.planning import Plan
     from bench.report.shown import Report
+    from bench.studies import Study
 
 Command = Callable[..., Any]
 
@@ -42,6 +44,8 @@ class _Folder(click.Path):
 FOLDER = _Folder(path_type=Path)
 KINDS = ("studies", "methods", "metrics")
 PLUGINS = "bench.plugins"
+MSCOCO = "mscoco"
+"""The study of the paper: its cost can be planned before there are data."""
 
 
 def _named(kind: str, *others: str, form: str = "NAME") -> Named:
@@ -294,19 +298,37 @@ def work_(
 @until_options
 @known_options
 @click.option("--effect", type=float, help="A difference of the first metric: how many queries does it take to see it?")
-def plan_(effect: float | None, **given: Any) -> None:
-    """Say what `bench run` with the same options would cost, and what it could show. Nothing is trained or scored."""
+@click.option(
+    "--variances", multiple=True, type=FOLDER,
+    help="MSCOCO: a results folder whose rows tell what pairing saves; repeatable. [default: those published]",
+)  # fmt: skip
+def plan_(effect: float | None, variances: Sequence[Path], **given: Any) -> None:
+    """Say what `bench run` with the same options would cost, and what it could show. Nothing is trained or scored.
+
+    Of a study that `bench prepare mscoco` wrote it says too what a whole board costs, as published and paired; so does
+    --study mscoco, before any data are there.
+    """
     if effect is not None and not 0 < abs(effect) < math.inf:
         raise InvalidInput(f"--effect {effect}: a difference other than 0 is expected, a finite number.")
-    known = _known_run(given)
-    if known is None:
-        _print_plan(_run(given), effect)
+    if given["study_name"] == MSCOCO:
+        _print_board_cost(given["method_names"], variances)
         return
-    from bench.experiments.abc import AbcRun
+    known = _known_run(given)
+    if known is not None:
+        from bench.experiments.abc import AbcRun
 
-    if not isinstance(known, AbcRun):
-        raise InvalidInput(f"Study '{given['study_name']}' retrains nothing; what it takes: docs/customized.md.")
-    _show(known.plan())
+        if not isinstance(known, AbcRun):
+            raise InvalidInput(f"Study '{given['study_name']}' retrains nothing; what it takes: docs/customized.md.")
+        _show(known.plan())
+        return
+    experiment = _run(given)
+    data = experiment.study.data
+    if variances and not (data and data.source.kind == "coco"):
+        raise InvalidInput("--variances: for a study of MSCOCO alone, whose whole board is counted.")
+    planned = _print_plan(experiment, effect)
+    if data and data.source.kind == "coco":
+        seconds = planned.times[0][0].training_seconds if planned.times else math.nan
+        _print_board_cost(given["method_names"], variances, experiment.study, seconds)
 
 
 @main.command("verify")
@@ -915,10 +937,23 @@ def _show(report: Report) -> None:
         raise PartlyFailed("; ".join(problems))
 
 
-def _print_plan(experiment: Experiment[Any], effect: float | None = None) -> None:
+def _print_plan(experiment: Experiment[Any], effect: float | None = None) -> Plan:
     from bench.experiments.planning import plan
 
-    _show(plan(experiment, effect=effect))
+    planned = plan(experiment, effect=effect)
+    _show(planned)
+    return planned
+
+
+def _print_board_cost(
+    names: Sequence[str], folders: Sequence[Path], own: Study | None = None, seconds: float = math.nan
+) -> None:
+    """What a board of MSCOCO costs, of ``own`` sizes or of those that `bench prepare mscoco` gives a study."""
+    from bench.experiments.board_cost import Scale, board_cost, mscoco
+
+    scale = Scale.of(own) if own else mscoco()
+    chosen = _methods(names, own.name if own else MSCOCO, ()) if names else ()
+    _show(board_cost(scale, chosen, folders, seconds))
 
 
 def _import_scores(files: Sequence[Path], names: Sequence[str]) -> None:

@@ -399,6 +399,13 @@ def study(name: str) -> Study:
     """The study called ``name``, or that of the study file ``name``; raises UnknownName with the nearest and all."""
     if study_file.is_file(name):
         return _own(study_file.arguments(Path(name), STUDIES))
+    if name == "mscoco":
+        raise InvalidInput(
+            "Study 'mscoco' needs its images: `bench prepare mscoco mscoco.toml --images train2017 --captions "
+            "captions_train2017.json --model FOLDER` writes it, then --study mscoco.toml. Before that there "
+            "is `bench plan "
+            "--study mscoco` alone."
+        )
     if name not in STUDIES:
         raise UnknownName("study", name, STUDIES)
     return STUDIES[name]()

@@ -1,9 +1,12 @@
 """The MSCOCO study: its data in the order of COCO's own interface, and its U-Net, on a COCO of 64 images made here."""
 
 import json
+import math
 import warnings
 from dataclasses import replace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
@@ -12,10 +15,14 @@ from diffusers import UNet2DConditionModel
 pytest.importorskip("transformers")
 import own
 
-from bench.authoring.mscoco import unet_settings
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.selections import select_weights
 from bench.diffusion.training import TrainingData, TrainingJob, TrainingRun
+from bench.errors import InvalidInput
+from bench.experiments.board_cost import Deviations, board_cost, mscoco, unet_settings
+from bench.records import rows as results
+from bench.records.store import Store
+from bench.registry import methods
 from bench.studies import study
 from cli import main
 
@@ -99,3 +106,95 @@ def test_the_real_unet_trains(coco):
     losses = [run.advance(), run.advance()]
     assert all(0.5 < loss < 2 for loss in losses)
     assert not torch.equal(run.trained_state()["conv_in.weight"], model.unet.conv_in.weight)
+
+
+def small(coco):
+    """The study file with a narrower U-Net and batches of 4, beside it."""
+    text = (
+        coco.read_text()
+        .replace("[128, 256, 256, 256]", "[32, 32, 32, 32]")
+        .replace("batch_size = 128", "batch_size = 4")
+    )
+    file = coco.with_name("narrow.toml")
+    file.write_text(text.replace('name = "mscoco"', 'name = "narrow"'))
+    return file
+
+
+def rows_of(values, nothing):
+    """A frame of rows of two methods and random, with nothing removed beside them."""
+    blank = {name: 0 if kind != "str" else "" for name, (kind, _) in results.COLUMNS.items()}
+    shared = {"study": "made", "metric": "loss_change", "status": "done"}
+    lines = [
+        {"method": method, "method_digest": method, "query": f"q{i}", "query_digest": f"q{i}", "k": 8, "value": value,
+         "design": "paired", "model_key": f"{method}{i}", **shared}
+        for method, column in values.items() for i, value in enumerate(column)
+    ]  # fmt: skip
+    lines += [
+        {"method": "nothing removed", "method_digest": "n", "query": f"q{i}", "query_digest": f"q{i}", "value": value,
+         "design": "unpaired", **shared}
+        for i, value in enumerate(nothing)
+    ]  # fmt: skip
+    frame = pd.DataFrame([blank | line for line in lines])
+    return frame.astype({name: kind for name, (kind, _) in results.COLUMNS.items()})
+
+
+def test_paired_queries_have_the_power_of_unpaired_ones(tmp_path):
+    values = {"pixel": [1.0, 2.0, 3.0, 4.0], "ours": [2.0, 2.0, 4.0, 6.0], "random": [0.0, 0.0, 1.0, 0.0]}
+    results.merge(Store(tmp_path), rows_of(values, [3.0, 5.0, 3.0, 5.0]))
+    found = Deviations.of(tmp_path)
+    between = np.var([1, 0, 1, 2], ddof=1)
+    unpaired = np.var([3, 5, 3, 5], ddof=1)
+    assert (found.pairs, found.unpaired) == ([pytest.approx(between)], pytest.approx(unpaired))
+    assert found.judged == math.ceil(110 * between / (between + unpaired)) == 37
+    alone = np.var([0, 0, 1, 0], ddof=1)
+    assert found.curve_models == math.ceil(1100 / 37 * alone / (alone + unpaired / 2)) == 9
+    assert found.same_sets == 0
+    with pytest.raises(InvalidInput, match="does not tell the variances"):
+        Deviations.of(tmp_path / "empty")
+
+
+def test_a_board_costs_what_its_parts_cost(tmp_path):
+    values = {"pixel": [1.0, 2.0, 3.0, 4.0], "ours": [2.0, 2.0, 4.0, 6.0], "random": [0.0, 0.0, 1.0, 0.0]}
+    results.merge(Store(tmp_path), rows_of(values, [3.0, 5.0, 3.0, 5.0]))
+    cost = board_cost(mscoco(), folders=[tmp_path])
+    parts = cost.published
+    assert (parts["removals"].trainings, parts["removals"].hours) == (3630, pytest.approx(3630 * 16, rel=1e-4))
+    assert (parts["random curve"].trainings, parts["originals"].trainings) == (620, 20)
+    per_query = 118_287 * 2 * 20 * 5
+    assert parts["scores by unlearning"].forwards == 111 * per_query
+    assert parts["scores by unlearning"].hours == pytest.approx(111 * 20 + 110 * 2 / 60, rel=0.01)  # the paper: 2 min
+    total = sum(part.hours for part in parts.values())
+    assert 60_000 < total < 77_000
+    paired = cost.paired(cost.measured[0])
+    assert paired["removals"].trainings == 11 * 37 * 3
+    [(_, costs), (_, savings), _] = cost.tables()
+    shares = [float(line[-1].split()[-1].rstrip("%")) for line in savings[:-1]]
+    assert sum(shares) == pytest.approx(100, abs=0.3)
+    assert costs[-1][-1] == f"{sum(part.hours for part in paired.values()) / 77_000:.0%}"
+    less = board_cost(mscoco(), [methods.create("pixel"), methods.create("random")], [tmp_path])
+    assert (less.methods, less.unlearning, less.published["scores by unlearning"].hours) == (1, 0, 0)
+
+
+def test_a_board_can_be_planned_before_and_after_there_are_data(coco, tmp_path):
+    results.merge(Store(tmp_path), rows_of({"pixel": [1.0, 2, 3, 5], "ours": [2.0, 2, 4, 6], "random": [0.0, 0, 1, 0]},
+                                           [3.0, 5, 3, 5]))  # fmt: skip
+    before = bench("plan", "--study", "mscoco", "--variances", tmp_path)
+    assert before.exit_code == 0, before.output
+    for words in (
+        "57,373,316 parameters",
+        "A100-hours at the paper's pace",
+        "saved in",
+        "variances of made",
+        "37.3 GB",
+    ):
+        assert words in before.output
+    assert not (tmp_path / "runs").exists()
+    given = ["--study", small(coco), "--method", "pixel", "--queries", 1, "--k", 20, "--results", tmp_path / "run"]
+    after = bench("plan", *given, "--variances", tmp_path)
+    assert after.exit_code == 0, after.output
+    for words in ("retrainings: ", "time here", "saved in", "hours of its trainings on the device at hand"):
+        assert words in after.output
+    refused = bench("plan", "--study", "tiny", "--method", "pixel", "--variances", tmp_path)
+    assert (refused.exit_code, "MSCOCO alone" in refused.output) == (2, True)
+    refused = bench("run", "--study", "mscoco", "--method", "pixel")
+    assert (refused.exit_code, "bench prepare mscoco" in refused.output.replace("\n", " ")) == (2, True)

@@ -15,7 +15,6 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from bench import study_file
 from bench.authoring.new_study import (
@@ -32,31 +31,12 @@ from bench.data import prepared
 from bench.data.prepared import Prepared, Survey
 from bench.diffusion.pipelines import PREFIX, folder_autoencoder, folder_text_encoder
 from bench.errors import InvalidInput
+from bench.experiments.board_cost import BATCH, BUDGETS, EPOCHS, QUERIES, ROWS, unet_settings
 from bench.foundation.progress import Progress
 from bench.records.store import write_whole
 from bench.study_file import DataTable
 
-ROWS = 16
-"""Of the latents, and columns."""
-EPOCHS, BATCH = 200, 128
-QUERIES, HELD_OUT_QUERIES = 110, 16
-BUDGETS = (500, 1000, 4000)
-
-
-def unet_settings(text_dim: int = 1024, channels: int = 4) -> dict[str, Any]:
-    """Settings of diffusers' ``UNet2DConditionModel``: 57,373,316 parameters with states of 1024 numbers."""
-    attending = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
-    return {
-        "sample_size": ROWS,
-        "in_channels": channels,
-        "out_channels": channels,
-        "layers_per_block": 2,
-        "block_out_channels": [128, 256, 256, 256],
-        "down_block_types": [attending[0]] * 3 + ["DownBlock2D"],
-        "up_block_types": ["UpBlock2D"] + [attending[1]] * 3,
-        "cross_attention_dim": text_dim,
-        "attention_head_dim": 8,  # diffusers' name for the number of heads
-    }
+HELD_OUT_QUERIES = 16
 
 
 def prepare_mscoco(

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from bench.diffusion.queries import Query
-from bench.diffusion.training import TrainingJob, TrainingRun
+from bench.diffusion.training import TrainingData, TrainingJob, TrainingRun
 from bench.experiments.workspace import Workspace
 from bench.foundation import seeds
 from bench.foundation.machine import compute_threads, machine_kind, worker_threads
@@ -29,6 +29,8 @@ from bench.retraining.ledger import OBSERVED, Ledger
 
 PROBE_STEPS = 4
 PROBE_SECONDS = 2.0
+PROBE_IMAGES, LARGE = 64, 8192
+"""Of a data set of more than the second number that is not encoded yet, so many are encoded to measure with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +129,7 @@ Times = tuple[float, float, dict[str, float]]
 
 def _probe(ledger: Ledger) -> Times:
     study = ledger.study
-    run = TrainingRun(study.model, ledger.data, study.recipe, TrainingJob((), study.seed), device=ledger.device)
+    run = TrainingRun(study.model, _data(ledger), study.recipe, TrainingJob((), study.seed), device=ledger.device)
     steps = ledger.trainer([run])
     next(steps)
     ready, done = time.perf_counter(), 0
@@ -143,6 +145,14 @@ def _probe(ledger: Ledger) -> Times:
         observation.observe(run.model, [query], study.seed)
         seconds[name] = time.perf_counter() - started
     return ready, training, seconds
+
+
+def _data(ledger: Ledger) -> TrainingData:
+    """D as the model sees it; of a large data set that is not encoded yet its first images, which cost as much each."""
+    whole = ledger.study.dataset
+    if len(whole) <= LARGE or ledger.is_encoded:
+        return ledger.data
+    return TrainingData.of(whole.only(range(PROBE_IMAGES)), ledger.study.fresh_model())
 
 
 def _probe_workers(engine: Engine, workers: int) -> list[Times]:
@@ -166,6 +176,6 @@ def _start_probe(engine: Engine, barrier: Any) -> None:
 def _probe_together(workers: int) -> Times:
     with compute_threads(worker_threads(workers)):
         ledger: Ledger = _probing["ledger"]
-        len(ledger.data)
+        _data(ledger)
         _probing["barrier"].wait()
         return _probe(ledger)

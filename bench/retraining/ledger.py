@@ -132,12 +132,21 @@ class Ledger:
             self._data = self._encoded()
         return self._data
 
+    @property
+    def is_encoded(self) -> bool:
+        """Whether D is encoded already."""
+        return self._data is not None or self._encoded_place(self.study.fresh_model()).exists()
+
+    def _encoded_place(self, model: DiffusionModel) -> Path:
+        """The folder of D as ``model`` encodes it."""
+        digests = [self.study.dataset.digest, model.text_encoder.digest, self.study.parts["autoencoder"]]
+        return self.store.path(*folder.encoded(digest_of(digests)))
+
     def _encoded(self) -> TrainingData:
         """Memory-mapped from the folder's cache, encoded by whoever comes first, made anew where it is damaged."""
         source, model = self.study.dataset, self.study.fresh_model()
-        name = digest_of([source.digest, model.text_encoder.digest, self.study.parts["autoencoder"]])
-        place = self.store.path(*folder.encoded(name))
-        with self.store.lock(f"encoded-{name}"):
+        place = self._encoded_place(model)
+        with self.store.lock(place.name):
             try:
                 return TrainingData.kept(place, source, model, self.on_encode)
             except DamagedArtifact as error:
