@@ -32,6 +32,8 @@ from bench.studies import Study
 GROUPS = (OBJECT, STYLE, "all")
 WITHOUT = "without V*"
 SHOWN_QUERIES, SHOWN_IMAGES = 2, 8
+PICTURE_DPI = 100
+"""Twenty pictures stand in one page of at most 2 MB."""
 STYLE_SHEET = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
     "table{border-collapse:collapse;font-size:.9rem}td,th{padding:.2rem .6rem;border-bottom:1px solid #ccc;"
@@ -332,7 +334,7 @@ def _pictures(
             list(each.exemplars.pixels()), made, [queries[name].prompt for name in asked], tops, each.exemplars.ids
         )
         path = store.path(*folder.picture(each.name))
-        write_whole(path, figures.png(figure))
+        write_whole(path, figures.png(figure, PICTURE_DPI))
         found[each.name] = path
     return found, remarks
 

@@ -78,10 +78,10 @@ class Note:
     lost: bool
 
 
-def png(figure: Figure) -> bytes:
+def png(figure: Figure, dpi: int = 160) -> bytes:
     """The figure as PNG, the same bytes for the same figure."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=160, bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
     return buffer.getvalue()
 
 
