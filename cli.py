@@ -994,9 +994,12 @@ def _methods(names: Sequence[str], study_name: str, settings: Sequence[Assigned]
 
 
 def _table(head: Sequence[str], lines: Iterable[Sequence[str]], *, title: str | None = None) -> None:
-    from bench.foundation.console import console_here, table
+    from bench.foundation.console import console_here, print_table
 
-    console_here().print(table(head, lines, title=title), *([""] if title else []))
+    console = console_here()
+    print_table(console, head, list(lines), title=title)
+    if title:
+        console.print()
 
 
 def _line(text: str) -> None:

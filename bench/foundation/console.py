@@ -87,6 +87,10 @@ def progress_on(console: Console) -> BarProgress | LineProgress:
     return BarProgress(console) if console.is_terminal else LineProgress(console)
 
 
+WIDE = 10_000
+"""Columns of a terminal on which every table fits."""
+
+
 def console_here() -> Console:
     """The terminal, or a wide page where the output is none."""
     console = Console()
@@ -94,11 +98,33 @@ def console_here() -> Console:
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]], *, title: str | None = None) -> Table:
-    """A plain table; cells are text, never markup."""
-    made = Table(*head, title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    """A plain table; cells are text, never markup, and wrap rather than lose a letter."""
+    made = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for name in head:
+        made.add_column(escape(name), overflow="fold")
     for line in lines:
         made.add_row(*(escape(cell) for cell in line))
     return made
+
+
+def print_table(
+    console: Console, head: Sequence[str], lines: Sequence[Sequence[str]], *, title: str | None = None
+) -> None:
+    """A table; where it is too wide, one for each value of its first column, if lines share one, without empty columns.
+
+    Any other wraps its cells.
+    """
+    whole = table(head, lines, title=title)
+    firsts = list(dict.fromkeys(line[0] for line in lines))
+    needed = console.measure(whole, options=console.options.update_width(WIDE)).maximum
+    if title or needed <= console.width or len(firsts) == len(lines):
+        console.print(whole)
+        return
+    for first in firsts:
+        own = [line for line in lines if line[0] == first]
+        kept = [column for column in range(1, len(head)) if any(line[column] for line in own)]
+        rest = [[line[column] for column in kept] for line in own]
+        console.print(table([head[column] for column in kept], rest, title=escape(f"{head[0]}: {first}")))
 
 
 def print_line(text: str) -> None:
