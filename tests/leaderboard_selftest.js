@@ -15,7 +15,7 @@ click('th[data-key="method"] button'); seen.named = methods(); seen.sort = sorte
 click('th[data-key="method"] button'); seen.reversed = methods(); seen.down = sorted();
 seen.focus = document.activeElement.textContent;
 click('#ks input[value="20"]'); click('th[data-key="mean"] button'); seen.best = methods();
-type("TR"); seen.filtered = methods(); seen.count = document.getElementById("count").textContent; type("zzz"); seen.none = methods(); type("");
+type("TRAK"); seen.filtered = methods(); seen.count = document.getElementById("count").textContent; type("zzz"); seen.none = methods(); type("");
 const metric = document.getElementById("metric"); metric.value = "regeneration_mse"; metric.dispatchEvent(new Event("change"));
 seen.metric = document.querySelector('th[data-key="mean"]').textContent; seen.about = document.getElementById("about-metric").textContent;
 click("#pairs td button"); seen.pair = document.getElementById("pair").textContent;
