@@ -38,7 +38,6 @@ from bench.records import folder, tables
 from bench.records.names import MethodName
 from bench.records.rows import Row, frame_of
 from bench.records.store import Store, write_whole
-from bench.registry import label_of
 from bench.registry import metrics as metric_registry
 from bench.report.shown import Report, Table, as_markdown
 from bench.report.statistics import Interval, resampled_bounds
@@ -83,10 +82,6 @@ class DatamodelTest(Experiment["Datamodels"]):
         if METRIC not in {metric.name for metric in self.metrics}:
             raise InvalidInput(f"The linear datamodeling score needs the metric {METRIC}.")
 
-    def label(self, method: Method) -> str:
-        """The method's name in tables."""
-        return label_of(method, self.study.name)
-
     def vet(self, workspace: Workspace) -> None:
         """Try every method, so that one that is broken costs no training."""
         workspace.vet(self.with_floors)
@@ -122,11 +117,7 @@ class DatamodelTest(Experiment["Datamodels"]):
         if not ahead:
             return Chosen(comparisons=found)
         lost = LeftOut(workspace, ahead)
-        unscored: dict[Method, list[Query]] = {}
-        for method in self.with_floors:
-            with lost.alone(self.label(method), f"method-{method.name}"):
-                workspace.require(method, ahead=ahead)
-                unscored[method] = [query for query in queries if not workspace.is_scored(method, query)]
+        unscored = self.unscored(workspace, lost, self.with_floors, queries)
         return Chosen(comparisons=found, unscored=unscored, skipped=lost.skipped, failures=lost.failed)
 
     @property

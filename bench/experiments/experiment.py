@@ -29,6 +29,7 @@ from bench.foundation.progress import Progress
 from bench.records.rows import BASELINE, Row
 from bench.records.store import Store
 from bench.registry import floors as every_floor
+from bench.registry import label_of
 from bench.registry import methods as method_registry
 from bench.registry import metrics as metric_registry
 from bench.report.shown import Report
@@ -120,6 +121,21 @@ class Experiment(ABC, Generic[R]):
     @abstractmethod
     def report(self, workspace: Workspace, design: Design, measured: Measured) -> R:
         """What people read, from the rows; written into the results folder."""
+
+    def label(self, method: Method) -> str:
+        """The method's name in tables."""
+        return label_of(method, self.study.name)
+
+    def unscored(
+        self, workspace: Workspace, lost: LeftOut, methods: Sequence[Method], queries: Sequence[Query]
+    ) -> dict[Method, list[Query]]:
+        """The queries that each method has yet to score; one that cannot run, or that fails, goes to ``lost``."""
+        found: dict[Method, list[Query]] = {}
+        for method in methods:
+            with lost.alone(self.label(method), f"method-{method.name}"):
+                workspace.require(method, ahead=lost.ahead)
+                found[method] = [query for query in queries if not workspace.is_scored(method, query)]
+        return found
 
     def originals(self) -> Sequence[TrainingJob]:
         """Models that the comparisons need whatever is chosen; trained first, side by side where there are workers."""

@@ -30,7 +30,7 @@ from bench.experiments.workspace import Workspace
 from bench.records import folder, tables
 from bench.records.rows import labels
 from bench.records.store import write_whole
-from bench.registry import label_of, named
+from bench.registry import named
 from bench.report.forgetting import ForgettingReport
 
 Observed = Mapping[str, Tensor]
@@ -54,10 +54,6 @@ class Forgetting(Experiment[ForgettingReport]):
             raise InvalidInput(
                 f"{', '.join(relative)}: other prompts are looked at anyway; name a metric without them."
             )
-
-    def label(self, method: Method) -> str:
-        """The method's name in tables."""
-        return label_of(method, self.study.name)
 
     def vet(self, workspace: Workspace) -> None:
         """Try every method before anything is unlearned."""

@@ -39,8 +39,8 @@ from bench.records import folder, tables
 from bench.records.names import MethodName
 from bench.records.rows import frame_of, labels
 from bench.records.store import write_whole
-from bench.registry import label_of, named
 from bench.registry import metrics as metric_registry
+from bench.registry import named
 from bench.report.groups import GroupsReport, agreement_of
 from bench.studies import HELD_OUT
 
@@ -141,10 +141,6 @@ class GroupTest(Experiment[GroupsReport]):
         """Groups and seeds."""
         return {"groups": self.grouped, "seeds": self.seeds}
 
-    def label(self, method: Method) -> str:
-        """The method's name in tables."""
-        return label_of(method, self.study.name)
-
     def vet(self, workspace: Workspace) -> None:
         """Try every method, so that one that is broken costs no training."""
         workspace.vet(self.with_floors)
@@ -170,11 +166,7 @@ class GroupTest(Experiment[GroupsReport]):
             for query in queries
         ]
         lost = LeftOut(workspace, ahead)
-        unscored: dict[Method, list[Query]] = {}
-        for method in self.with_floors if ahead else ():
-            with lost.alone(self.label(method), f"method-{method.name}"):
-                workspace.require(method, ahead=True)
-                unscored[method] = [query for query in queries if not workspace.is_scored(method, query)]
+        unscored = self.unscored(workspace, lost, self.with_floors if ahead else (), queries)
         return Chosen(comparisons=found, unscored=unscored, skipped=lost.skipped, failures=lost.failed)
 
     def report(self, workspace: Workspace, design: Design, measured: Measured) -> GroupsReport:

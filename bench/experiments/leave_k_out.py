@@ -32,7 +32,7 @@ from bench.records import folder, rows
 from bench.records.names import MethodName
 from bench.records.store import Store, write_whole
 from bench.registry import floors as every_floor
-from bench.registry import label_of, named, tuned
+from bench.registry import named, tuned
 from bench.report import floors, query_overlap, summary
 from bench.report.shown import Report, Table, as_markdown
 from bench.report.truth import Truth
@@ -174,10 +174,6 @@ class MethodRemovals(Removals[R]):
     def with_floors(self) -> list[Method]:
         """The methods, with the floors."""
         return with_floors(self.methods, self.floors)
-
-    def label(self, method: Method) -> str:
-        """The method's name in tables, with the settings that differ from those tuned for this study."""
-        return label_of(method, self.study.name)
 
     def vet(self, workspace: Workspace) -> None:
         """Try every method, so that one that is broken costs no training."""

@@ -32,7 +32,7 @@ from bench.experiments.selection import drawn
 from bench.experiments.workspace import Workspace
 from bench.records import folder, tables
 from bench.records.store import write_whole
-from bench.registry import label_of, named
+from bench.registry import named
 from bench.report.projections import ProjectionReport
 
 DIMENSIONS = (256, 1024, 4096)
@@ -62,10 +62,6 @@ class ProjectionTest(Experiment[ProjectionReport]):
             others = ", ".join(each.name for each in self.methods if each not in projecting)
             raise InvalidInput(f"{others}: no gradients are projected; name methods such as trak, d_trak or das.")
         object.__setattr__(self, "own", projecting)
-
-    def label(self, method: Method) -> str:
-        """The method's name in tables."""
-        return label_of(method, self.study.name)
 
     def comparisons(self, workspace: Workspace, queries: Sequence[Query], controls: Controls, *, ahead: bool) -> Chosen:
         """Nothing is retrained."""

@@ -30,7 +30,7 @@ from bench.experiments.workspace import Workspace
 from bench.records import folder, tables
 from bench.records.rows import labels
 from bench.records.store import Artifacts, Store, write_whole
-from bench.registry import label_of, named
+from bench.registry import named
 from bench.report.reliability import ReliabilityReport
 
 AGAIN_SEED = 5000
@@ -61,10 +61,6 @@ class Reliability(Experiment[ReliabilityReport]):
         """The K, ascending."""
         return sorted(set(self.budgets or self.study.budgets))
 
-    def label(self, method: Method) -> str:
-        """The method's name in tables."""
-        return label_of(method, self.study.name)
-
     def vet(self, workspace: Workspace) -> None:
         """Try every method before anything is scored."""
         workspace.vet(self.methods)
@@ -72,11 +68,7 @@ class Reliability(Experiment[ReliabilityReport]):
     def comparisons(self, workspace: Workspace, queries: Sequence[Query], controls: Controls, *, ahead: bool) -> Chosen:
         """Nothing is retrained; what is to be scored."""
         lost = LeftOut(workspace, ahead)
-        unscored: dict[Method, list[Query]] = {}
-        for method in self.methods:
-            with lost.alone(self.label(method), f"method-{method.name}"):
-                workspace.require(method, ahead=ahead)
-                unscored[method] = [query for query in queries if not workspace.is_scored(method, query)]
+        unscored = self.unscored(workspace, lost, self.methods, queries)
         return Chosen(comparisons=[], unscored=unscored, skipped=lost.skipped, failures=lost.failed)
 
     def report(self, workspace: Workspace, design: Design, measured: Measured) -> ReliabilityReport:
