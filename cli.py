@@ -195,12 +195,13 @@ until_options = _options(
 known_options = _options(
     click.option("--models", type=int, help="Customized models: the first so many. [default: all]"),
     click.option("--distractors", type=int, help="Customized models: images beside the exemplars. [default: 1000]"),
+    click.option("--pool", type=int, help="Customized models: rank among so many of the distractors. [default: all]"),
     click.option("--held-out", is_flag=True, help="Customized models: those held out, to tune settings on."),
     click.option("--without-word", is_flag=True, help="Customized models: leave V* out of the prompt to attribute."),
     click.option("--data", type=FOLDER, help="With --study abc: the folder of AbC's released data."),
     click.option("--base", type=FOLDER, help="With --study abc: the pipeline. [default: DATA/stable-diffusion-v1-4]"),
 )
-KNOWN = ("models", "distractors", "held_out", "without_word", "data", "base")
+KNOWN = ("models", "distractors", "pool", "held_out", "without_word", "data", "base")
 """The names of these options."""
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file
 
 from bench.data.customizations import HELD_OUT, NEW_WORD, OBJECT, REPORTED, STYLE, customizations
 from bench.data.dataset import load_embedded
@@ -20,15 +21,27 @@ from bench.errors import ResultsFolderError, UnknownName
 from bench.experiments import customized
 from bench.experiments.customized import CustomizedModel, CustomizedRun, CustomizedWorkspace
 from bench.experiments.known_exemplars import ranking
+from bench.experiments.retrieval import average_precision
 from bench.experiments.workspace import Workspace
 from bench.foundation.progress import Progress
 from bench.records import folder
 from bench.records.store import Store
 from bench.registry import methods
-from bench.report.customized import RetrievalRow, merge, publish, summary, table_of
+from bench.report.customized import (
+    KEY,
+    RetrievalRow,
+    chance_of_precision,
+    explained,
+    merge,
+    publish,
+    summary,
+    tables_of,
+)
 from bench.studies import study
 from cli import main
 
+LABELS = {"pixel": None, "random": None, "gone": None, "ours": False, "ours[damping=1.0]": True, "nda": True}
+"""Whether a table calls it untuned; None where there is nothing to tune, or nobody who could say."""
 METHODS = ("pixel", "random", "ours")
 FEW = {"num_fisher_draws": 16, "num_gradient_draws": 8, "timestep_stride": 500}
 
@@ -175,6 +188,86 @@ def test_a_board_shows_every_model_and_mixes_no_pools(finished, quick, tmp_path)
         publish(replace(quick, seed=1), [root], tmp_path / "mixed")
 
 
+POOLED = ("pixel", "random", "ours", "same_caption", "trak")
+SEPARATE = {"pixel", "ours", "same_caption"}
+"""Whose score of an image says nothing of the others."""
+
+
+@pytest.fixture(scope="module")
+def pooled(finished, quick):
+    """The same models among 6 of their 15 distractors."""
+    root, _ = finished
+    given = {"ours": FEW, "trak": {"projection_dim": 8, "num_timesteps": 1, "num_query_draws": 2}}
+    chosen = [methods.create(name, "tiny", **given.get(name, {})) for name in POOLED]
+    before = Store(root).frame(folder.RETRIEVAL)
+    found = {pool: run_of(quick, root, methods=chosen, pool=pool).execute() for pool in (6, None)}
+    return before, chosen, found
+
+
+def test_a_smaller_pool_has_all_exemplars_and_the_same_distractors_for_all(finished, quick, pooled):
+    root, _ = finished
+    base = Workspace(quick, root, metrics=())
+    seen = {}
+    for each in (customizations()[0], customizations()[10]):
+        homes = {
+            pool: CustomizedWorkspace(base, each, 15, pool=pool, device="cpu", progress=Progress())
+            for pool in (None, 15, 6, 5)
+        }
+        pools = {pool: homes[pool].pool.ids for pool in homes}
+        assert pools[15] == pools[None] == homes[6].study.dataset.ids
+        assert pools[6][6:] == each.exemplars.ids
+        assert set(pools[5]) < set(pools[6]) < set(pools[None])
+        assert homes[6].study.digest == homes[None].study.digest
+        context, whole = homes[6].context(), homes[None].context()
+        rows = [whole.dataset.ids.index(image) for image in pools[6]]
+        assert context.dataset.ids == pools[6]
+        assert torch.equal(context.data.latents, whole.data.latents[rows])
+        for image, row in enumerate(rows):
+            assert context.dataset.captions[image] == whole.dataset.captions[row]
+            own, known = context.data.states_of(torch.tensor([image])), whole.data.states_of(torch.tensor([row]))
+            assert torch.equal(own, known)
+        seen[each.name] = pools[6][:6]
+    assert len(set(seen.values())) == 2
+
+
+def test_a_pool_has_rows_of_its_own_and_leaves_the_others_alone(finished, pooled):
+    root, report = finished
+    before, _, found = pooled
+    after = Store(root).frame(folder.RETRIEVAL)
+    full = after[after["pool"] - after["exemplars"] == 15]
+    same = full.merge(before[KEY], on=KEY).sort_values(KEY, ignore_index=True)
+    pd.testing.assert_frame_equal(same, before.sort_values(KEY, ignore_index=True))
+    frame = found[6].frame
+    assert not found[6].failed
+    assert len(frame) == 2 * 2 * len(POOLED)
+    assert (frame["pool"] == 6 + frame["exemplars"]).all()
+    assert set(frame["model_digest"]) == set(report.frame["model_digest"])
+    assert set(summary(after)["distractors"]) == {15, 6}
+
+
+def test_a_score_does_not_depend_on_the_pool_unless_the_method_compares_images(finished, quick, pooled):
+    root, _ = finished
+    base = Workspace(quick, root, metrics=())
+    for each in (customizations()[0], customizations()[10]):
+        whole, part = (
+            CustomizedWorkspace(base, each, 15, pool=pool, device="cpu", progress=Progress()) for pool in (None, 6)
+        )
+        columns = [whole.pool.ids.index(image) for image in part.pool.ids]
+        for method in pooled[1]:
+            queries = whole.asked(2)
+            among, restricted = part.scores(method, queries).matrix, whole.scores(method, queries).matrix[:, columns]
+            if method.name in SEPARATE:
+                torch.testing.assert_close(among, restricted, rtol=5e-3, atol=1e-6)  # a step is found to 1/500
+            else:
+                assert not torch.allclose(among, restricted)
+
+
+def test_gradients_of_a_pool_are_those_of_its_images_alone(finished, quick, pooled):
+    root, _ = finished
+    [kept] = (root / "customized" / "alien" / "pools" / "6" / "cache").glob("gradient-features-*")
+    assert load_file(kept)["features"].shape[:2] == (7, 2)
+
+
 def row(**given) -> RetrievalRow:
     usual = {
         "study": "s", "study_digest": "d", "model": "a", "model_digest": "a", "kind": OBJECT, "split": REPORTED,
@@ -196,8 +289,38 @@ def test_the_model_is_the_unit_of_means_and_errors():
     assert found.loc["all", "ceiling"] == pytest.approx(2.5 / 3)
     assert found.loc["all", "chance"] == pytest.approx(0.1)
     assert math.isnan(found.loc[STYLE, "map_se"])
-    head, lines = table_of(summary(pd.DataFrame(rows)))
-    assert all(len(line) == len(head) for line in lines)
+
+
+def test_pools_of_different_sizes_stand_in_tables_of_their_own():
+    big = [row(model=name, query_digest=name, average_precision=1.0, pool=1001) for name in "ab"]
+    small = [row(model=name, query_digest=name, average_precision=0.5, pool=51) for name in "ab"]
+    frame = pd.DataFrame([*small, *big])
+    found = summary(frame)
+    assert found[found["group"] == "all"]["distractors"].tolist() == [1000, 50]
+    assert found[found["group"] == "all"]["map"].tolist() == [1.0, 0.5]
+    assert found["chance"].tolist() == pytest.approx([10 / 1001] * 2 + [10 / 51] * 2)
+    tables = tables_of(found)
+    for (head, lines), size in zip(tables, (1000, 50), strict=True):
+        assert all(len(line) == len(head) for line in lines)
+        assert [line[0] for line in lines] == ["m", "chance", "ceiling"]
+        assert {line[head.index("distractors")] for line in lines} == {str(size)}
+    texts = explained(frame)
+    assert all(f"among {size} distractors" in text for size, text in zip((1000, 50), texts, strict=True))
+
+
+def test_the_chance_of_precision_is_the_mean_over_all_orders():
+    for exemplars, pool in ((1, 2), (2, 5), (3, 6)):
+        every = [
+            average_precision([str(place) for place in range(pool)], [str(place) for place in places])
+            for places in combinations(range(pool), exemplars)
+        ]
+        assert chance_of_precision(exemplars, pool) == pytest.approx(sum(every) / len(every))
+
+
+def test_tables_say_whose_settings_were_tuned():
+    rows = [row(study="customized", method=name, method_digest=name, query_digest=name) for name in LABELS]
+    found = summary(pd.DataFrame(rows)).drop_duplicates("method").set_index("method")["tuned_on"]
+    assert {name: text.startswith("not tuned") if text else None for name, text in found.items()} == LABELS
 
 
 def test_rows_are_replaced_not_repeated(tmp_path):
@@ -237,6 +360,10 @@ def test_a_customized_model_is_a_study_of_its_own(quick):
         (["run", "--study", "customized", "--method", "pixel", "--models", "0"], "--models 0"),
         (["run", "--study", "customized", "--method", "pixel", "--queries", "21"], "--queries 21"),
         (["run", "--study", "customized", "--method", "pixel", "--distractors", "9999"], "--distractors 9999"),
+        (["run", "--study", "customized", "--method", "pixel", "--pool", "0"], "--pool 0"),
+        (["run", "--study", "customized", "--method", "pixel", "--pool", "1001"], "--pool 1001"),
+        (["run", "--study", "abc", "--method", "pixel", "--pool", "5"], "retrains nothing"),
+        (["run", "--study", "tiny", "--method", "pixel", "--pool", "5"], "--pool: for --study customized"),
         (["run", "--study", "customized", "--method", "pixel", "--k", "5"], "retrains nothing"),
         (["run", "--study", "customized", "--method", "pixel", "--dry-run"], "--dry-run"),
         (["run", "--study", "tiny", "--method", "pixel", "--held-out"], "--held-out: for --study customized"),

@@ -134,6 +134,10 @@ class TrainingData:
         states[rows] = model.text_encoder.encode([texts[row] for row in rows]).detach().cpu()
         return replace(self, states=states)
 
+    def only(self, images: Int[Tensor, " chosen"]) -> TrainingData:
+        """The images of these rows, in that order, with the states of all."""
+        return replace(self, latents=self.latents[images], caption_of=self.caption_of[images])
+
     def __len__(self) -> int:
         return len(self.caption_of)
 

@@ -5,6 +5,9 @@ base is the original model of ``faces``; each customized model is a study of its
 exemplars and on *distractors*, images of the base's training data; so it is kept, resumed and left out of like any
 other. A method scores both for each query. Exemplars of other models are not in the pool, as in AbC.
 
+A smaller *pool* has all exemplars and a draw of the distractors; the models are the same. A method that is run in it
+sees its images alone, and what it takes of the data, such as a kernel matrix, it takes of these.
+
 How strongly models are fine-tuned was chosen on held-out models: docs/log/2026-11-27-customized.md.
 """
 
@@ -21,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from bench.contracts import AttributionContext, Build, Method
@@ -32,12 +36,13 @@ from bench.errors import InvalidInput
 from bench.experiments.known_exemplars import CustomizedOne
 from bench.experiments.leave_k_out import keep_manifest
 from bench.experiments.left_out import LeftOut
+from bench.experiments.scoring import Scores, score
 from bench.experiments.selection import drawn
 from bench.experiments.workspace import Workspace
 from bench.foundation.machine import available_threads, compute_threads, describe
 from bench.foundation.progress import Progress
 from bench.records import folder
-from bench.records.store import Artifacts
+from bench.records.store import Artifacts, Store
 from bench.registry import named, tuned
 from bench.report.customized import CustomizedReport, RetrievalRow, merge
 from bench.studies import Study
@@ -87,11 +92,22 @@ class CustomizedWorkspace(Workspace):
         base: the base model's folder.
         customization: of the model.
         distractors: how many.
+        pool: among how many of these the exemplars are ranked; None for all.
         device, progress: as for a workspace.
+
+    Attributes:
+        pool: the images that are ranked, the exemplars last.
     """
 
     def __init__(
-        self, base: Workspace, customization: Customization, distractors: int, *, device: str, progress: Progress
+        self,
+        base: Workspace,
+        customization: Customization,
+        distractors: int,
+        *,
+        pool: int | None = None,
+        device: str,
+        progress: Progress,
     ) -> None:
         self.base, self.customization = base, customization
         whole = base.study
@@ -120,6 +136,14 @@ class CustomizedWorkspace(Workspace):
         )
         root = folder.customized(base.store.root, customization.name)
         super().__init__(study, root, metrics=(), device=device, progress=progress)
+        self.pool, self.scored, self._ranked = study.dataset, self.store, None
+        if pool is not None and pool < distractors:
+            among = _distractors(whole.dataset_name, ids)
+            chosen = drawn(among, pool, "pool", customization.name)
+            self.pool = among.only(chosen).and_then(customization.exemplars)
+            self._ranked = torch.tensor([*chosen, *range(distractors, len(study.dataset))])
+            self.scored = Store(folder.pool(root, pool), note=progress.say, study=study.digest)
+            self.scored.clean()
 
     def asked(self, count: int) -> list[Query]:
         """The first ``count`` queries: every prompt with one noise, then with the next."""
@@ -132,14 +156,22 @@ class CustomizedWorkspace(Workspace):
     def context(
         self, progress: Callable[[int, int], None] = lambda done, total: None, artifacts: Artifacts | None = None
     ) -> AttributionContext:
-        """What a method may see: the customized model, with the base behind it."""
-        own, shared = artifacts or Artifacts(self.store), Artifacts(self.base.store)
+        """What a method may see: the customized model and the pool, with the base behind it."""
+        own, shared = artifacts or Artifacts(self.scored), Artifacts(self.base.store)
 
         def cached(key: str, build: Build) -> dict[str, Tensor]:
             of_images_alone = key.startswith(("features-", "text-features-"))  # named by a digest of their images
             return shared(key, build) if of_images_alone else own(key, build)
 
-        return replace(super().context(progress, own), cached=cached, base=self.base.context(progress, shared))
+        whole = super().context(progress, own)
+        data = whole.data if self._ranked is None else whole.data.only(self._ranked)
+        return replace(whole, dataset=self.pool, data=data, cached=cached, base=self.base.context(progress, shared))
+
+    def scores(self, method: Method, queries: Sequence[Query]) -> Scores:
+        """The scores of the pool's images, computed for the queries that were not scored in this pool yet."""
+        advance = partial(self.progress.advance, f"score with {method.name}")
+        artifacts = Artifacts(self.scored)
+        return score(method, queries, self.scored, artifacts, lambda: self.context(advance, artifacts))
 
 
 def _advance(progress: Progress, task: str, study: Study, step: int) -> None:
@@ -157,6 +189,7 @@ class CustomizedRun:
         models: the first so many, object- and style-centric in turn; all by default.
         queries: of each model.
         distractors: images beside the exemplars.
+        pool: among how many of these the exemplars are ranked; None for all. The models are the same.
         held_out: whether to run the held-out models, on which settings are tuned.
         without_word: whether V* is left out of the prompt that a method sees (the paper's ablation).
         device, threads: where and how to compute.
@@ -168,6 +201,7 @@ class CustomizedRun:
     models: int | None = None
     queries: int = QUERIES
     distractors: int = DISTRACTORS
+    pool: int | None = None
     held_out: bool = False
     without_word: bool = False
     device: str = "cpu"
@@ -178,6 +212,7 @@ class CustomizedRun:
             "--models": (len(self.customizations), len(self.customizations) if self.models is None else self.models),
             "--queries": (NOISES * min(len(each.prompts) for each in self.customizations), self.queries),
             "--distractors": (len(self.study.dataset), self.distractors),
+            "--pool": (self.distractors, self.distractors if self.pool is None else self.pool),
         }
         for option, (most, value) in limits.items():
             if not 0 < value <= most:
@@ -245,6 +280,7 @@ class CustomizedRun:
                 "models": [each.name for each in self.customizations[: self.models]],
                 "queries": self.queries,
                 "distractors": self.distractors,
+                "pool": self.distractors if self.pool is None else self.pool,
                 "without_word": self.without_word,
                 "wall_seconds": round(seconds, 2),
             },
@@ -259,7 +295,9 @@ class CustomizedRun:
         progress: Progress,
     ) -> list[RetrievalRow]:
         """One for each query and method."""
-        home = CustomizedWorkspace(base, customization, self.distractors, device=self.device, progress=progress)
+        home = CustomizedWorkspace(
+            base, customization, self.distractors, pool=self.pool, device=self.device, progress=progress
+        )
         queries = home.asked(self.queries)
         rows: list[RetrievalRow] = []
         asked = queries
@@ -268,7 +306,7 @@ class CustomizedRun:
         about = CustomizedOne(
             study=self.study.name, study_digest=self.study.digest, name=customization.name, digest=home.study.digest,
             kind=customization.kind, split=customization.split, exemplars=customization.exemplars.ids,
-            dataset=home.study.dataset, with_word=not self.without_word,
+            dataset=home.pool, with_word=not self.without_word,
         )  # fmt: skip
         for method in methods:
             with left_out.alone(named(method, self.study.name).label, f"method-{method.name}"):

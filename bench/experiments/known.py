@@ -15,7 +15,7 @@ from bench.studies import Study, study
 CUSTOMIZED = "customized"
 NAMES = (CUSTOMIZED, NAME)
 OWN = {
-    CUSTOMIZED: ("results", "device", "models", "distractors", "held_out", "without_word", "queries"),
+    CUSTOMIZED: ("results", "device", "models", "distractors", "pool", "held_out", "without_word", "queries"),
     NAME: ("results", "device", "models", "distractors", "without_word", "queries", "data", "base"),
 }
 """The options of each."""

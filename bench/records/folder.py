@@ -10,7 +10,7 @@ A results folder belongs to one version of one study. Each function or constant 
     localized.*      what was attributed and measured in boxes    forgetting.*           what unlearning itself forgets
     reliability.*    what two scorings have in common             retrieval.parquet      ranks of known exemplars
     groups.*         whole groups left out, and their scores      projection.*           what random projections cost
-    customized/      a results folder for each customized model
+    customized/      a results folder for each customized model, with pools/ for what is kept of smaller pools
     failures/        requests and methods that failed, with their tracebacks
     submissions/     of a board: what was sent in, each a results folder with a submission.json
     digests.json     sha256 of files that do not carry their own
@@ -119,6 +119,11 @@ def sheet(name: str, suffix: str = ".png") -> Parts:
 def customized(root: Path, name: str) -> Path:
     """The results folder of the customized model ``name``, in that of its base model."""
     return root / "customized" / name
+
+
+def pool(root: Path, distractors: int) -> Path:
+    """Of a customized model's folder: what methods gave for its exemplars among so many distractors alone."""
+    return root / "pools" / str(distractors)
 
 
 def lock(name: str) -> Parts:

@@ -1,7 +1,8 @@
 """How high exemplars of customized models stand: rows, the table, and the published board.
 
 A value is a mean over a model's queries, then over models: the queries of one model share its exemplars, so the model
-is the unit of every standard error (20 clusters, not 100 queries).
+is the unit of every standard error (20 clusters, not 100 queries). Values of pools of different sizes stand in tables
+of their own: both metrics fall as a pool grows.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -17,13 +18,16 @@ from typing import NamedTuple
 import pandas as pd
 from torch import Tensor
 
+from bench.contracts import METHOD
 from bench.data.customizations import HELD_OUT, OBJECT, REPORTED, STYLE, customizations
 from bench.data.dataset import load_embedded
 from bench.diffusion.autoencoder import autoencoder
 from bench.diffusion.queries import load_queries
 from bench.errors import ResultsFolderError
 from bench.records import folder
+from bench.records.names import MethodName
 from bench.records.store import Store, write_whole
+from bench.registry import methods, role_of, tuned
 from bench.report import figures
 from bench.report.shown import Report, Table, as_markdown
 from bench.report.statistics import mean_and_error
@@ -35,11 +39,11 @@ SHOWN_QUERIES, SHOWN_IMAGES = 2, 8
 PICTURE_DPI = 100
 """Twenty pictures stand in one page of at most 2 MB."""
 STYLE_SHEET = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
-    "table{border-collapse:collapse;font-size:.9rem}td,th{padding:.2rem .6rem;border-bottom:1px solid #ccc;"
-    "text-align:left}img{max-width:100%}"
+    ":root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;max-width:78rem;margin:2rem auto;"
+    "padding:0 1rem}.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.8rem}td,th{padding:.2rem .5rem;"
+    "border-bottom:1px solid #888;text-align:left}td{white-space:nowrap}img{max-width:100%;background:#fff}"
 )
-KEY = ["model_digest", "method_digest", "query_digest"]
+KEY = ["model_digest", "method_digest", "query_digest", "pool"]
 
 
 class RetrievalRow(NamedTuple):
@@ -93,20 +97,46 @@ def merge(store: Store, rows: Sequence[RetrievalRow]) -> pd.DataFrame:
     return whole
 
 
-def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """A line for each method and group of models, the best mAP over all models first.
+def chance_of_precision(exemplars: int, pool: int) -> float:
+    """The expected average precision of a random order: (H + (n − 1) (N − H) / (N − 1)) / N, H = 1 + 1/2 + … + 1/N.
 
-    Columns: method, group, models, queries, pool, recall_at_10, recall_se, map, map_se, chance, ceiling, seconds.
+    The image at rank r is an exemplar with n / N, and (r − 1) (n − 1) / (N − 1) of those before it are.
+
+    Args:
+        exemplars: n, of N.
+        pool: N, 2 or more.
     """
-    named = frame.assign(
+    harmonic = sum(1 / rank for rank in range(1, pool + 1))
+    return (harmonic + (exemplars - 1) * (pool - harmonic) / (pool - 1)) / pool
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """A line for each size of the pool, method and group of models: large pools first, then the best mAP of all models.
+
+    Columns: method, group, models, queries, distractors, pool, recall_at_10, recall_se, map, map_se, chance,
+    chance_map, ceiling, seconds, tuned_on.
+    """
+    sizes = frame[["exemplars", "pool"]].drop_duplicates().to_numpy().tolist()
+    expected = {(exemplars, pool): chance_of_precision(exemplars, pool) for exemplars, pool in sizes}
+    full = frame.assign(
+        label=frame["method"],
         method=frame["method"].where(frame["with_word"], frame["method"] + f" ({WITHOUT})"),
         ceiling=(10 / frame["exemplars"]).clip(upper=1),
         chance=(10 / frame["pool"]).clip(upper=1),
+        chance_map=[expected[pair] for pair in zip(frame["exemplars"], frame["pool"], strict=True)],
+        distractors=frame["pool"] - frame["exemplars"],
     )
-    columns = ["recall_at_10", "average_precision", "chance", "ceiling", "pool", "score_seconds"]
+    parts = [_summary_of(full[full["distractors"] == size]) for size in sorted(set(full["distractors"]), reverse=True)]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _summary_of(named: pd.DataFrame) -> pd.DataFrame:
+    """The lines of one size of the pool."""
+    columns = ["recall_at_10", "average_precision", "chance", "chance_map", "ceiling", "pool", "score_seconds"]
     each = named.groupby(["method", "kind", "model"])[columns].mean().reset_index()
     lines = []
     for method, table in each.groupby("method"):
+        rows = named[named["method"] == method]
         for group in GROUPS:
             part = table if group == "all" else table[table["kind"] == group]
             if not len(part):
@@ -119,15 +149,18 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
                     "method": method,
                     "group": group,
                     "models": len(part),
-                    "queries": int((named["method"].eq(method) & named["model"].isin(part["model"])).sum()),
+                    "queries": int(rows["model"].isin(part["model"]).sum()),
+                    "distractors": int(rows["distractors"].iloc[0]),
                     "pool": round(float(part["pool"].mean()), 1),
                     "recall_at_10": recall.mean,
                     "recall_se": recall.standard_error,
                     "map": precision.mean,
                     "map_se": precision.standard_error,
                     "chance": float(part["chance"].mean()),
+                    "chance_map": float(part["chance_map"].mean()),
                     "ceiling": float(part["ceiling"].mean()),
                     "seconds": float(part["score_seconds"].mean()),
+                    "tuned_on": _tuned_on(str(rows["label"].iloc[0]), str(rows["study"].iloc[0])),
                 }
             )
     result = pd.DataFrame(lines)
@@ -144,9 +177,25 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def table_of(found: pd.DataFrame) -> Table:
-    """The summary for people, with chance and ceiling."""
-    head = ["method", *(f"{group}: {name}" for group in GROUPS for name in ("Recall@10", "mAP")), "models", "s/query"]
+def _tuned_on(label: str, study: str) -> str:
+    """On what the settings of the method that rows call ``label`` were tuned; "" where it has none."""
+    name = MethodName.of_old_label(label)
+    cls = methods.find(name.method)
+    if cls is None or role_of(name.method) != METHOD or not fields(cls):
+        return ""
+    return f"not tuned: {name.settings}" if name.settings else str(tuned(cls, study, name.variant)["tuned_on"])
+
+
+def tables_of(found: pd.DataFrame) -> list[Table]:
+    """The summary for people, a table for each size of the pool, with chance and ceiling."""
+    return [_table_of(part) for _, part in found.groupby("distractors", sort=False)]
+
+
+def _table_of(found: pd.DataFrame) -> Table:
+    head = [
+        "method", *(f"{group}: {name}" for group in GROUPS for name in ("Recall@10", "mAP")), "distractors", "models",
+        "queries", "settings", "s/query",
+    ]  # fmt: skip
     lines = []
     for method, part in found.groupby("method", sort=False):
         cells = [str(method)]
@@ -156,14 +205,20 @@ def table_of(found: pd.DataFrame) -> Table:
             cells += (
                 [_cell(row["recall_at_10"], row["recall_se"]), _cell(row["map"], row["map_se"])] if row else ["–", "–"]
             )
-        lines.append([*cells, str(groups["all"]["models"]), f"{groups['all']['seconds']:.2f}"])
+        whole = groups["all"]
+        how = whole["tuned_on"] and ("untuned" if whole["tuned_on"].startswith("not tuned") else "tuned")
+        counts = [str(whole[name]) for name in ("distractors", "models", "queries")]
+        lines.append([*cells, *counts, how, f"{whole['seconds']:.2f}"])
     for name in ("chance", "ceiling"):
         cells = []
         for group in GROUPS:
             part = found[found["group"] == group]
-            most = part.loc[part["models"].idxmax(), name] if len(part) else float("nan")
-            cells += [_cell(most, float("nan")) if len(part) else "–", "" if name == "chance" else "1.000"]
-        lines.append([name, *cells, "", ""])
+            if not len(part):
+                cells += ["–", "–"]
+                continue
+            most = part.loc[part["models"].idxmax()]
+            cells += [f"{most[name]:.3f}", f"{most['chance_map']:.3f}" if name == "chance" else "1.000"]
+        lines.append([name, *cells, str(found["distractors"].iloc[0]), "", "", "", ""])
     return head, lines
 
 
@@ -187,27 +242,32 @@ class CustomizedReport(Report):
     failed: Mapping[str, str]
 
     def tables(self) -> list[Table]:
-        """Recall@10 and mAP of each method, with chance and ceiling."""
-        return [table_of(summary(self.frame))] if len(self.frame) else []
+        """Recall@10 and mAP of each method in each pool, with chance and ceiling."""
+        return tables_of(summary(self.frame)) if len(self.frame) else []
 
     def notes(self) -> list[str]:
         """What the numbers are of."""
         found = [f"skipped {name}: {why}" for name, why in self.skipped.items()]
-        return [*([explained(self.frame)] if len(self.frame) else []), *found, f"rows: {self.root / folder.RETRIEVAL}"]
+        return [*explained(self.frame), *found, f"rows: {self.root / folder.RETRIEVAL}"]
 
     def problems(self) -> list[str]:
         """Methods that failed."""
         return [f"{name}: {why}" for name, why in self.failed.items()]
 
 
-def explained(frame: pd.DataFrame) -> str:
-    """What the values of ``frame`` are of, in sentences."""
+def explained(frame: pd.DataFrame) -> list[str]:
+    """What the values of ``frame`` are of, in sentences: a text for each size of the pool, the largest first."""
+    size = frame["pool"] - frame["exemplars"]
+    return [_explained(frame[size == each], each) for each in sorted(set(size), reverse=True)]
+
+
+def _explained(frame: pd.DataFrame, distractors: int) -> str:
     models = frame.drop_duplicates("model")
-    pools = sorted(set(models["pool"] - models["exemplars"]))
-    asked = frame.groupby(["method", "model", "with_word"]).size().max()
+    asked = frame.groupby(["method", "model", "with_word"]).size()
+    each = f"{asked.max()} queries" if asked.min() == asked.max() else f"{asked.min()} to {asked.max()} queries"
     return (
-        f"{len(models)} customized models ({', '.join(sorted(set(models['split'])))}), up to {asked} queries each; "
-        f"exemplars (1 to {models['exemplars'].max()} a model) among {' or '.join(map(str, pools))} distractors. "
+        f"{len(models)} customized models ({', '.join(sorted(set(models['split'])))}), {each} each; "
+        f"exemplars (1 to {models['exemplars'].max()} a model) among {distractors} distractors. "
         "Mean ± 1 SE, the model as unit. Recall@10 has the ceiling min(10, n)/n."
     )
 
@@ -227,12 +287,12 @@ class CustomizedBoard(Report):
     remarks: tuple[str, ...]
 
     def tables(self) -> list[Table]:
-        """The board."""
-        return [table_of(summary(self.frame))]
+        """The board, a table for each size of the pool."""
+        return tables_of(summary(self.frame))
 
     def notes(self) -> list[str]:
         """Where the files lie."""
-        return [explained(self.frame), *self.remarks, *(f"wrote {path}" for path in self.files)]
+        return [*explained(self.frame), *self.remarks, *(f"wrote {path}" for path in self.files)]
 
 
 def publish(study: Study, sources: Sequence[Path], target: Path) -> CustomizedBoard:
@@ -262,23 +322,27 @@ def publish(study: Study, sources: Sequence[Path], target: Path) -> CustomizedBo
     store.write_record((folder.MANIFEST,), {**manifests[-1], "methods": shown, "runs": runs})
     csv, page = store.path(folder.BOARD_CSV), store.path(folder.BOARD_TABLE)
     write_whole(csv, board.to_csv(index=False, float_format="%.6g").encode())
-    lines = [f"# {study.name}: customized models", "", explained(whole), "", as_markdown(table_of(board))]
+    lines = [f"# {study.name}: customized models", ""]
+    for text, table in zip(explained(whole), tables_of(board), strict=True):
+        lines += [text, "", as_markdown(table)]
     for name, path in pictures.items():
         kind = whole.loc[whole["model"] == name, "kind"].iloc[0]
         lines += [f"## {name} ({kind})", "", f"![{name}]({path.relative_to(target).as_posix()})", ""]
     write_whole(page, "\n".join(lines).encode())
     html_page = store.path(folder.BOARD_PAGE)
-    write_whole(html_page, _html(study, whole, table_of(board), pictures).encode())
+    write_whole(html_page, _html(study, whole, tables_of(board), pictures).encode())
     written = (csv, page, html_page, *pictures.values())
     store.list_digests(written)
     return CustomizedBoard(whole, (store.path(folder.RETRIEVAL), *written), tuple(remarks))
 
 
-def _html(study: Study, frame: pd.DataFrame, table: Table, pictures: Mapping[str, Path]) -> str:
-    """One file that opens from disk: the table, then a picture of each model."""
-    head, lines = table
-    rows = [("th", head), *(("td", line) for line in lines)]
-    cells = ["<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in line) + "</tr>" for tag, line in rows]
+def _html(study: Study, frame: pd.DataFrame, tables: Sequence[Table], pictures: Mapping[str, Path]) -> str:
+    """One file that opens from disk: a table for each size of the pool, then a picture of each model."""
+    boards = [
+        line
+        for text, table in zip(explained(frame), tables, strict=True)
+        for line in (f"<p>{escape(text)}</p>", *_as_html(table))
+    ]
     kinds = dict(zip(frame["model"], frame["kind"], strict=True))
     shown = [
         f"<h2>{escape(name)} <small>{kinds[name]}</small></h2>"
@@ -289,13 +353,22 @@ def _html(study: Study, frame: pd.DataFrame, table: Table, pictures: Mapping[str
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{title}</title>\n<style>{STYLE_SHEET}</style>",
-            f"<h1>{title}</h1>\n<p>{escape(explained(frame))} A green border is an exemplar.</p>",
-            *("<table>", *cells, "</table>"),
+            f"<h1>{title}</h1>",
+            *boards,
+            "<p>Below, a green border is an exemplar.</p>",
             *shown,
             "</html>\n",
         ]
     )
+
+
+def _as_html(table: Table) -> list[str]:
+    head, lines = table
+    rows = [("th", head), *(("td", line) for line in lines)]
+    cells = ["<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in line) + "</tr>" for tag, line in rows]
+    return ['<div class="wide" tabindex="0"><table>', *cells, "</table></div>"]
 
 
 def _rows(study: Study, source: Path) -> pd.DataFrame:
@@ -320,6 +393,8 @@ def _pictures(
         rows = frame[(frame["model"] == each.name) & frame["with_word"]]
         if not len(rows):
             continue
+        asked_in = rows.groupby("pool")["method"].nunique()  # of the pool that most methods were asked in
+        rows = rows[rows["pool"] == max(asked_in.index, key=lambda pool: (asked_in[pool], pool))]
         roots = [folder.customized(source, each.name) for source in sources]
         queries = {key: query for root in roots for key, query in load_queries(Store(root, read_only=True)).items()}
         asked = [name for name in sorted(set(rows["query"])) if name in queries][:SHOWN_QUERIES]
