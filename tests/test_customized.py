@@ -326,6 +326,9 @@ def test_tables_say_whose_settings_were_tuned():
     rows = [row(study="customized", method=name, method_digest=name, query_digest=name) for name in LABELS]
     found = summary(pd.DataFrame(rows)).drop_duplicates("method").set_index("method")["tuned_on"]
     assert {name: text.startswith("not tuned") if text else None for name, text in found.items()} == LABELS
+    [(head, lines)] = tables_of(summary(pd.DataFrame(rows)))
+    shown = {line[0]: line[head.index("settings")] for line in lines[: len(LABELS)]}
+    assert shown == {name: {None: "", True: "untuned", False: "tuned"}[untuned] for name, untuned in LABELS.items()}
 
 
 def test_rows_are_replaced_not_repeated(tmp_path):
