@@ -169,7 +169,7 @@ def customized_model(
         truth: ids of the exemplars.
     """
     shown = max((len(row) for rows in tops.values() for row in rows), default=1)
-    columns = max(shown + 3, len(exemplars) + 1)
+    columns = max(shown + 4, len(exemplars) + 1)
     lines = 1 + len(queries) * len(tops)
     figure = Figure(figsize=(0.62 * columns, 0.66 * lines + 0.3 * len(queries) + 0.2))
     heights = [1.0, *(height for _ in queries for height in (0.45, *(1.0 for _ in tops)))]
@@ -185,9 +185,9 @@ def customized_model(
         title.text(0.0, 0.1, f"“{prompt}”", fontsize=8, transform=title.transAxes)
         _show(figure.add_subplot(grid[first + 1 : first + 3, :2]), image, border="#222222")
         for row, (method, of_method) in enumerate(tops.items()):
-            _write(figure.add_subplot(grid[first + 1 + row, 2]), wrapped(method))
+            _write(figure.add_subplot(grid[first + 1 + row, 2:4]), wrapped(method))
             pictures = [picture for _, picture in of_method[number]]
-            axes = figure.add_subplot(grid[first + 1 + row, 3 : 3 + len(pictures)])
+            axes = figure.add_subplot(grid[first + 1 + row, 4 : 4 + len(pictures)])
             _strip(axes, pictures, [name in truth for name, _ in of_method[number]])
     return figure
 
