@@ -165,30 +165,34 @@ def customized_model(
     Args:
         exemplars, queries: channels × height × width in [−1, 1].
         prompts: of the queries.
-        tops: for each method, for each query, ids and images from the most influential on.
+        tops: for each method, for each query, ids and images from the most influential on; [] where it has no answer.
         truth: ids of the exemplars.
     """
     shown = max((len(row) for rows in tops.values() for row in rows), default=1)
     columns = max(shown + 4, len(exemplars) + 1)
-    lines = 1 + len(queries) * len(tops)
+    answers = [
+        {method: rows[number] for method, rows in tops.items() if rows[number]} for number in range(len(queries))
+    ]
+    lines = 1 + sum(map(len, answers))
     figure = Figure(figsize=(0.62 * columns, 0.66 * lines + 0.3 * len(queries) + 0.2))
-    heights = [1.0, *(height for _ in queries for height in (0.45, *(1.0 for _ in tops)))]
+    heights = [1.0, *(height for answered in answers for height in (0.45, *(1.0 for _ in answered)))]
     grid = figure.add_gridspec(
         len(heights), columns, height_ratios=heights, left=0.01, right=0.99, top=0.99, bottom=0.01, hspace=0.06
     )
     _write(figure.add_subplot(grid[0, 0]), "exemplars")
     _strip(figure.add_subplot(grid[0, 1 : 1 + len(exemplars)]), exemplars, [True] * len(exemplars))
-    for number, (image, prompt) in enumerate(zip(queries, prompts, strict=True)):
-        first = 1 + number * (1 + len(tops))
+    first = 1
+    for image, prompt, answered in zip(queries, prompts, answers, strict=True):
         title = figure.add_subplot(grid[first, :])
         title.axis("off")
         title.text(0.0, 0.1, f"“{prompt}”", fontsize=8, transform=title.transAxes)
         _show(figure.add_subplot(grid[first + 1 : first + 3, :2]), image, border="#222222")
-        for row, (method, of_method) in enumerate(tops.items()):
+        for row, (method, top) in enumerate(answered.items()):
             _write(figure.add_subplot(grid[first + 1 + row, 2:4]), wrapped(method))
-            pictures = [picture for _, picture in of_method[number]]
+            pictures = [picture for _, picture in top]
             axes = figure.add_subplot(grid[first + 1 + row, 4 : 4 + len(pictures)])
-            _strip(axes, pictures, [name in truth for name, _ in of_method[number]])
+            _strip(axes, pictures, [name in truth for name, _ in top])
+        first += 1 + len(answered)
     return figure
 
 
