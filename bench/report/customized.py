@@ -36,7 +36,7 @@ from bench.studies import Study
 GROUPS = (OBJECT, STYLE, "all")
 WITHOUT = "without V*"
 SHOWN_QUERIES, SHOWN_IMAGES = 2, 8
-PICTURE_DPI = 75
+PICTURE_DPI = 72
 """Twenty pictures stand in one page of at most 2 MB."""
 STYLE_SHEET = (
     ":root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;max-width:78rem;margin:2rem auto;"

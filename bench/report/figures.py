@@ -212,7 +212,7 @@ def _strip(axes: Axes, images: Sequence[Tensor], marked: Sequence[bool]) -> None
 
 def _write(axes: Axes, text: str) -> None:
     axes.axis("off")
-    axes.text(0.97, 0.5, text, ha="right", va="center", fontsize=6, transform=axes.transAxes)
+    axes.text(0.97, 0.5, text, ha="right", va="center", fontsize=8, transform=axes.transAxes)
 
 
 def contact_sheet(
