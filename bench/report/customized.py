@@ -37,7 +37,7 @@ GROUPS = (OBJECT, STYLE, "all")
 WITHOUT = "without V*"
 SHOWN_QUERIES, SHOWN_IMAGES = 2, 8
 PICTURE_DPI = 72
-"""Twenty pictures stand in one page of at most 2 MB."""
+"""Twenty pictures stand in one page of at most 2 MiB."""
 STYLE_SHEET = (
     ":root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;max-width:78rem;margin:2rem auto;"
     "padding:0 1rem}.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.8rem}td,th{padding:.2rem .5rem;"
