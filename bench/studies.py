@@ -118,8 +118,9 @@ class Study:
         for name, usual in (("unet", ""), ("beta_schedule", "linear"), ("clip_range", None)):
             if model[name] == usual:
                 del model[name]  # the same
-        if recipe["stack"] == 1:
-            del recipe["stack"]
+        for name, plain in (("stack", 1), ("precision", "float32"), ("compile", False)):
+            if recipe[name] == plain:
+                del recipe[name]
         return {
             "training_version": TRAINING_VERSION,
             "dataset": self.dataset.digest,

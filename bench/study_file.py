@@ -59,6 +59,7 @@ class DataTable:
     id_column: str = ""
     annotations: str = ""
     captionless: bool = False
+    all_captions: bool = False
     grey: bool = False
     skip_broken: bool = False
     digest: str = ""
@@ -85,9 +86,15 @@ def is_file(name: str) -> bool:
     return name.endswith(SUFFIX)
 
 
+def file_of(study: str) -> Path | None:
+    """The file that the study called ``study`` was read from; None for a study that ships with the project."""
+    return OPENED.get(study)
+
+
 def tuned_file(study: str) -> Path | None:
     """Where the settings that are tuned for ``study`` are kept; None for a study that ships with the project."""
-    return OPENED[study].with_suffix(".tuned.json") if study in OPENED else None
+    file = file_of(study)
+    return file and file.with_suffix(".tuned.json")
 
 
 def prepared_folder(file: Path) -> Path:
@@ -146,7 +153,7 @@ def source_of(file: Path, table: DataTable) -> Source:
     return Source(
         path=path, format=table.format, split=table.split, image=table.image_column, caption=table.caption_column,
         id=table.id_column, annotations=_beside(file, table.annotations) if table.annotations else "",
-        captionless=table.captionless,
+        captionless=table.captionless, all_captions=table.all_captions,
     )  # fmt: skip
 
 

@@ -84,9 +84,8 @@ class Steps:
     def losses(self, weights: Float[Tensor, " weights"], draws: Draws) -> Float[Tensor, " batch"]:
         """What each draw adds to the loss of the batch, times the batch size."""
         data, device = self.training.data, self.model.device
-        rows = torch.where(draws.captionless, data.empty_state, data.caption_of[draws.images])
         timesteps = draws.timesteps.to(device)
-        inputs = [data.latents[draws.images, draws.mirrored], data.states[rows], draws.noise]
+        inputs = [data.latents[draws.images, draws.mirrored], data.states_at(data.trained_rows(draws)), draws.noise]
         latents, states, noise = (part.to(device, self.dtype) for part in inputs)
         losses = self.model.losses(latents, states, timesteps, noise, unet=WithWeights(self.model.unet, weights))
         return losses * self.model.alphas_cumprod[timesteps].pow(-self.recipe.weight_power)

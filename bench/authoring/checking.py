@@ -358,9 +358,9 @@ def _reordered(context: AttributionContext, order: Tensor) -> AttributionContext
         images=old.images[order],
         images_digest="",
         parts={part: shuffled(column) for part, column in old.parts.items()},
+        more_captions=shuffled(old.more_captions) if old.more_captions else (),
     )
-    data = TrainingData(context.data.latents[order], context.data.states, context.data.caption_of[order])
-    return replace(context, dataset=dataset, data=data)
+    return replace(context, dataset=dataset, data=context.data.only(order))
 
 
 def _equal(one: Tensor, two: Tensor) -> bool:

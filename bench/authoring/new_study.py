@@ -171,11 +171,11 @@ def _size(survey: Survey, size: int | None, model: dict[str, Any]) -> int:
 
 def _text(dataset: Dataset) -> tuple[str, int, str]:
     """Text encoder, number of tokens, and why."""
-    longest = max(len(WORD.findall(caption)) for caption in set(dataset.captions))
+    longest = max(len(WORD.findall(caption)) for caption in dataset.texts)
     tokens = max(4, min(longest, LONGEST_TEXT) + 1)
     try:
         known = text_encoder("words", tokens)
-        for caption in sorted(set(dataset.captions)):
+        for caption in sorted(dataset.texts):
             known.tokens(caption)
     except InvalidInput:
         cut = f"; of longer captions the first {LONGEST_TEXT} words are read" if longest > LONGEST_TEXT else ""
@@ -304,7 +304,7 @@ def table_lines(table: DataTable) -> list[str]:
 
 def found_in(kind: str, dataset: Dataset, survey: Survey, size: int) -> list[str]:
     """What the data are, in lines."""
-    captions = set(dataset.captions)
+    captions = dataset.texts
     texts = (
         "no captions: every image has the empty prompt" if captions == {""} else f"{len(captions)} different captions"
     )
@@ -316,10 +316,7 @@ def _training_seconds(made: Study) -> float:
     """What one training takes, by a few of its steps on one thread."""
     whole = made.dataset
     count = min(len(whole), BATCH)
-    few = replace(
-        whole, ids=whole.ids[:count], captions=whole.captions[:count], concepts=whole.concepts[:count],
-        styles=whole.styles[:count], images=whole.images[:count], images_digest="",
-    )  # fmt: skip
+    few = whole.only(range(count))
     with compute_threads(1):
         data = TrainingData.of(few, DiffusionModel(made.model))
         tuning = Tuning.on(made.fine_tuning, few) if made.fine_tuning else None
