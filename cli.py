@@ -656,6 +656,16 @@ def prepare_() -> None:
 )  # fmt: skip
 @click.option("--skip-broken", is_flag=True, help="Leave bad images out instead of refusing the data.")
 @click.option("--all-captions", is_flag=True, help="Take the first five captions of an image, not the first alone.")
+@click.option(
+    "--released",
+    type=FOLDER,
+    help="Folder of the paper's released latents, text states, model, Fisher and queries.",
+)
+@click.option(
+    "--weights", type=click.Choice(("given", "fresh")), default="given", show_default=True,
+    help="With --released: take its model and queries, for `bench attribute`; or its latents and text states alone, "
+    "and train.",
+)  # fmt: skip
 def prepare_mscoco_(file: Path, images: Path, captions: Path, pipeline: Path, **given: Any) -> None:
     """Write the MSCOCO study of the paper to FILE.toml and prepare its images: cropped, 128 × 128 pixels."""
     from bench.authoring.mscoco import prepare_mscoco

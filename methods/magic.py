@@ -73,7 +73,9 @@ class Magic(Method):
         if training is None:
             raise Unavailable("how the model was trained is not known here, and magic does the training again")
         if training.recipe.precision != "float32":
-            raise Unavailable(f"the model was trained in {training.recipe.precision}, and magic does it again in float32")
+            raise Unavailable(
+                f"the model was trained in {training.recipe.precision}, and magic does it again in float32"
+            )
         device = context.model.device
         replay = replayed(training, device, context.progress)
         trained = replay.run.average.clone()

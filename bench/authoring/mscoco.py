@@ -1,8 +1,9 @@
 """The MSCOCO study of arXiv 2406.09408: its data, its U-Net of 57,373,316 parameters, its recipe, as a study file.
 
-COCO 2017 train has 118,287 images in the order of ``captions_train2017.json``; the first caption of each is used, or the
-first five, of which each draw of training takes one. The middle square becomes 128 × 128 pixels; flips are made in pixels, before the autoencoder, which encodes to its mean
-times its scaling factor. The noise schedule is linear; the predicted clean latents are clamped to [−1, 1].
+COCO 2017 train has 118,287 images in the order of ``captions_train2017.json``; the first caption of each is used, or
+the first five, of which each draw of training takes one. The middle square becomes 128 × 128 pixels; flips are made in
+pixels, before the autoencoder, which encodes to its mean times its scaling factor. The noise schedule is linear; the
+predicted clean latents are clamped to [−1, 1].
 
 Published: 200 epochs, batches of 128, learning rate 1e-4, flips, guidance 7.5. Ours, as nobody has published it: AdamW
 with a cosine after a warm-up, a running average of the weights, caption dropout of 0.1, deterministic sampling (DDIM)
@@ -16,6 +17,8 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from bench import study_file
 from bench.authoring.new_study import (
     NewStudy,
@@ -28,15 +31,22 @@ from bench.authoring.new_study import (
     toml,
 )
 from bench.data import prepared
+from bench.data.dataset import Dataset
 from bench.data.prepared import Prepared, Survey
+from bench.diffusion.model import DiffusionModel, ModelConfig
 from bench.diffusion.pipelines import PREFIX, folder_autoencoder, folder_text_encoder
+from bench.diffusion.released import CAPTIONS as RELEASED_CAPTIONS
+from bench.diffusion.released import LATENTS, STATES, Release, expect_near, expect_states, import_release
 from bench.errors import InvalidInput
 from bench.experiments.board_cost import BATCH, BUDGETS, EPOCHS, QUERIES, ROWS, unet_settings
+from bench.foundation import seeds
 from bench.foundation.progress import Progress
 from bench.records.store import write_whole
 from bench.study_file import DataTable
 
 HELD_OUT_QUERIES = 16
+CHECKED = 8
+"""Images whose released latents and text states are compared with those made here."""
 
 
 def prepare_mscoco(
@@ -47,6 +57,8 @@ def prepare_mscoco(
     *,
     skip_broken: bool = False,
     all_captions: bool = False,
+    released: Path | None = None,
+    weights: str = "given",
     progress: Progress | None = None,
 ) -> NewStudy:
     """Write the study file ``file`` and prepare the images, going on where an earlier call was interrupted.
@@ -60,6 +72,9 @@ def prepare_mscoco(
         pipeline: a folder with the autoencoder and the text encoder.
         skip_broken: whether bad images are left out.
         all_captions: whether an image has its first five captions; else it has one.
+        released: the folder of what the authors released (``bench.diffusion.released``): its latents and text states
+            are used, and, as ``weights`` says, its model, Fisher information and queries.
+        weights: with ``released``: "given", or "fresh" for a model that the study trains itself, on its own queries.
         progress: told how far it is.
     """
     check_name(file)
@@ -80,13 +95,37 @@ def prepare_mscoco(
     count = len(dataset)
     steps = math.ceil(EPOCHS * count / BATCH)
     reported, held_out = drawn_queries(dataset, QUERIES, HELD_OUT_QUERIES)
+    imported: list[str] = []
+    if released is not None:
+        config = ModelConfig(
+            sample_size=ROWS, latent_channels=coder.channels, block_channels=(128, 256, 256, 256),
+            cross_attention=(True, True, True, False), preconditioned=False, num_tokens=text.num_tokens,
+            autoencoder=PREFIX + str(pipeline.resolve()), text_encoder=PREFIX + str(pipeline.resolve()),
+            unet=json.dumps(unet_settings(text.dim, coder.channels), sort_keys=True), clip_range=1.0,
+        )  # fmt: skip
+        release, model_made = Release(released), DiffusionModel(config)
+        check_release(release, dataset, model_made)
+        made, prompts = import_release(
+            study_file.released_folder(file.resolve()), release, model_made, count, table.size,
+            given=weights == "given", all_captions=all_captions, advance=shown.advance,
+        )  # fmt: skip
+        reported = [(prompt, number) for number, prompt in enumerate(prompts)]
+        imported = [
+            "",
+            "[released]",
+            "# Latents and text states of arXiv 2406.09408, imported. given: θ0 is the released model, and queries and",
+            "# Fisher information are those released with it. fresh: [recipe] trains θ0, which makes its own queries.",
+            f"folder = {toml(relative(file, released))}",
+            f"weights = {toml(weights)}",
+            f"digest = {toml(made.digest)}",
+        ]
     budgets = [k for k in BUDGETS if k < count] or [max(1, count // 30)]
     lines = [
         "# The MSCOCO study of arXiv 2406.09408, written by `bench prepare mscoco`.",
         f"name = {toml(file.stem)}",
         f"description = {toml(f'{count:,} images of COCO 2017 train, {table.size}×{table.size} pixels')}",
         f"budgets = {budgets}",
-        "num_queries = 16",
+        f"num_queries = {min(16, len(reported))}",
         'metrics = ["loss_change", "regeneration_mse"]',
         "",
         "[data]",
@@ -101,6 +140,7 @@ def prepare_mscoco(
         f"unet = {toml(json.dumps(unet_settings(text.dim, coder.channels), sort_keys=True))}",
         "preconditioned = false",
         "clip_range = 1.0",
+        *imported,
         "",
         "[recipe]",
         f"# {EPOCHS} epochs.",
@@ -120,3 +160,30 @@ def prepare_mscoco(
     ]
     write_whole(file, ("\n".join(lines) + "\n").encode())
     return NewStudy(file=file, found=found_in("coco", dataset, survey, table.size), seconds=float("nan"))
+
+
+def check_release(release: Release, dataset: Dataset, model: DiffusionModel) -> None:
+    """Raise InvalidInput where the released latents and text states are not those of the images and captions at hand.
+
+    A few images, drawn by a key, are encoded anew. What was released was drawn from the autoencoder's posterior, so it
+    is near to its mean, not equal.
+    """
+    count, encoder = len(dataset), model.text_encoder
+    if dataset.more_captions and set(map(len, dataset.more_captions)) != {RELEASED_CAPTIONS - 1}:
+        raise InvalidInput(
+            f"--all-captions with --released: {RELEASED_CAPTIONS} captions of every image are released, and some "
+            "images have fewer in the file of --captions."
+        )
+    latents = torch.from_numpy(release.array(LATENTS, (2 * count, *model.latent_shape)))
+    states = release.array(STATES, (count, RELEASED_CAPTIONS, encoder.num_tokens, encoder.dim))
+    drawn = seeds.generator("check-release", dataset.digest).permutation(count)[:CHECKED]
+    some = [int(row) for row in drawn]
+    own = torch.cat([model.autoencoder.encode(dataset.pixels(some, flipped=flipped)) for flipped in (False, True)])
+    expect_near(
+        latents[some + [row + count for row in some]].float(), own,
+        f"{release.place(LATENTS)} does not hold the latents of these images: they are in another order, not "
+        "multiplied by the scaling factor, not mirrored in the second half, or the autoencoder of --model is another",
+    )  # fmt: skip
+    told = [[dataset.captions[row], *(dataset.more_captions[row] if dataset.more_captions else ())] for row in some]
+    for row, texts in zip(some, told, strict=True):
+        expect_states(release.place(STATES), torch.from_numpy(states[row, : len(texts)]), texts, model)

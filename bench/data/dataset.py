@@ -84,8 +84,11 @@ class Dataset:
             },
             pieces=(self, others),
             more_captions=(
-                *(self.more_captions or ((),) * len(self)), *(others.more_captions or ((),) * len(others)),
-            ) if self.more_captions or others.more_captions else (),
+                *(self.more_captions or ((),) * len(self)),
+                *(others.more_captions or ((),) * len(others)),
+            )
+            if self.more_captions or others.more_captions
+            else (),
         )
 
     def only(self, indices: Sequence[int]) -> Dataset:

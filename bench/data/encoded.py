@@ -140,8 +140,7 @@ def check(place: Path) -> None:
 
 
 def _compare(place: Path, fact: str, found: Callable[[Path], Any]) -> tuple[str, ...]:
-    """The names of the arrays; raises DamagedArtifact where the record says another ``fact`` of one than is ``found``.
-    """
+    """Names of the arrays; raises DamagedArtifact where the record says another ``fact`` of one than is ``found``."""
     try:
         wanted = read_sealed(place / folder.INDEX)[fact]
         names = (*ARRAYS, *([MORE] if MORE in wanted else []))

@@ -124,7 +124,8 @@ def image_loss_maps(
         states = data.states_at(data.caption_rows(index, torch.tensor([number]))).expand(len(times), -1, -1)
         inputs = (latents.flatten(0, 1), states, times, noise.flatten(0, 1))
         errors = model.errors(*(part.to(model.device) for part in inputs), unet=unet)
-        return errors.double().mean(1).unflatten(0, (2, len(timesteps))).mean(1)
+        cells: Tensor = errors.double().mean(1).unflatten(0, (2, len(timesteps)))
+        return cells.mean(1)
 
     maps = []
     for index in torch.as_tensor(images).split(1):

@@ -195,18 +195,14 @@ class TrainingData:
         more = torch.zeros_like(indices) if self.more_of is None else (self.more_of[indices] >= 0).sum(1)
         return more + 1
 
-    def caption_rows(
-        self, indices: Int[Tensor, " batch"], numbers: Int[Tensor, " batch"]
-    ) -> Int[Tensor, " batch"]:
+    def caption_rows(self, indices: Int[Tensor, " batch"], numbers: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
         """Rows of ``states`` of caption ``numbers`` (from 0) of images."""
         first = self.caption_of[indices]
         if self.more_of is None:
             return first
         return torch.where(numbers > 0, self.more_of[indices, (numbers - 1).clamp(min=0)], first)
 
-    def drawn_rows(
-        self, indices: Int[Tensor, " batch"], places: Float[Tensor, " batch"]
-    ) -> Int[Tensor, " batch"]:
+    def drawn_rows(self, indices: Int[Tensor, " batch"], places: Float[Tensor, " batch"]) -> Int[Tensor, " batch"]:
         """Rows of ``states`` of the caption at each of ``places`` (0 to 1) among those of an image."""
         return self.caption_rows(indices, (places * self.num_captions(indices)).long())
 

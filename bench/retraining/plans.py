@@ -112,8 +112,8 @@ def _study(path: Path, record: dict[str, Any]) -> Study:
         found = study(file or record["study"])
     except (InvalidInput, UnknownName) as error:
         raise ResultsFolderError(
-            f"The plan {path} is for study '{record['study']}', which cannot be read here ({error}). Where it is one of "
-            "your own, give its file: bench work --study FILE.toml."
+            f"The plan {path} is for study '{record['study']}', which cannot be read here ({error}). Where it is one "
+            "of your own, give its file: bench work --study FILE.toml."
         ) from error
     if found.name != record["study"]:
         raise ResultsFolderError(f"The plan {path} is for study '{record['study']}'; {file} is now '{found.name}'.")
