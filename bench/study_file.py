@@ -141,14 +141,14 @@ def arguments(file: Path, taken: Collection[str]) -> dict[str, Any]:
         )
     if not 1 <= top.num_queries <= len(queries):
         raise InvalidInput(f"{file}: num_queries = {top.num_queries}: there are {len(queries)} [[queries]].")
+    if parts["released"] and "pretrained" in parts["model"]:
+        raise InvalidInput(f"{file}: [released] and [model] pretrained do not go together: leave one out.")
     data = _data(file, parts["data"])
     model, start, weights = _model(file, parts["model"], data)
     if parts["fine_tuning"] and weights != "fine-tune":
         raise InvalidInput(f"{file} has [fine_tuning]: [model] needs pretrained = FOLDER, weights = 'fine-tune'.")
     given = str(start) if weights == "given" else ""
     released = _released(file, parts["released"], data) if parts["released"] else None
-    if released and start:
-        raise InvalidInput(f"{file}: [released] and [model] pretrained do not go together: leave one out.")
     if released and released.given:
         given = released.place
     tuning = _fine_tuning(file, start, parts["fine_tuning"]) if start and weights == "fine-tune" else None

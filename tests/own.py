@@ -128,3 +128,25 @@ def tokenizer(place: Path):
     (place / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
     (place / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
     return CLIPTokenizer(str(place / "vocab.json"), str(place / "merges.txt"), model_max_length=16)
+
+
+def coco(home, count=64, captions=(5, 6)):
+    """COCO as it is distributed: a folder of images and a file of captions, so many of each image in turn.
+
+    The order is that of the file, not of the ids; captions of an image do not stand together.
+    """
+    (home / "train2017").mkdir(parents=True)
+    images, said = [], []
+    for number, (image, caption) in enumerate(drawn(count, size=40)):
+        key = 100_000 - 7 * number
+        image.resize((48, 40)).save(home / "train2017" / f"{key:012d}.jpg")
+        images.append({"id": key, "file_name": f"{key:012d}.jpg"})
+        front = caption.split()[0]
+        texts = [caption, f"a {front} thing", f"{front}", f"{front} on it", f"it is {front}", "the sixth"]
+        said += [(place, key, text) for place, text in enumerate(texts[: captions[number % len(captions)]])]
+    annotations = [
+        {"image_id": key, "id": number, "caption": f"{text}\n"}
+        for number, (_, key, text) in enumerate(sorted(said, key=lambda each: (each[0], -each[1])))
+    ]
+    (home / "captions.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    return home
