@@ -81,6 +81,8 @@ class Workspace:
         self.store = Store(root, note=self.progress.say, study=study.digest)
         self.engine = Engine(study, root, device, tuple(metric.name for metric in metrics), size_limit_mib)
         self._open(root)
+        if why := study.recipe.ignored(self.device):
+            self.progress.say(why)
 
     def _open(self, root: Path) -> None:
         """Claim ``root`` for this version of the study."""

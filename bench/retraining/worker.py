@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import ResultsFolderError
-from bench.foundation.machine import available_threads, compute_threads
+from bench.foundation.machine import available_threads, compute_threads, device_of
 from bench.foundation.progress import Progress
 from bench.records import folder
 from bench.retraining import plans
@@ -56,6 +56,8 @@ class _Desk:
                 if plan is None:
                     continue
                 engine, requests = plan
+                if why := engine.study.recipe.ignored(device_of(self.device)):
+                    self.progress.say(why)
                 self._opened[path] = engine.ledger(note=self.progress.say, most_deaths=TRIES, **self.hooks), requests
             ledger, requests = self._opened[path]
             due = [each for each in requests if (path, each) not in self._done and ledger.is_due(each)]
