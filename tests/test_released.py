@@ -1,4 +1,4 @@
-"""The import of what the paper's authors released, on files of that layout made here: what it takes, what it refuses."""
+"""The import of what the paper's authors released, on files of that layout made here: what it takes and refuses."""
 
 import json
 import shutil
@@ -248,7 +248,7 @@ BAD = {
     "captions in another order": (array(STATES, lambda values: np.roll(values, 1, 0)), "has other text states of"),
     "code in the model": (lambda place: torch.save({"a": Code()}, place / "model.bin"), "might run as code"),
     "a weight lacks": (tensors("model.bin", lambda found: dict(list(found.items())[1:])), "model.bin lacks 1 weights"),
-    "a weight too many": (tensors("model.bin", lambda found: found | {"x": torch.ones(1)}), "has 1 tensors that are no"),
+    "a weight too many": (tensors("model.bin", lambda found: found | {"x": torch.ones(1)}), "has 1 tensors that are"),
     "another shape": (
         tensors("model.bin", lambda found: found | {"conv_in.bias": torch.ones(3)}), "conv_in.bias is (3,); that",
     ),
