@@ -97,8 +97,8 @@ def pipeline(place, *, seed=0, unet=None, scheduler=None, text_dim=32, tokens=16
         text_encoder=CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=len(text), hidden_size=text_dim, intermediate_size=37, num_attention_heads=4,
-                num_hidden_layers=2, max_position_embeddings=tokens, bos_token_id=text.bos_token_id, eos_token_id=text.eos_token_id,
-                pad_token_id=text.pad_token_id,
+                num_hidden_layers=2, max_position_embeddings=tokens, bos_token_id=text.bos_token_id,
+                eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id,
             )
         ),
         tokenizer=text,

@@ -153,7 +153,7 @@ def prepare_mscoco(
         "weight_decay = 1e-6",
         "ema_decay = 0.9999",
         "caption_dropout = 0.1",
-        "# For a GPU, on which we could not try them; a CPU does not compile. Leave both lines out for float32 as it is.",
+        "# Made for a GPU, and not tried on one; a CPU does not compile. Without these lines: float32, as it is.",
         'precision = "bfloat16"',
         "compile = true",
         "",
