@@ -137,6 +137,8 @@ def test_a_released_model_is_attributed_and_not_retrained(home, release, tmp_pat
     refused = bench("run", "--study", file, "--method", "pixel", "--queries", 1, "--k", 2, *results)
     assert refused.exit_code == 2
     assert "[released] weights" in " ".join(refused.output.split())
+    journey = bench("attribute", "--method", "journey_trak", *asked)
+    assert (journey.exit_code, "came from is not known" in " ".join(journey.output.split())) == (2, True)
 
 
 def test_the_data_alone_can_be_trained_on(home, release, tmp_path):
