@@ -6,20 +6,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from click.testing import CliRunner
 
 pytest.importorskip("datasets")
 import own
 
 from bench.attribution.fisher import diagonal_fisher
 from bench.attribution.influence import image_rows
-from bench.data import encoded, prepared
-from bench.data.prepared import Prepared
-from bench.data.source_files import Source
+from bench.data import encoded
 from bench.diffusion.losses import image_loss_maps, image_noise, training_set_losses
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.training import DrawStream, TrainingData, TrainingJob, TrainingRun
 from bench.errors import InvalidInput
 from bench.foundation import seeds
+from bench.studies import study
+from cli import main
 
 WORDS = ("a photo of a bag", "a photo of a coat", "a photo of a dress", "a photo of a shirt")
 
@@ -160,13 +161,15 @@ def test_lists_of_captions_are_read_where_they_are_asked_for(tmp_path):
     (tmp_path / "table").mkdir()
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "table" / "part.parquet")
     found = {}
-    for every in (False, True):
-        source = Source(path=str(tmp_path / "table"), all_captions=every)
-        found[every] = prepared.prepare(Prepared(place=str(tmp_path / f"{every}.data"), source=source, size=16))
-    assert found[False].captions == found[True].captions
-    assert found[False].more_captions == ()
-    assert found[True].more_captions == tuple((f"number {number}",) for number in range(6))
-    assert found[True].digest != found[False].digest
+    for name, more in (("first", []), ("all", ["--all-captions"])):
+        asked = ["study", "new", tmp_path / f"{name}.toml", "--data", tmp_path / "table", *more]
+        result = CliRunner().invoke(main, [str(each) for each in asked], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        found[name] = study(str(tmp_path / f"{name}.toml")).dataset
+    assert found["first"].captions == found["all"].captions
+    assert found["first"].more_captions == ()
+    assert found["all"].more_captions == tuple((f"number {number}",) for number in range(6))
+    assert found["first"].digest != found["all"].digest
 
 
 def test_a_new_word_wants_one_caption(tiny, spoken, several):

@@ -8,8 +8,8 @@ from benchmarks import mscoco_memory
 
 IMAGES = 4000
 LIMIT = 1280
-"""MiB, for any number of images: of libraries, a model, and a block of images. At 118,287 images the steps had 1,092, 703
-and 537 MiB (benchmarks/README.md); `pixel` in blocks of half a gigabyte has 2,600 here, and grows from there on."""
+"""MiB, for any number of images: of libraries, a model, and a block of images. At 118,287 images the steps had 1,092,
+384, 703 and 537 MiB (benchmarks/README.md); `pixel` in blocks of half a gigabyte had 2,600, and grew from there on."""
 
 
 @pytest.mark.slow

@@ -310,6 +310,8 @@ def test_what_may_be_left_out_and_what_study_files_refuse(home, release, tmp_pat
     shutil.rmtree(tmp_path / "coco.released")
     result = bench("attribute", "--study", file, "--method", "random", "--prompt", "teal disc")
     assert result.exit_code == 2
+    result = prepared(home, tmp_path / "other.toml", "--weights", "fresh")
+    assert (result.exit_code, "give --released" in result.output) == (2, True), result.output
     few = own.coco(tmp_path / "few", COUNT, captions=(5, 3))
     shutil.copytree(home / "sd", few / "sd")
     result = prepared(few, tmp_path / "few.toml", "--released", release, "--all-captions")

@@ -79,6 +79,8 @@ def prepare_mscoco(
         progress: told how far it is.
     """
     check_name(file)
+    if weights != "given" and released is None:
+        raise InvalidInput("--weights is of what was released: give --released FOLDER.")
     shown = progress or Progress()
     coder, text = folder_autoencoder(str(pipeline.resolve())), folder_text_encoder(str(pipeline.resolve()))
     if not images.is_dir():
@@ -98,28 +100,8 @@ def prepare_mscoco(
     reported, held_out = drawn_queries(dataset, QUERIES, HELD_OUT_QUERIES)
     imported: list[str] = []
     if released is not None:
-        config = ModelConfig(
-            sample_size=ROWS, latent_channels=coder.channels, block_channels=(128, 256, 256, 256),
-            cross_attention=(True, True, True, False), preconditioned=False, num_tokens=text.num_tokens,
-            autoencoder=PREFIX + str(pipeline.resolve()), text_encoder=PREFIX + str(pipeline.resolve()),
-            unet=json.dumps(unet_settings(text.dim, coder.channels), sort_keys=True), clip_range=1.0,
-        )  # fmt: skip
-        release, model_made = Release(released), DiffusionModel(config)
-        check_release(release, dataset, model_made)
-        made, prompts = import_release(
-            study_file.released_folder(file.resolve()), release, model_made, count, table.size,
-            given=weights == "given", all_captions=all_captions, advance=shown.advance,
-        )  # fmt: skip
+        imported, prompts = _imported(file, released, dataset, pipeline, weights, all_captions, shown)
         reported = [(prompt, number) for number, prompt in enumerate(prompts)]
-        imported = [
-            "",
-            "[released]",
-            "# Latents and text states of arXiv 2406.09408, imported. given: θ0 is the released model, and queries and",
-            "# Fisher information are those released with it. fresh: [recipe] trains θ0, which makes its own queries.",
-            f"folder = {toml(relative(file, released))}",
-            f"weights = {toml(weights)}",
-            f"digest = {toml(made.digest)}",
-        ]
     budgets = [k for k in BUDGETS if k < count] or [max(1, count // 30)]
     lines = [
         "# The MSCOCO study of arXiv 2406.09408, written by `bench prepare mscoco`.",
@@ -164,6 +146,35 @@ def prepare_mscoco(
     ]
     write_whole(file, ("\n".join(lines) + "\n").encode())
     return NewStudy(file=file, found=found_in("coco", dataset, survey, table.size), seconds=float("nan"))
+
+
+def _imported(
+    file: Path, root: Path, dataset: Dataset, pipeline: Path, weights: str, all_captions: bool, progress: Progress
+) -> tuple[list[str], list[str]]:
+    """Import the release in ``root``; the lines of [released], and the prompts of its queries."""
+    home = str(pipeline.resolve())
+    coder, text = folder_autoencoder(home), folder_text_encoder(home)
+    config = ModelConfig(
+        sample_size=ROWS, latent_channels=coder.channels, block_channels=(), cross_attention=(), preconditioned=False,
+        num_tokens=text.num_tokens, autoencoder=PREFIX + home, text_encoder=PREFIX + home,
+        unet=json.dumps(unet_settings(text.dim, coder.channels)),
+    )  # fmt: skip
+    release, model = Release(root), DiffusionModel(config)
+    check_release(release, dataset, model)
+    made, prompts = import_release(
+        study_file.released_folder(file.resolve()), release, model, len(dataset), dataset.images.shape[1],
+        given=weights == "given", all_captions=all_captions, advance=progress.advance,
+    )  # fmt: skip
+    lines = [
+        "",
+        "[released]",
+        "# Latents and text states of arXiv 2406.09408, imported. given: θ0 is the released model, and queries and",
+        "# Fisher information are those released with it. fresh: [recipe] trains θ0, which makes its own queries.",
+        f"folder = {toml(relative(file, root))}",
+        f"weights = {toml(weights)}",
+        f"digest = {toml(made.digest)}",
+    ]
+    return lines, prompts
 
 
 def check_release(release: Release, dataset: Dataset, model: DiffusionModel) -> None:
