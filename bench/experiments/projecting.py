@@ -77,7 +77,9 @@ class ProjectionTest(Experiment[ProjectionReport]):
                 workspace.require(method)
                 lines = pd.DataFrame(self._lines(workspace, method, design.queries, images))
                 merged = tables.PROJECTION.merge(workspace.store, lines)
-        report = ProjectionReport(pd.DataFrame() if merged is None else merged, lost.skipped, lost.failed)
+        report = ProjectionReport(
+            frame=pd.DataFrame() if merged is None else merged, skipped=lost.skipped, failures=lost.failed
+        )
         table = workspace.store.path(folder.PROJECTION_TABLE)
         write_whole(table, report.markdown().encode())
         workspace.store.list_digests([table])

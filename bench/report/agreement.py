@@ -43,7 +43,7 @@ class Agreement(Report):
     def tables(self) -> list[Table]:
         """A line for each pair."""
         lines = [
-            [one, other, str(len(shared)), ", ".join(shared), _text(rho)]
+            [one, other, str(len(shared)), ", ".join(shared), f"{rho:.2f}"]
             for (one, other), (shared, rho) in self.pairs.items()
         ]
         return [(HEAD, lines)]
@@ -118,8 +118,3 @@ def _order(root: Path) -> tuple[str, pd.DataFrame]:
     ]
     table = board.tables[RANKED_BY, board.main_k]
     return f"{study}, K = {board.main_k}", table[[name for name in competing if name in table]]
-
-
-def _text(rho: Interval) -> str:
-    """As in: 0.73 [0.31, 0.95]."""
-    return f"{rho.mean:.2f}" + ("" if np.isnan(rho.low) else f" [{rho.low:.2f}, {rho.high:.2f}]")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
-from bench.report.shown import Report, Table, as_markdown
-from bench.report.statistics import Interval, interval
+from bench.report.shown import ReportOnMethods, Table, as_markdown
+from bench.report.statistics import interval
 
 HEAD = (
     "metric", "method", "the query [95 % interval]", "other prompts [95 % interval]",
@@ -17,18 +15,15 @@ HEAD = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class ForgettingReport(Report):
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ForgettingReport(ReportOnMethods):
     """What was found.
 
     Attributes:
         frame: one line for each method, query, prompt looked at ("" for the query's own) and metric, with its label.
-        skipped, failures: methods and metrics that were left out, with the reason.
     """
 
     frame: pd.DataFrame
-    skipped: Mapping[str, str] = field(default_factory=dict)
-    failures: Mapping[str, str] = field(default_factory=dict)
 
     def tables(self) -> list[Table]:
         """A line for each metric and method."""
@@ -36,12 +31,8 @@ class ForgettingReport(Report):
 
     def notes(self) -> list[str]:
         """What was skipped, and how to read it."""
-        told = [f"skipped {name}: {why}" for name, why in self.skipped.items()]
+        told = super().notes()
         return [*told, "good unlearning changes the query and leaves other prompts as they were"]
-
-    def problems(self) -> list[str]:
-        """What failed."""
-        return [f"{name} failed: {why}" for name, why in self.failures.items()]
 
     def markdown(self) -> str:
         """The table, with what it is."""
@@ -55,13 +46,6 @@ def cells(frame: pd.DataFrame) -> list[list[str]]:
     for (metric, label, _), rows in frame.groupby(["metric", "label", "method_digest"]):
         own = rows[rows["other"] == ""].set_index("query")["value"]
         others = rows[rows["other"] != ""].groupby("query")["value"].mean().reindex(own.index)
-        shown = [_bounded(interval(part.to_numpy(float))) for part in (own, others, own - others)]
+        shown = [f"{interval(part.to_numpy(float)):.3g}" for part in (own, others, own - others)]
         found.append([str(metric), str(label), *shown, str(len(own))])
     return found
-
-
-def _bounded(found: Interval) -> str:
-    """As in: 0.41 [0.30, 0.52]; without an interval where there are too few queries."""
-    if np.isnan(found.mean):
-        return ""
-    return f"{found.mean:.3g}" + ("" if np.isnan(found.low) else f" [{found.low:.3g}, {found.high:.3g}]")

@@ -5,8 +5,7 @@ Each line of the table ``groups`` holds one group's score by a method beside the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -15,8 +14,8 @@ from scipy import stats
 from bench.records import tables
 from bench.records.rows import labels
 from bench.records.store import Store
-from bench.report.shown import Report, Table, as_markdown
-from bench.report.statistics import Interval, Won, interval, share_won
+from bench.report.shown import ReportOnMethods, Table, as_markdown
+from bench.report.statistics import Won, interval, share_won
 
 ABOUT = (
     "Each group was left out of the training once; the truth is how much the query's loss rose. A method's score of a "
@@ -59,20 +58,15 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return table.assign(order=order).sort_values(["groups", "order"], ignore_index=True).drop(columns="order")
 
 
-@dataclass(frozen=True, eq=False)
-class GroupsReport(Report):
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GroupsReport(ReportOnMethods):
     """What was found.
 
     Attributes:
         frame: one line for each method, query and group, of all runs in the folder, with its label.
-        skipped, failures: methods that were left out, with the reason.
-        failed_trainings: reasons; the groups of these are left out.
     """
 
     frame: pd.DataFrame
-    skipped: Mapping[str, str] = field(default_factory=dict)
-    failures: Mapping[str, str] = field(default_factory=dict)
-    failed_trainings: Sequence[str] = ()
 
     def tables(self) -> list[Table]:
         """Agreement of each method with the truth; the groups that mattered most for each query."""
@@ -80,20 +74,13 @@ class GroupsReport(Report):
 
     def notes(self) -> list[str]:
         """What was skipped, and what chance gives."""
-        told = [f"skipped {name}: {why}" for name, why in self.skipped.items()]
+        told = super().notes()
         if not len(self.frame):
             return told
         one_each = summary(self.frame).drop_duplicates("groups")
         return told + [
             f"{line.groups}: {line.count} groups, so chance ranks the right one first on {line.chance:.0%} of queries"
             for line in one_each.itertuples()
-        ]
-
-    def problems(self) -> list[str]:
-        """Methods and trainings that failed."""
-        return [
-            *(f"{name} failed: {why}" for name, why in self.failures.items()),
-            *(f"a group was left out, its training failed: {why}" for why in self.failed_trainings),
         ]
 
     def markdown(self) -> str:
@@ -104,7 +91,7 @@ class GroupsReport(Report):
 def agreement_table(frame: pd.DataFrame) -> Table:
     """``summary`` for people."""
     return HEAD, [
-        [str(line.groups), str(line.label), str(line.aggregate), _rho(line.rho), _first(line.first),
+        [str(line.groups), str(line.label), str(line.aggregate), f"{line.rho:+.2f}", _first(line.first),
          str(line.first.queries)]
         for line in summary(frame).itertuples()
     ]  # fmt: skip
@@ -128,11 +115,7 @@ def kept_tables(store: Store) -> list[Table]:
     frame = tables.GROUPS.read(store)
     if frame is None or frame.empty:
         return []
-    return GroupsReport(frame.assign(label=labels(frame))).tables()
-
-
-def _rho(found: Interval) -> str:
-    return f"{found.mean:+.2f}" + ("" if np.isnan(found.low) else f" [{found.low:+.2f}, {found.high:+.2f}]")
+    return GroupsReport(frame=frame.assign(label=labels(frame))).tables()
 
 
 def _first(found: Won) -> str:

@@ -16,8 +16,8 @@ Ours; arXiv 2406.09408 (section 5.1) shows localized unlearning on one image and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ import pandas as pd
 from bench.records import tables
 from bench.records.rows import labels
 from bench.records.store import Store
-from bench.report.shown import Report, Table, as_markdown
+from bench.report.shown import ReportOnMethods, Table, as_markdown
 from bench.report.statistics import Interval, interval
 
 WHOLE, RANDOM_BOX = "whole image", "random box"
@@ -142,25 +142,20 @@ def tables_of(frame: pd.DataFrame, parts: Parts) -> list[Table]:
     return [*found, (CONTRAST_HEAD, contrast_cells(told))] if len(told) else found
 
 
-@dataclass(frozen=True, eq=False)
-class LocalReport(Report):
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LocalReport(ReportOnMethods):
     """What was found.
 
     Attributes:
         parts: what the two boxes are called.
         frame: one row a value, of all runs in the folder with these boxes (``COLUMNS``).
         place: the folder where it lies.
-        skipped, failures: methods and metrics that were left out, with the reason.
-        failed_trainings: reasons of the trainings that failed.
         figures: paths of the pictures.
     """
 
     parts: Parts
     frame: pd.DataFrame
     place: Path
-    skipped: Mapping[str, str] = field(default_factory=dict)
-    failures: Mapping[str, str] = field(default_factory=dict)
-    failed_trainings: Sequence[str] = ()
     figures: Sequence[Path] = ()
 
     def tables(self) -> list[Table]:
@@ -171,7 +166,7 @@ class LocalReport(Report):
         """What was skipped, how to read it, where it lies."""
         a, b = (part.replace("_", " ") for part in self.parts)
         return [
-            *(f"skipped {name}: {why}" for name, why in self.skipped.items()),
+            *super().notes(),
             f"interaction: what the images of the {a} box do to the {a} and those of the {b} box to the {b}, beyond "
             "what they do to the other; 0 where the box does not matter",
             f"tables, frame and pictures: {self.place}",
@@ -181,8 +176,7 @@ class LocalReport(Report):
         """What failed."""
         lost = self.frame[self.frame["status"] == "failed"]
         return [
-            *(f"{name} failed: {why}" for name, why in self.failures.items()),
-            *(f"a training failed: {why}" for why in self.failed_trainings),
+            *super().problems(),
             *([f"{len(lost)} of {len(self.frame)} values are missing: {lost['reason'].iloc[0]}"] if len(lost) else []),
         ]
 
@@ -198,7 +192,7 @@ def switch_cells(table: pd.DataFrame) -> list[list[str]]:
         [
             str(line.metric), str(line.k), str(line.label), str(line.part),
             *(_number(value) for value in (line.own, line.other, line.whole, line.random)),
-            _bounded(Interval(line.switch, line.low, line.high)), str(line.queries),
+            f"{Interval(line.switch, line.low, line.high):+.3g}", str(line.queries),
         ]
         for line in table.itertuples()
     ]  # fmt: skip
@@ -209,9 +203,9 @@ def contrast_cells(table: pd.DataFrame) -> list[list[str]]:
     return [
         [
             str(line.metric), str(line.k), str(line.label),
-            _bounded(Interval(line.interaction, line.interaction_low, line.interaction_high)),
-            _bounded(Interval(line.over_whole, line.over_whole_low, line.over_whole_high)),
-            _bounded(Interval(line.over_random, line.over_random_low, line.over_random_high)),
+            f"{Interval(line.interaction, line.interaction_low, line.interaction_high):+.3g}",
+            f"{Interval(line.over_whole, line.over_whole_low, line.over_whole_high):+.3g}",
+            f"{Interval(line.over_random, line.over_random_low, line.over_random_high):+.3g}",
             str(line.queries),
         ]
         for line in table.itertuples()
@@ -220,10 +214,3 @@ def contrast_cells(table: pd.DataFrame) -> list[list[str]]:
 
 def _number(value: float) -> str:
     return "" if np.isnan(value) else f"{value:.3g}"
-
-
-def _bounded(found: Interval) -> str:
-    """As in: +0.41 [+0.30, +0.52]; without an interval where there are too few queries."""
-    if np.isnan(found.mean):
-        return ""
-    return f"{found.mean:+.3g}" + ("" if np.isnan(found.low) else f" [{found.low:+.3g}, {found.high:+.3g}]")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
 from bench.records import tables
 from bench.records.names import MethodName
 from bench.records.store import Store
-from bench.report.shown import Report, Table, as_markdown
+from bench.report.shown import ReportOnMethods, Table, as_markdown
 from bench.report.statistics import interval
 
 ENOUGH = 0.9
@@ -19,18 +17,15 @@ ENOUGH = 0.9
 HEAD = ("method", "dimension", "Spearman's ρ with no projection [95 % interval]", "images", "queries")
 
 
-@dataclass(frozen=True, eq=False)
-class ProjectionReport(Report):
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ProjectionReport(ReportOnMethods):
     """What was found.
 
     Attributes:
         frame: one line for each method, dimension and query, of all runs in the folder.
-        skipped, failures: methods that were left out, with the reason.
     """
 
     frame: pd.DataFrame
-    skipped: Mapping[str, str] = field(default_factory=dict)
-    failures: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def labelled(self) -> pd.DataFrame:
@@ -45,14 +40,13 @@ class ProjectionReport(Report):
         cells = []
         for (label, dimension, images), own in self.labelled.groupby(["label", "dimension", "images"]):
             found = interval(own["spearman"].to_numpy())
-            bounds = "" if np.isnan(found.low) else f" [{found.low:.2f}, {found.high:.2f}]"
             mark = ", as on the board" if own["own"].any() else ""
-            cells.append([str(label), f"{dimension}{mark}", f"{found.mean:.2f}{bounds}", str(images), str(len(own))])
+            cells.append([str(label), f"{dimension}{mark}", f"{found:.2f}", str(images), str(len(own))])
         return [(HEAD, cells)]
 
     def notes(self) -> list[str]:
         """What was skipped, and the least dimension that is enough for each method."""
-        told = [f"skipped {name}: {why}" for name, why in self.skipped.items()]
+        told = super().notes()
         if not len(self.frame):
             return told
         means = self.labelled.groupby(["label", "dimension"])["spearman"].mean()
@@ -63,10 +57,6 @@ class ProjectionReport(Report):
                 + (f"{min(enough)} dimensions agree to {ENOUGH} or more" if enough else f"none agrees to {ENOUGH}")
             )
         return told
-
-    def problems(self) -> list[str]:
-        """Methods that failed."""
-        return [f"{name} failed: {why}" for name, why in self.failures.items()]
 
     def markdown(self) -> str:
         """The table, with what it is."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pandas as pd
 
 from bench.records import tables
 from bench.records.store import Store
-from bench.report.shown import Report, Table, as_markdown
+from bench.report.shown import ReportOnMethods, Table, as_markdown
 from bench.report.statistics import interval
 
 ENOUGH = 0.8
@@ -19,20 +18,17 @@ HEAD = ("K", "method", "of the top K in both [95 % interval]", "Spearman of all 
 GROUP = ["k", "label", "method_digest"]
 
 
-@dataclass(frozen=True, eq=False)
-class ReliabilityReport(Report):
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ReliabilityReport(ReportOnMethods):
     """What was found.
 
     Attributes:
         frame: one line for each method, query and K, of all runs in the folder, with its label.
         num_images: N.
-        skipped, failures: methods that were left out, with the reason.
     """
 
     frame: pd.DataFrame
     num_images: int
-    skipped: Mapping[str, str] = field(default_factory=dict)
-    failures: Mapping[str, str] = field(default_factory=dict)
 
     def tables(self) -> list[Table]:
         """The means over queries, those that agree best first."""
@@ -40,7 +36,7 @@ class ReliabilityReport(Report):
 
     def notes(self) -> list[str]:
         """What was skipped, what chance gives, and who is undersampled."""
-        told = [f"skipped {name}: {why}" for name, why in self.skipped.items()]
+        told = super().notes()
         if not len(self.frame):
             return told
         means = self.frame.groupby(GROUP)["shared"].mean()
@@ -49,10 +45,6 @@ class ReliabilityReport(Report):
             chance = f"K = {k}: two random choices have {int(k) / self.num_images:.0%} in common"
             told.append(f"{chance}; below {ENOUGH:.0%}, hence undersampled: {', '.join(short) or 'none'}")
         return told
-
-    def problems(self) -> list[str]:
-        """Methods that failed."""
-        return [f"{name} failed: {why}" for name, why in self.failures.items()]
 
     def markdown(self) -> str:
         """The table, with what it is."""

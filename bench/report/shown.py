@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Head and lines of a table for people."""
@@ -36,3 +37,28 @@ class Report(ABC):
     def problems(self) -> list[str]:
         """What went wrong; it decides the exit code, and the rest of the report holds."""
         return []
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ReportOnMethods(Report):
+    """A report on several methods, one of which never costs the others.
+
+    Attributes:
+        skipped, failures: methods and metrics that were left out, with the reason.
+        failed_trainings: reasons; what needed these models is left out.
+    """
+
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    failures: Mapping[str, str] = field(default_factory=dict)
+    failed_trainings: Sequence[str] = ()
+
+    def notes(self) -> list[str]:
+        """What was skipped."""
+        return [f"skipped {name}: {why}" for name, why in self.skipped.items()]
+
+    def problems(self) -> list[str]:
+        """What failed."""
+        return [
+            *(f"{name} failed: {why}" for name, why in self.failures.items()),
+            *(f"a training failed, and what needed its model is left out: {why}" for why in self.failed_trainings),
+        ]

@@ -38,6 +38,13 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def __format__(self, number: str) -> str:
+        """As in ``f"{found:.2f}"``: 0.41 [0.30, 0.52]; no bounds where there are none, empty without a mean."""
+        if math.isnan(self.mean):
+            return ""
+        bounds = "" if math.isnan(self.low) else f" [{self.low:{number}}, {self.high:{number}}]"
+        return f"{self.mean:{number}}{bounds}"
+
 
 def mean_and_error(values: Values) -> MeanAndError:
     """Mean ± 1 standard error, as the paper reports them."""

@@ -84,8 +84,7 @@ class Truth:
     def notes(self) -> list[str]:
         """A line for each K."""
         return [
-            f"K = {k}: carriers found rank methods as retraining does with Spearman's ρ {rho.mean:.2f}"
-            + ("" if np.isnan(rho.low) else f" [{rho.low:.2f}, {rho.high:.2f}]")
+            f"K = {k}: carriers found rank methods as retraining does with Spearman's ρ {rho:.2f}"
             for k, rho in self.agreement.items()
         ]
 
@@ -97,7 +96,7 @@ def table(found: pd.DataFrame) -> Table:
     lines = [
         [
             str(line.k), str(line.label), str(line.queries),
-            f"{line.recall:.2f}" + ("" if pd.isna(line.low) else f" [{line.low:.2f}, {line.high:.2f}]"),
+            f"{Interval(line.recall, line.low, line.high):.2f}",
             *(f"{recall.get((line.k, line.label, group), float('nan')):.2f}" for group in groups),
             f"{line.precision:.2f}", f"{line.chance:.2f}",
         ]
