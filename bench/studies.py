@@ -121,7 +121,7 @@ class Study:
         for name, usual in (("unet", ""), ("beta_schedule", "linear"), ("clip_range", None)):
             if model[name] == usual:
                 del model[name]  # the same
-        for name, plain in (("stack", 1), ("precision", "float32"), ("compile", False)):
+        for name, plain in (("stack", 1), ("epsilon", 1e-8), ("precision", "float32"), ("compile", False)):
             if recipe[name] == plain:
                 del recipe[name]
         return {

@@ -32,8 +32,8 @@ from torch.func import functional_call
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.training import Draws, Training, TrainingRun
 
-CLIP_EPSILON, ADAM_EPSILON = 1e-6, 1e-8
-"""Of ``torch.nn.utils.clip_grad_norm_`` and ``torch.optim.AdamW``."""
+CLIP_EPSILON = 1e-6
+"""Of ``torch.nn.utils.clip_grad_norm_``."""
 
 
 class State(NamedTuple):
@@ -100,7 +100,7 @@ class Steps:
         clipped = gradient * min(1.0, recipe.gradient_clip / (float(gradient.norm()) + CLIP_EPSILON))
         first = recipe.betas[0] * state.first + (1 - recipe.betas[0]) * clipped
         second = recipe.betas[1] * state.second + (1 - recipe.betas[1]) * clipped.square()
-        move = first / rate.first / ((second / rate.second).sqrt() + ADAM_EPSILON)
+        move = first / rate.first / ((second / rate.second).sqrt() + recipe.epsilon)
         moved = state.weights * (1 - rate.learning * recipe.weight_decay) - rate.learning * move
         return State(moved, state.average + (1 - rate.decay) * (moved - state.average), first, second)
 
@@ -135,7 +135,7 @@ class Steps:
         rate, (beta1, beta2) = self._constants(step), self.recipe.betas
         to_weights = adjoint.weights + (1 - rate.decay) * adjoint.average
         first, root = after.first.double() / rate.first, (after.second.double() / rate.second).sqrt()
-        below = root + ADAM_EPSILON
+        below = root + self.recipe.epsilon
         to_first = adjoint.first - rate.learning * to_weights / below / rate.first
         by_root = rate.learning * to_weights * first / below.square()
         slope = torch.where(root > 0, by_root / (2 * root * rate.second), 0)  # a weight that has never moved

@@ -51,6 +51,7 @@ class Stack:
             lr=recipe.learning_rate,
             betas=recipe.betas,
             weight_decay=recipe.weight_decay,
+            eps=recipe.epsilon,
             fused=True,
         )
         self._adopt()

@@ -52,7 +52,8 @@ class Recipe:
         batch_size: examples a step.
         learning_rate: peak of the schedule: linear warm-up, then a cosine to zero.
         warmup: share of the steps that warm up.
-        betas, weight_decay: of AdamW.
+        betas, weight_decay, epsilon: of AdamW. A larger ε makes a training smoother in the weight of an image
+            (docs/log/2026-11-27-magic.md).
         gradient_clip: largest 2-norm of a gradient.
         ema_decay: of the running average of the weights, which is the trained model.
         caption_dropout: share of the examples trained with the empty prompt, for guidance.
@@ -74,6 +75,7 @@ class Recipe:
     warmup: float = 0.1
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
+    epsilon: float = 1e-8
     gradient_clip: float = 1.0
     ema_decay: float = 0.99
     caption_dropout: float = 0.1
@@ -87,6 +89,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.num_steps < 1 or self.batch_size < 1 or self.batch_size % self.num_shards:
             raise InvalidInput(f"{self}: num_steps ≥ 1 and a batch_size divisible by num_shards are expected.")
+        if not 0 < self.epsilon < math.inf:
+            raise InvalidInput(f"epsilon = {self.epsilon}: a number above 0 is expected, such as 1e-8.")
         if not 1 <= self.stack <= MOST_STACKED:
             raise InvalidInput(f"stack = {self.stack}: 1 to {MOST_STACKED} models are expected.")
         if self.precision not in PRECISIONS:
@@ -335,6 +339,7 @@ class TrainingRun:
             lr=recipe.learning_rate,
             betas=recipe.betas,
             weight_decay=recipe.weight_decay,
+            eps=recipe.epsilon,
             fused=True,
         )
 
