@@ -91,9 +91,8 @@ def main() -> None:
                 f"s = {share:g}: Pearson {linear:+.2f}, slope {slope:+.2f}, SD predicted {predicted.std():.2e}, "
                 f"measured {measured.std():.2e}", flush=True,
             )  # fmt: skip
-    print(
-        f"{given.sets} sets of {count} images, draws from step {given.from_step} on, ε = {given.epsilon:g}; {describe()}"
-    )
+    drawn = f"{given.sets} sets of {count} images, draws from step {given.from_step} on"
+    print(f"{drawn}, ε = {given.epsilon:g}; {describe()}")
 
 
 if __name__ == "__main__":
