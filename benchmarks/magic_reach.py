@@ -60,7 +60,7 @@ def main() -> None:
         steps = _Late(training, device)
         steps.first = given.from_step
         slopes = [method.slope(context, query, replay.run.average.clone()) for query in queries]
-        derivatives, _ = replay.derivatives(steps, slopes, context.progress)
+        derivatives = replay.derivatives(steps, slopes, context.progress)[:, 0]
         exact = Steps(training, device, torch.float64)
 
         def losses(removed: torch.Tensor, share: float) -> torch.Tensor:

@@ -289,6 +289,11 @@ class DrawStream:
             torch.from_numpy(seeds.generator("training-captions", self.seed, step).random(size)),
         )
 
+    def without_own(self, step: int) -> Draws:
+        """The draws of ``step``, each with the image that it goes to when its own is removed and that one is not."""
+        others = _chosen(seeds.generator("redirect", self.seed, step), self.kept_pools)
+        return self.at(step)._replace(images=torch.from_numpy(others))
+
     def _redirected(self, images: np.ndarray, step: int) -> np.ndarray:
         second = seeds.generator("redirect", self.seed, step)
         while self.is_removed[images].any():
