@@ -130,6 +130,26 @@ def test_a_score_is_the_rise_of_the_loss_when_an_images_draws_go_to_others(conte
         assert float(scores[image]) == pytest.approx((values[0] - values[1]) / (2 * step), rel=0.05)
 
 
+def test_scores_predict_single_retrainings_where_training_is_smooth(context, queries, tiny, data):
+    recipe = replace(tiny.recipe, num_steps=20, batch_size=16, epsilon=1e-3)
+    training = Training(tiny.model, data, tiny.dataset.ids, recipe, TrainingJob((), 0))
+    inputs = query_loss_inputs(context.model, queries[0], range(0, 1000, 100), context.seed)
+
+    def loss(removed):
+        run = replace(training, job=TrainingJob(tuple(removed), 0)).run(CPU)
+        while not run.finished:
+            run.advance()
+        with torch.no_grad():
+            unet = WithWeights(context.model.unet, run.average)
+            return float(context.model.losses(*inputs, unet=unet).double().mean())
+
+    scores = Magic(timestep_stride=100).scores(replace(context, trainings={"judge": training}), queries[:1])[0]
+    sets = torch.randperm(80, generator=torch.Generator().manual_seed(0)).split(8)
+    predicted = torch.tensor([float(scores[removed].sum()) for removed in sets])
+    measured = torch.tensor([loss(removed.tolist()) for removed in sets]) - loss([])
+    assert float(torch.corrcoef(torch.stack([predicted, measured]))[0, 1]) > 0.9
+
+
 def test_the_others_are_those_that_a_removal_trains_on(training):
     draws = Steps(training, CPU).draws
     removed = int(draws.at(0).images[3])
