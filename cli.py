@@ -617,7 +617,10 @@ def study_() -> None:
 @click.option("--skip-broken", is_flag=True, help="Leave bad examples out instead of refusing the data.")
 @click.option("--captionless", is_flag=True, help="Take images without a caption, with the empty prompt.")
 @click.option("--all-captions", is_flag=True, help="Take all captions of an image, not the first alone.")
-@click.option("--model", "pipeline", type=FOLDER, help="A pretrained Stable Diffusion: a folder of `save_pretrained`.")
+@click.option(
+    "--model", "pipeline", type=FOLDER,
+    help="A pretrained Stable Diffusion: a folder of `save_pretrained`, or hub:OWNER/NAME.",
+)  # fmt: skip
 @click.option(
     "--weights", type=click.Choice(("given", "fresh", "fine-tune")), default="given", show_default=True,
     help="Of --model: take it as it is, for `bench attribute`; train its architecture anew; or begin each training "
@@ -652,7 +655,8 @@ def prepare_() -> None:
 @click.option("--captions", type=FOLDER, required=True, help="captions_train2017.json.")
 @click.option(
     "--model", "pipeline", type=FOLDER, required=True,
-    help="A folder with the autoencoder and the text encoder of Stable Diffusion 2 (`save_pretrained`).",
+    help="A folder with the autoencoder and the text encoder of Stable Diffusion 2 (`save_pretrained`), or "
+    "hub:OWNER/NAME.",
 )  # fmt: skip
 @click.option("--skip-broken", is_flag=True, help="Leave bad images out instead of refusing the data.")
 @click.option("--all-captions", is_flag=True, help="Take the first five captions of an image, not the first alone.")

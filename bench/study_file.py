@@ -19,7 +19,7 @@ from bench.data.source_files import Source
 from bench.diffusion.autoencoder import Identity, autoencoder
 from bench.diffusion.fine_tuning import FineTuning, Start
 from bench.diffusion.model import ModelConfig
-from bench.diffusion.pipelines import PREFIX, FolderAutoencoder, pipeline_settings, unet_file
+from bench.diffusion.pipelines import HUB, PREFIX, FolderAutoencoder, local_folder, pipeline_settings, unet_file
 from bench.diffusion.released import Released
 from bench.diffusion.sampling import Sampler
 from bench.diffusion.training import Recipe
@@ -181,7 +181,9 @@ def source_of(file: Path, table: DataTable) -> Source:
 
 
 def _beside(file: Path, path: str) -> str:
-    """``path``, which is relative to the study file, as an absolute one."""
+    """``path``, which is relative to the study file, as an absolute one; of a pipeline on the hub, its folder here."""
+    if path.startswith(HUB):
+        return str(local_folder(path))
     return str((file.parent / Path(path).expanduser()).resolve())
 
 

@@ -35,7 +35,7 @@ from bench.data import prepared
 from bench.data.dataset import Dataset
 from bench.data.prepared import Prepared, Survey
 from bench.diffusion.model import DiffusionModel, ModelConfig
-from bench.diffusion.pipelines import PREFIX, folder_autoencoder, folder_text_encoder
+from bench.diffusion.pipelines import PREFIX, folder_autoencoder, folder_text_encoder, local_folder
 from bench.diffusion.released import CAPTIONS as RELEASED_CAPTIONS
 from bench.diffusion.released import LATENTS, STATES, Release, expect_near, expect_states, import_release
 from bench.errors import InvalidInput
@@ -70,7 +70,7 @@ def prepare_mscoco(
         file: to write; its name is the study's.
         images: the folder ``train2017``.
         captions: ``captions_train2017.json``.
-        pipeline: a folder with the autoencoder and the text encoder.
+        pipeline: a folder with the autoencoder and the text encoder, or "hub:owner/name".
         skip_broken: whether bad images are left out.
         all_captions: whether an image has its first five captions; else it has one.
         released: the folder of what the authors released (``bench.diffusion.released``): its latents and text states
@@ -82,7 +82,8 @@ def prepare_mscoco(
     if weights != "given" and released is None:
         raise InvalidInput("--weights is of what was released: give --released FOLDER.")
     shown = progress or Progress()
-    coder, text = folder_autoencoder(str(pipeline.resolve())), folder_text_encoder(str(pipeline.resolve()))
+    home = str(local_folder(str(pipeline)))
+    coder, text = folder_autoencoder(home), folder_text_encoder(home)
     if not images.is_dir():
         raise InvalidInput(f"--images {images}: there is no such folder.")
     table = DataTable(
@@ -152,7 +153,7 @@ def _imported(
     file: Path, root: Path, dataset: Dataset, pipeline: Path, weights: str, all_captions: bool, progress: Progress
 ) -> tuple[list[str], list[str]]:
     """Import the release in ``root``; the lines of [released], and the prompts of its queries."""
-    home = str(pipeline.resolve())
+    home = str(local_folder(str(pipeline)))
     coder, text = folder_autoencoder(home), folder_text_encoder(home)
     config = ModelConfig(
         sample_size=ROWS, latent_channels=coder.channels, block_channels=(), cross_attention=(), preconditioned=False,

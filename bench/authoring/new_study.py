@@ -21,7 +21,7 @@ from bench.data.prepared import Prepared, Survey
 from bench.diffusion.fine_tuning import Tuning
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.phrases import text_encoder
-from bench.diffusion.pipelines import folder_autoencoder, pipeline_settings, unet_state
+from bench.diffusion.pipelines import HUB, folder_autoencoder, local_folder, pipeline_settings, unet_state
 from bench.diffusion.training import TrainingData, TrainingJob, TrainingRun
 from bench.errors import InvalidInput
 from bench.foundation import seeds
@@ -97,7 +97,7 @@ def new_study(
         file: to write; its name is the study's.
         table: where the data are; its size and digest are found here.
         size: of the images, in pixels; None to propose one.
-        pipeline: folder of a pretrained model; None for a small U-Net on pixels.
+        pipeline: folder of a pretrained model, or "hub:owner/name"; None for a small U-Net on pixels.
         weights: of θ0: those that are "given" by the pipeline; or its architecture is trained, from "fresh" weights or
             from the pipeline's ("fine-tune").
         progress: told how far it is.
@@ -142,11 +142,12 @@ def check_name(file: Path) -> None:
 
 def _pipeline(file: Path, pipeline: Path, weights: str, size: int | None) -> dict[str, Any]:
     """[model] for a pretrained pipeline."""
-    known = pipeline_settings(pipeline.resolve())
+    place = local_folder(str(pipeline))
+    known = pipeline_settings(place)
     if weights != "fresh":
-        unet_state(str(pipeline.resolve()))  # damaged ones are refused now
+        unet_state(str(place))  # damaged ones are refused now
     model: dict[str, Any] = {"pretrained": relative(file, pipeline), "weights": weights}
-    factor = folder_autoencoder(str(pipeline.resolve())).factor
+    factor = folder_autoencoder(str(place)).factor
     if size is not None:
         if size % factor:
             raise InvalidInput(f"--size {size}: the autoencoder makes one latent of {factor} pixels; give a multiple.")
@@ -335,7 +336,9 @@ def _shown_path(file: Path, table: DataTable) -> str:
 
 
 def relative(file: Path, path: Path) -> str:
-    """``path`` relative to the study file where it lies below its folder, whole elsewhere."""
+    """``path`` relative to the study file where it lies below its folder, whole elsewhere; a hub id as it is."""
+    if str(path).startswith(HUB):
+        return str(path)
     home, there = file.resolve().parent, path.resolve()
     return os.path.relpath(there, home) if there.is_relative_to(home) else str(there)
 

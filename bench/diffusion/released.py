@@ -96,7 +96,7 @@ class Release:
     def weights(self, name: str, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
         """The tensors of ``name``: exactly those of ``shapes``, of finite numbers, in float32."""
         place = self.place(name)
-        found = tensors_of(place)
+        found = {key: value.contiguous() for key, value in tensors_of(place).items()}
         for word, names in (("lacks", shapes.keys() - found.keys()), ("has", found.keys() - shapes.keys())):
             if names:
                 what = "weights of the U-Net" if word == "lacks" else "tensors that are no weights of the U-Net"
