@@ -114,6 +114,9 @@ study_option = click.option(
     show_default=True,
     help="Study to work on, or the file of one of your own (`bench study new`).",
 )
+own_study_option = click.option(
+    "--study", "study_name", type=STUDY, help="Of your own: its file. [default: the folder says]"
+)
 device_option = click.option(
     "--device", default="cpu", show_default=True, help="Where to compute: cpu, cuda, cuda:1, …"
 )
@@ -268,14 +271,16 @@ def run(dry_run: bool, **given: Any) -> None:
 @plugins
 @weights_option
 @click.option("--results", type=FOLDER, required=True, help="The results folder of a `bench run`.")
+@own_study_option
 @device_option
 @click.option("--for", "seconds", type=Duration(), help="End after 55m, 4h, 90s. [default: never]")
 @click.option("--max-models", type=click.IntRange(1), help="End after so many. [default: no limit]")
 @click.option("--wait", is_flag=True, help="Where nothing is left, wait for more until --for is over.")
 @click.option("--threads", type=click.IntRange(1), help="[default: as many as this process may use]")
 def work_(
-    results: Path, device: str, seconds: float | None, max_models: int | None, wait: bool, threads: int | None
-) -> None:
+    results: Path, study_name: str | None, device: str, seconds: float | None, max_models: int | None, wait: bool,
+    threads: int | None,
+) -> None:  # fmt: skip
     """Train what a `bench run` on the same folder asks for, here or on another machine, beside others that do so.
 
     Exit code 0 where nothing is left, 75 where there is more to do.
@@ -283,11 +288,13 @@ def work_(
     from bench.foundation.console import console_here, progress_on
     from bench.foundation.machine import available_threads, compute_threads, device_of
     from bench.retraining.worker import work
+    from bench.studies import study
 
     device_of(device)
+    own = study(study_name) if study_name else None
     with progress_on(console_here()) as progress, compute_threads(threads or available_threads()):
         limit = seconds or math.inf
-        finished = work(results, device=device, seconds=limit, most=max_models, wait=wait, progress=progress)
+        finished = work(results, device=device, seconds=limit, most=max_models, wait=wait, progress=progress, study=own)
     if not finished:
         raise EngineStopped("the time or the number of models is used up, and there is more to do.")
     _line("nothing is left to do")
@@ -342,7 +349,7 @@ def plan_(effect: float | None, variances: Sequence[Path], **given: Any) -> None
 @click.option("--k", type=int, help="Images removed.")
 @click.option("--sample", type=int, help="Or: how many removals to draw by chance.")
 @click.option("--seed", type=int, help="Of that draw. [default: another one each time]")
-@click.option("--study", "study_name", type=STUDY, help="Of your own: its file. [default: the folder says]")
+@own_study_option
 @device_option
 @click.option(
     "--tolerance", type=click.FloatRange(0.0), default=0.01, show_default=True,
@@ -610,7 +617,11 @@ def study_() -> None:
 @click.option("--id-column", default="", help="[default: by its name]")
 @click.option("--skip-broken", is_flag=True, help="Leave bad examples out instead of refusing the data.")
 @click.option("--captionless", is_flag=True, help="Take images without a caption, with the empty prompt.")
-@click.option("--model", "pipeline", type=FOLDER, help="A pretrained Stable Diffusion: a folder of `save_pretrained`.")
+@click.option("--all-captions", is_flag=True, help="Take all captions of an image, not the first alone.")
+@click.option(
+    "--model", "pipeline", type=FOLDER,
+    help="A pretrained Stable Diffusion: a folder of `save_pretrained`, or hub:OWNER/NAME.",
+)  # fmt: skip
 @click.option(
     "--weights", type=click.Choice(("given", "fresh", "fine-tune")), default="given", show_default=True,
     help="Of --model: take it as it is, for `bench attribute`; train its architecture anew; or begin each training "
@@ -645,16 +656,28 @@ def prepare_() -> None:
 @click.option("--captions", type=FOLDER, required=True, help="captions_train2017.json.")
 @click.option(
     "--model", "pipeline", type=FOLDER, required=True,
-    help="A folder with the autoencoder and the text encoder of Stable Diffusion 2 (`save_pretrained`).",
+    help="A folder with the autoencoder and the text encoder of Stable Diffusion 2 (`save_pretrained`), or "
+    "hub:OWNER/NAME.",
 )  # fmt: skip
 @click.option("--skip-broken", is_flag=True, help="Leave bad images out instead of refusing the data.")
-def prepare_mscoco_(file: Path, images: Path, captions: Path, pipeline: Path, skip_broken: bool) -> None:
+@click.option("--all-captions", is_flag=True, help="Take the first five captions of an image, not the first alone.")
+@click.option(
+    "--released",
+    type=FOLDER,
+    help="Folder of the paper's released latents, text states, model, Fisher and queries.",
+)
+@click.option(
+    "--weights", type=click.Choice(("given", "fresh")), default="given", show_default=True,
+    help="With --released: take its model and queries, for `bench attribute`; or its latents and text states alone, "
+    "and train.",
+)  # fmt: skip
+def prepare_mscoco_(file: Path, images: Path, captions: Path, pipeline: Path, **given: Any) -> None:
     """Write the MSCOCO study of the paper to FILE.toml and prepare its images: cropped, 128 × 128 pixels."""
     from bench.authoring.mscoco import prepare_mscoco
     from bench.foundation.console import console_here, progress_on
 
     with progress_on(console_here()) as progress:
-        made = prepare_mscoco(file, images, captions, pipeline, skip_broken=skip_broken, progress=progress)
+        made = prepare_mscoco(file, images, captions, pipeline, **given, progress=progress)
     _show(made)
 
 
@@ -717,7 +740,7 @@ def leaderboard_(study_name: str, sources: Sequence[Path], results: Path | None)
         return
     the_study = study(study_name)
     board = results or Path("results") / the_study.name
-    _show(publish(the_study, [*sources, *accepted(board)], board))
+    _show(publish(the_study, [*sources, *accepted(board, the_study)], board))
 
 
 @main.command("submit")
@@ -728,28 +751,32 @@ def leaderboard_(study_name: str, sources: Sequence[Path], results: Path | None)
 @click.option("--out", "output", type=FOLDER, help="Folder to write. [default: submissions/STUDY-METHOD]")
 @click.option("--check", "checked", type=FOLDER, help="Instead: a submission to check.")
 @click.option("--board", type=FOLDER, help="Results folder of the board. [default: results/STUDY]")
+@own_study_option
 @click.option("--sample", type=click.IntRange(0), default=0, help="With --check: how many removals to retrain.")
 @click.option("--seed", type=int, help="Of that draw. [default: another one each time]")
 @device_option
 def submit_(
-    results: Path | None, label: str | None, output: Path | None, checked: Path | None, board: Path | None, **given: Any
-) -> None:
+    results: Path | None, label: str | None, output: Path | None, checked: Path | None, board: Path | None,
+    study_name: str | None, **given: Any,
+) -> None:  # fmt: skip
     """Write a method's rows, with all that they rest on, into a folder for a pull request; or check such a folder.
 
     docs/taking-part.md tells the way from a run to the board. Exit code 1 where a submission is refused.
     """
     from bench.experiments.submissions import check, submit
     from bench.foundation.console import console_here, progress_on
+    from bench.studies import study
 
+    own = study(study_name) if study_name else None
     if checked is not None:
         if results is not None or label is not None or output is not None:
             raise InvalidInput("--check FOLDER stands alone, with --board, --sample, --seed and --device.")
         with progress_on(console_here()) as progress:
-            found = check(checked, board=board, progress=progress, **given)
+            found = check(checked, board=board, progress=progress, own=own, **given)
     elif results is None or label is None:
         raise InvalidInput("Give --results DIR and --method NAME to write a submission, or --check FOLDER.")
     else:
-        found = submit(results, label, output, board=board)
+        found = submit(results, label, output, board=board, own=own)
     _show(found)
 
 
@@ -774,11 +801,13 @@ def commit_(season: Path, study_name: str, queries: Path, secret: Path, closes: 
 @season_.command("reveal")
 @click.argument("season", type=FOLDER, metavar="SEASON.json")
 @click.option("--secret", type=FOLDER, required=True, help="The file of queries and salt, published by now.")
-def reveal_(season: Path, secret: Path) -> None:
+@own_study_option
+def reveal_(season: Path, secret: Path, study_name: str | None) -> None:
     """Say whether the queries of --secret are those that SEASON.json committed to."""
     from bench.experiments.seasons import reveal
+    from bench.studies import study
 
-    _show(reveal(season, secret))
+    _show(reveal(season, secret, study(study_name) if study_name else None))
 
 
 @main.command("compare")
@@ -866,8 +895,8 @@ def _shared(given: dict[str, Any]) -> dict[str, Any]:
     from bench.studies import study
 
     retrained(given["study_name"])
-    chosen = study(given["study_name"])
-    recipe = replace(chosen.recipe, stack=given.get("stack", 1))
+    chosen, stack = study(given["study_name"]), given.get("stack", 1)
+    recipe = replace(chosen.recipe, stack=stack) if stack != 1 else chosen.recipe
     return {
         "study": replace(chosen, seed=given["seed"], recipe=recipe),
         "metrics": [metrics.create(name) for name in given["metric_names"]],

@@ -64,6 +64,8 @@ class AttributionContext:
             where that is not known, or a fine-tuning. A method may take checkpoints of "original", ceilings all of it.
         base: of the model that θ0 was fine-tuned from, on its own training data; None where θ0 was not. What is known
             of the data before the fine-tuning, such as the Fisher information, is taken there.
+        fisher: gives the diagonal Fisher information of all weights of θ0 by name, where it was published with them;
+            None where whoever needs it computes it.
     """
 
     dataset: Dataset
@@ -75,6 +77,7 @@ class AttributionContext:
     progress: Callable[[int, int], None]
     trainings: Mapping[str, Training] = field(default_factory=dict)
     base: AttributionContext | None = None
+    fisher: Callable[[], Mapping[str, Tensor]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from bench.diffusion.phrases import text_encoder
 from bench.diffusion.pipelines import unet_digest
 from bench.diffusion.queries import Query, QuerySpec
 from bench.diffusion.regions import Region, parsed_corners
+from bench.diffusion.released import Released
 from bench.diffusion.sampling import Sampler
 from bench.diffusion.training import Recipe
 from bench.errors import InvalidInput, UnknownName
@@ -78,6 +79,7 @@ class Study:
         looks: of a run that adds queries until an order is settled, fixed before the first one; the last at all
             queries or fewer.
         fine_tuning: what every training starts from, and what moves; None to train all weights from the beginning.
+        released: latents, text states and more that others published; None where the study's own model encodes D.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Study:
     data: Prepared | None = None
     given: str = ""
     fine_tuning: FineTuning | None = None
+    released: Released | None = None
     description: str = field(default="", compare=False)
 
     @cached_property
@@ -118,8 +121,9 @@ class Study:
         for name, usual in (("unet", ""), ("beta_schedule", "linear"), ("clip_range", None)):
             if model[name] == usual:
                 del model[name]  # the same
-        if recipe["stack"] == 1:
-            del recipe["stack"]
+        for name, plain in (("stack", 1), ("epsilon", 1e-8), ("precision", "float32"), ("compile", False)):
+            if recipe[name] == plain:
+                del recipe[name]
         return {
             "training_version": TRAINING_VERSION,
             "dataset": self.dataset.digest,
@@ -130,6 +134,7 @@ class Study:
             "seed": self.seed,
             **({"given": unet_digest(self.given)} if self.given else {}),
             **({"fine_tuning": self.fine_tuning.parts} if self.fine_tuning else {}),
+            **({"released": self.released.digest} if self.released else {}),
         }
 
     def fresh_model(self) -> DiffusionModel:
@@ -148,7 +153,7 @@ class Study:
         return self.given and (
             f"The model of study '{self.name}' is given, and how it was trained is not known: what it would be without "
             "some images cannot be told by retraining. `bench attribute` and `bench localized` work; for a verdict let "
-            "the study train its model itself ([model] weights in the study file)."
+            f"the study train its model ([{'released' if self.released else 'model'}] weights in the study file)."
         )
 
     @property

@@ -19,7 +19,8 @@ from bench.data.source_files import Source
 from bench.diffusion.autoencoder import Identity, autoencoder
 from bench.diffusion.fine_tuning import FineTuning, Start
 from bench.diffusion.model import ModelConfig
-from bench.diffusion.pipelines import PREFIX, FolderAutoencoder, pipeline_settings, unet_file
+from bench.diffusion.pipelines import HUB, PREFIX, FolderAutoencoder, local_folder, pipeline_settings, unet_file
+from bench.diffusion.released import Released
 from bench.diffusion.sampling import Sampler
 from bench.diffusion.training import Recipe
 from bench.errors import InvalidInput, UnknownName
@@ -31,6 +32,8 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 OPENED: dict[str, Path] = {}
 """Study name → the file that it was read from."""
 WEIGHTS = ("given", "fresh", "fine-tune")
+PARTS = ("data", "model", "recipe", "sampler", "fine_tuning", "released")
+"""The tables of a study file."""
 MOST_PIXELS = 1024
 BUILT_IN_FACTORS = {"emoji_autoencoder": 4}
 
@@ -59,6 +62,7 @@ class DataTable:
     id_column: str = ""
     annotations: str = ""
     captionless: bool = False
+    all_captions: bool = False
     grey: bool = False
     skip_broken: bool = False
     digest: str = ""
@@ -69,6 +73,15 @@ class ModelTable:
     """What [model] may hold beside the settings of ``ModelConfig``."""
 
     pretrained: str = ""
+    weights: str = "given"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleasedTable:
+    """The table [released] of a study file, which `bench prepare mscoco --released` writes."""
+
+    folder: str
+    digest: str
     weights: str = "given"
 
 
@@ -85,14 +98,25 @@ def is_file(name: str) -> bool:
     return name.endswith(SUFFIX)
 
 
+def file_of(study: str) -> Path | None:
+    """The file that the study called ``study`` was read from; None for a study that ships with the project."""
+    return OPENED.get(study)
+
+
 def tuned_file(study: str) -> Path | None:
     """Where the settings that are tuned for ``study`` are kept; None for a study that ships with the project."""
-    return OPENED[study].with_suffix(".tuned.json") if study in OPENED else None
+    file = file_of(study)
+    return file and file.with_suffix(".tuned.json")
 
 
 def prepared_folder(file: Path) -> Path:
     """Where the prepared images of the study in ``file`` lie."""
     return file.with_suffix(".data")
+
+
+def released_folder(file: Path) -> Path:
+    """Where the imported release of the study in ``file`` lies."""
+    return file.with_suffix(".released")
 
 
 def arguments(file: Path, taken: Collection[str]) -> dict[str, Any]:
@@ -104,7 +128,7 @@ def arguments(file: Path, taken: Collection[str]) -> dict[str, Any]:
     """
     tables = _read(file)
     queries, held_out = (_queries(file, tables.pop(part, []), part) for part in ("queries", "held_out"))
-    parts = {name: _table(file, tables, name) for name in ("data", "model", "recipe", "sampler", "fine_tuning")}
+    parts = {name: _table(file, tables, name) for name in PARTS}
     top = _made(file, "", Top, tables)
     if not NAME.fullmatch(top.name) or top.name in taken:
         raise InvalidInput(
@@ -117,11 +141,16 @@ def arguments(file: Path, taken: Collection[str]) -> dict[str, Any]:
         )
     if not 1 <= top.num_queries <= len(queries):
         raise InvalidInput(f"{file}: num_queries = {top.num_queries}: there are {len(queries)} [[queries]].")
+    if parts["released"] and "pretrained" in parts["model"]:
+        raise InvalidInput(f"{file}: [released] and [model] pretrained do not go together: leave one out.")
     data = _data(file, parts["data"])
     model, start, weights = _model(file, parts["model"], data)
     if parts["fine_tuning"] and weights != "fine-tune":
         raise InvalidInput(f"{file} has [fine_tuning]: [model] needs pretrained = FOLDER, weights = 'fine-tune'.")
     given = str(start) if weights == "given" else ""
+    released = _released(file, parts["released"], data) if parts["released"] else None
+    if released and released.given:
+        given = released.place
     tuning = _fine_tuning(file, start, parts["fine_tuning"]) if start and weights == "fine-tune" else None
     recipe = _made(file, "recipe", Recipe, parts["recipe"])
     sampler = _made(file, "sampler", Sampler, parts["sampler"])
@@ -133,7 +162,8 @@ def arguments(file: Path, taken: Collection[str]) -> dict[str, Any]:
     return {
         "name": top.name, "description": top.description, "budgets": top.budgets, "num_queries": top.num_queries,
         "metrics": top.metrics, "dataset_name": Path(data.source.path).name, "data": data,
-        "model": model, "given": given, "fine_tuning": tuning, "recipe": recipe, "sampler": sampler,
+        "model": model, "given": given, "fine_tuning": tuning, "released": released, "recipe": recipe,
+        "sampler": sampler,
         "prompts": tuple(one.prompt for one in queries), "prompt_seeds": tuple(one.seed for one in queries),
         "held_out_prompts": tuple(one.prompt for one in held_out),
         "held_out_seeds": tuple(one.seed for one in held_out),
@@ -146,12 +176,14 @@ def source_of(file: Path, table: DataTable) -> Source:
     return Source(
         path=path, format=table.format, split=table.split, image=table.image_column, caption=table.caption_column,
         id=table.id_column, annotations=_beside(file, table.annotations) if table.annotations else "",
-        captionless=table.captionless,
+        captionless=table.captionless, all_captions=table.all_captions,
     )  # fmt: skip
 
 
 def _beside(file: Path, path: str) -> str:
-    """``path``, which is relative to the study file, as an absolute one."""
+    """``path``, which is relative to the study file, as an absolute one; of a pipeline on the hub, its folder here."""
+    if path.startswith(HUB):
+        return str(local_folder(path))
     return str((file.parent / Path(path).expanduser()).resolve())
 
 
@@ -163,6 +195,17 @@ def _data(file: Path, given: Mapping[str, Any]) -> Prepared:
     return Prepared(
         place=place, source=source, size=table.size, grey=table.grey, skip_broken=table.skip_broken, digest=table.digest
     )
+
+
+def _released(file: Path, given: Mapping[str, Any], data: Prepared) -> Released:
+    """What others published of the study."""
+    table = _made(file, "released", ReleasedTable, given)
+    if table.weights not in ("given", "fresh"):
+        raise InvalidInput(f"{file}, [released]: weights = '{table.weights}': given or fresh is expected.")
+    return Released(
+        place=str(released_folder(file.resolve())), root=_beside(file, table.folder), given=table.weights == "given",
+        all_captions=data.source.all_captions, digest=table.digest,
+    )  # fmt: skip
 
 
 def _fine_tuning(file: Path, pipeline: Path, given: Mapping[str, Any]) -> FineTuning:

@@ -1,6 +1,7 @@
 """How well ``magic`` predicts: the change of a query's loss without random images, predicted and measured.
 
 Usage: python -m benchmarks.ceiling [--study small] [--queries 4] [--models 16] [--share 0.05] [--method magic]
+           [--epsilon 1e-8]
 
 Each model is trained by the harness without ``--share`` of the images, drawn by chance, with the seed of the
 training that is differentiated, so that nothing else differs. The prediction is the sum of the removed images' scores.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +40,10 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.05)
     parser.add_argument("--method", default="magic")
     parser.add_argument("--results", type=Path)
+    parser.add_argument("--epsilon", type=float, default=1e-8, help="of AdamW, in place of the study's")
     given = parser.parse_args()
     chosen = study(given.study)
+    chosen = replace(chosen, recipe=replace(chosen.recipe, epsilon=given.epsilon))
     with tempfile.TemporaryDirectory() as temporary, compute_threads(available_threads()):
         workspace = Workspace(chosen, given.results or Path(temporary), metrics=())
         queries = workspace.queries(chosen.queries(given.queries))
@@ -79,7 +83,7 @@ def main() -> None:
             f"{query.id} {query.prompt}: Pearson {linear:.2f}, Spearman {ranks:.2f}; predicted SD {x.std():.5f}, "
             f"measured SD {y.std():.5f}, slope {slope:.3f}"
         )
-    print(f"{given.models} models without {count} of {len(chosen.dataset)} images; {describe()}")
+    print(f"{given.models} models without {count} of {len(chosen.dataset)} images, ε = {given.epsilon:g}; {describe()}")
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ class Synthetic:
     ids: tuple[str, ...]
     captions: tuple[str, ...]
     digest: str = "synthetic"
+    more_captions: tuple[tuple[str, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -1,6 +1,6 @@
 """How far ``magic`` reaches: predicted and measured loss change while images lose ever more of their weight.
 
-Usage: python -m benchmarks.magic_reach [--study tiny] [--sets 8] [--from-step 0]
+Usage: python -m benchmarks.magic_reach [--study tiny] [--sets 8] [--from-step 0] [--epsilon 1e-8]
 
 Sets of a twentieth of the images are drawn by chance. In the steps from ``--from-step`` on their draws count 1 − s
 instead of 1, for s from 0.03 to 1, in the very training that is differentiated; no draw goes to another image, so
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +48,10 @@ def main() -> None:
     parser.add_argument("--study", default="tiny")
     parser.add_argument("--sets", type=int, default=8)
     parser.add_argument("--from-step", type=int, default=0)
+    parser.add_argument("--epsilon", type=float, default=1e-8, help="of AdamW, in place of the study's")
     given = parser.parse_args()
     chosen, method = study(given.study), Magic()
+    chosen = replace(chosen, recipe=replace(chosen.recipe, epsilon=given.epsilon))
     with tempfile.TemporaryDirectory() as temporary, compute_threads(available_threads()):
         workspace = Workspace(chosen, Path(temporary), metrics=())
         queries, context = workspace.queries(chosen.queries(2)), workspace.context()
@@ -57,7 +60,7 @@ def main() -> None:
         steps = _Late(training, device)
         steps.first = given.from_step
         slopes = [method.slope(context, query, replay.run.average.clone()) for query in queries]
-        derivatives, _ = replay.derivatives(steps, slopes, context.progress)
+        derivatives = replay.derivatives(steps, slopes, context.progress)[:, 0]
         exact = Steps(training, device, torch.float64)
 
         def losses(removed: torch.Tensor, share: float) -> torch.Tensor:
@@ -88,7 +91,8 @@ def main() -> None:
                 f"s = {share:g}: Pearson {linear:+.2f}, slope {slope:+.2f}, SD predicted {predicted.std():.2e}, "
                 f"measured {measured.std():.2e}", flush=True,
             )  # fmt: skip
-    print(f"{given.sets} sets of {count} images, draws from step {given.from_step} on; {describe()}")
+    drawn = f"{given.sets} sets of {count} images, draws from step {given.from_step} on"
+    print(f"{drawn}, ε = {given.epsilon:g}; {describe()}")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,11 @@
 
 Images are noise, memory-mapped from a file. Their latents are means over patches (4×16×16), text states have MSCOCO's
 size (77×1,024). A small U-Net scores them, so that what grows with the number of images is seen and time is not spent
-on weights. Each step runs in a process of its own, which tells the peak of its own memory (RssAnon: what is
-no page of a
-mapped file, read every 20 ms) and its peak resident memory, which counts pages of mapped files that it has touched and
-that the system can drop.
+on weights. Each step runs in a process of its own, which tells the peak of its own memory (RssAnon: what is no page of
+a mapped file, read every 20 ms) and its peak resident memory, which counts pages of mapped files that it has touched
+and that the system can drop.
 
-Usage: python -m benchmarks.mscoco_memory [--images 118287] [--folder FOLDER]
+Usage: python -m benchmarks.mscoco_memory [--images 118287] [--folder FOLDER] [--step ours]
 """
 
 import argparse
@@ -158,12 +157,15 @@ def main() -> None:
     """Print a line for each step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=IMAGES)
-    parser.add_argument("--folder", type=Path, help="Where the files go, 8 GB of them. [default: a temporary one]")
+    parser.add_argument("--folder", type=Path, help="Where 8 GB of files go, and stay. [default: a temporary one]")
+    parser.add_argument("--step", choices=STEPS, action="append", help="Some alone, of a folder with those before.")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=given.folder) as place:
-        for step in STEPS:
-            seconds, own, resident = measure(Path(place), given.images, step)
-            size = sum(path.stat().st_size for path in Path(place).rglob("*") if path.is_file()) / 2**20
+    with tempfile.TemporaryDirectory() as temporary:
+        place = given.folder or Path(temporary)
+        place.mkdir(parents=True, exist_ok=True)
+        for step in given.step or STEPS:
+            seconds, own, resident = measure(place, given.images, step)
+            size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file()) / 2**20
             print(
                 f"{step}: {given.images:,} images, {size:,.0f} MiB on disk, {seconds:.0f} s: own memory {own:.0f} MiB, "
                 f"peak resident {resident:.0f} MiB",

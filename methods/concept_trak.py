@@ -81,7 +81,7 @@ class ConceptTrak(InfluenceMethod):
             states = data.caption_of.repeat_interleave(2)
 
             def guided(part: Tensor) -> list[Rows]:
-                return self.towards(model, latents[part], data.states[states[part]])
+                return self.towards(model, latents[part], data.states_at(states[part]))
 
             parts = parallel(guided, torch.arange(count).split(IMAGES_AT_ONCE))
             total = torch.zeros(count, self.projection_dim)

@@ -19,7 +19,7 @@ from typing import ClassVar
 from bench.attribution.influence import InfluenceMethod, Rows, keyed_rows
 from bench.contracts import AttributionContext
 from bench.diffusion.queries import Query
-from bench.errors import InvalidInput
+from bench.errors import InvalidInput, Unavailable
 from bench.registry import register_method
 
 
@@ -53,6 +53,8 @@ class JourneyTrak(InfluenceMethod):
             raise InvalidInput(
                 f"journey_trak: timestep={self.timestep}; the schedule ends at {model.config.num_timesteps - 1}."
             )
+        if query.noise.isnan().any():
+            raise Unavailable(f"the noise that query '{query.id}' came from is not known")
         step = query.sampler.step_near(model, query.noise[None], [query.prompt], self.timestep)
         state = model.text_encoder.encode([query.prompt])[0]
         key = (context.seed, "journey", query.noise_key)

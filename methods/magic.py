@@ -1,10 +1,11 @@
 """MAGIC: the exact derivative of the query's loss through the whole training, the ceiling of what can be told from it.
 
-    D_i = d L(ẑ, A(D, w)) / d w_i  at w = 1          w_i: the weight of image i's loss wherever training draws it
-    τ(ẑ, z_i) = −( D_i − n_i · Σ_j D_j / Σ_j n_j )     n_i: how often training drew image i
+    D_i = d L(ẑ, A(D, w, v)) / d w_i  at w = 1, v = 0     w_i: the weight of image i's loss wherever training draws it
+    E_i = d L(ẑ, A(D, w, v)) / d v_i                      v_i: that of the images which these draws go to without i
+    τ(ẑ, z_i) = E_i − D_i
 
-Removed, an image has weight 0, and this harness gives its draws to others: each draw is worth the mean of all draws
-again. So τ is the predicted rise of the query's loss, to first order. L is the loss that ``loss_change`` measures, with
+Removed, an image has weight 0, and this harness gives its draws to others, with their timesteps and noises. So τ is
+the predicted rise of the query's loss, to first order. L is the loss that ``loss_change`` measures, with
 its noises and timesteps, of the model that judges removals, which is trained with other draws than θ0: the derivative
 is of that training (``magic:original`` takes θ0's own instead). It goes through AdamW, clipping and the running average
 of the weights (``bench.attribution.metagradients``).
@@ -13,7 +14,7 @@ It is a ceiling, not a method: it reads the training itself, all its draws inclu
 others trained; and it knows the noise of the loss that is measured. The derivative is exact, the prediction is not:
 it takes the removal of many images for a sum of small changes.
 
-Reference: Ilyas & Engstrom, arXiv 2504.16430. OURS: the redirected draws, and the diffusion model's loss.
+Reference: Ilyas & Engstrom, arXiv 2504.16430. OURS: redirected draws (theirs are left out), a diffusion model's loss.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Magic(Method):
     """
 
     name: ClassVar[str] = "magic"
+    version: ClassVar[int] = 2
     summary: ClassVar[str] = "the exact derivative of the query's loss through the whole training"
     role: ClassVar[str] = CEILING
     needs: ClassVar[str] = "the training itself: replayed twice for all queries, and several times as long for each"
@@ -72,14 +74,18 @@ class Magic(Method):
         training = context.trainings.get(self.training)
         if training is None:
             raise Unavailable("how the model was trained is not known here, and magic does the training again")
+        if training.recipe.precision != "float32":
+            raise Unavailable(
+                f"the model was trained in {training.recipe.precision}, and magic does it again in float32"
+            )
         device = context.model.device
         replay = replayed(training, device, context.progress)
         trained = replay.run.average.clone()
         if self.training == "original":
             _check_same(trained, context.model)
         slopes = [self.slope(context, query, trained) for query in queries]
-        by_image, counts = replay.derivatives(Steps(training, device), slopes, context.progress)
-        rise = counts * by_image.sum(1, keepdim=True) / counts.sum() - by_image
+        own, others = replay.derivatives(Steps(training, device), slopes, context.progress).unbind(1)
+        rise = others - own
         place = {image: index for index, image in enumerate(training.ids)}
         return rise[:, [place[image] for image in context.dataset.ids]].float()
 

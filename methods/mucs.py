@@ -119,7 +119,8 @@ class Mucs(Method):
             sides = torch.from_numpy(stream.integers(0, 2, size))
             timesteps = torch.from_numpy(stream.integers(0, model.config.num_timesteps, 2 * size)).to(device)
             noise = torch.from_numpy(stream.standard_normal((2 * size, *model.latent_shape), dtype=np.float32))
-            kept = data.latents[images, sides], data.states_of(images), timesteps[:size], noise[:size]
+            states = data.drawn_states(images, "mucs", context.seed, query.noise_key, step)
+            kept = data.latents[images, sides], states, timesteps[:size], noise[:size]
             gone = query.latent.expand(size, -1, -1, -1), own.expand(size, -1, -1), timesteps[size:], noise[size:]
             rest = model.losses(*(part.to(device) for part in kept), unet=unet) / null[timesteps[:size]]
             raised = model.losses(*(part.to(device) for part in gone), unet=unet, region=query.region)

@@ -18,7 +18,7 @@ Deviations:
   timesteps of the schedule.
 - ``timestep_limit`` leaves out the timesteps from it on (on ``fashion`` and ``small`` those from 500; by default none).
 - The Fisher is the mean of ``num_fisher_draws`` images drawn with replacement, each with its own flip, noise and
-  timestep, not of a pass over the training set.
+  timestep, not of a pass over the training set. Where one was published with the model, it is taken instead.
 - The gradient of the consolidation term, which is near zero at θ0, is left out, as in the authors' released code.
 
 The variants are the paper's ablations (appendix C.1): other weights, several steps, and plain gradient ascent, whose
@@ -39,6 +39,7 @@ from bench.attribution.fisher import diagonal_fisher, fisher_key, newton_directi
 from bench.attribution.gradients import Gradients
 from bench.attribution.unlearning import Ascent, Unlearning
 from bench.contracts import AttributionContext
+from bench.diffusion.selections import select_weights
 from bench.errors import InvalidInput
 from bench.registry import register_method
 
@@ -96,5 +97,8 @@ class Ours(Unlearning):
         Of a customized model: that of its base, shared by all models that were customized from it (the paper, C.2).
         """
         context = context.base or context
+        if context.fisher is not None:
+            published = context.fisher()
+            return {name: published[name].double() for name in select_weights(context.model.unet, self.weights)}
         key = fisher_key(self.weights, self.num_fisher_draws)
         return context.cached(key, lambda: diagonal_fisher(context, self.weights, self.num_fisher_draws))

@@ -105,7 +105,8 @@ class Retrac(Method):
             side, number = divmod(sample, count)
             image, mirrored = divmod(side, 2)
             key = (context.seed, "retrac", ids[image], bool(mirrored), number)
-            state = data.states[data.caption_of[image]]
+            one = torch.tensor([image])
+            state = data.states_at(data.caption_rows(one, number % data.num_captions(one)))[0]
             return keyed_rows(model, data.latents[image, mirrored], state, 1, *key, timestep=timesteps[number])
 
         def cosines(samples: Tensor, found: Gradients) -> Tensor:

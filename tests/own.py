@@ -79,28 +79,33 @@ def parquet(place, count=300):
     return place
 
 
-def pipeline(place, *, seed=0, unet=None, scheduler=None):
-    """A tiny Stable Diffusion, with random weights, saved by diffusers: images of 16×16 pixels, latents of 8×8."""
+def pipeline(place, *, seed=0, unet=None, scheduler=None, text_dim=32, tokens=16, levels=2):
+    """A tiny Stable Diffusion, with random weights, saved by diffusers: images of 16×16 pixels, latents of 8×8.
+
+    Args:
+        text_dim, tokens: of a text state.
+        levels: of the autoencoder, each but the first of which halves the image.
+    """
     place.mkdir(parents=True)
     torch.manual_seed(seed)
-    text = tokenizer(place.parent / f"{place.name}-words")
+    text = tokenizer(place.parent / f"{place.name}-words", tokens)
     StableDiffusionPipeline(
         vae=AutoencoderKL(
-            block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, sample_size=16, scaling_factor=0.5,
-            down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(8,) * levels, norm_num_groups=4, latent_channels=4, sample_size=16, scaling_factor=0.5,
+            down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
         ),
         text_encoder=CLIPTextModel(
             CLIPTextConfig(
-                vocab_size=len(text), hidden_size=32, intermediate_size=37, num_attention_heads=4, num_hidden_layers=2,
-                max_position_embeddings=16, bos_token_id=text.bos_token_id, eos_token_id=text.eos_token_id,
-                pad_token_id=text.pad_token_id,
+                vocab_size=len(text), hidden_size=text_dim, intermediate_size=37, num_attention_heads=4,
+                num_hidden_layers=2, max_position_embeddings=tokens, bos_token_id=text.bos_token_id,
+                eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id,
             )
         ),
         tokenizer=text,
         unet=UNet2DConditionModel(
             **{
                 "sample_size": 8, "in_channels": 4, "out_channels": 4, "layers_per_block": 1,
-                "block_out_channels": (16, 32), "norm_num_groups": 8, "cross_attention_dim": 32,
+                "block_out_channels": (16, 32), "norm_num_groups": 8, "cross_attention_dim": text_dim,
                 "attention_head_dim": 2, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
                 "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
             }
@@ -118,7 +123,7 @@ def pipeline(place, *, seed=0, unet=None, scheduler=None):
     return place
 
 
-def tokenizer(place: Path):
+def tokenizer(place: Path, tokens=16):
     """A CLIP tokenizer of single letters and a few merges, from files written here."""
     place.mkdir(parents=True)
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
@@ -127,4 +132,26 @@ def tokenizer(place: Path):
     words += ["<|startoftext|>", "<|endoftext|>"]
     (place / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
     (place / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    return CLIPTokenizer(str(place / "vocab.json"), str(place / "merges.txt"), model_max_length=16)
+    return CLIPTokenizer(str(place / "vocab.json"), str(place / "merges.txt"), model_max_length=tokens)
+
+
+def coco(home, count=64, captions=(5, 6)):
+    """COCO as it is distributed: a folder of images and a file of captions, so many of each image in turn.
+
+    The order is that of the file, not of the ids; captions of an image do not stand together.
+    """
+    (home / "train2017").mkdir(parents=True)
+    images, said = [], []
+    for number, (image, caption) in enumerate(drawn(count, size=40)):
+        key = 100_000 - 7 * number
+        image.resize((48, 40)).save(home / "train2017" / f"{key:012d}.jpg")
+        images.append({"id": key, "file_name": f"{key:012d}.jpg"})
+        front = caption.split()[0]
+        texts = [caption, f"a {front} thing", f"{front}", f"{front} on it", f"it is {front}", "the sixth"]
+        said += [(place, key, text) for place, text in enumerate(texts[: captions[number % len(captions)]])]
+    annotations = [
+        {"image_id": key, "id": number, "caption": f"{text}\n"}
+        for number, (_, key, text) in enumerate(sorted(said, key=lambda each: (each[0], -each[1])))
+    ]
+    (home / "captions.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    return home

@@ -3,7 +3,6 @@
 import json
 import math
 import warnings
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -17,10 +16,12 @@ import own
 
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.selections import select_weights
-from bench.diffusion.training import TrainingData, TrainingJob, TrainingRun
+from bench.diffusion.training import TrainingData
 from bench.errors import InvalidInput
-from bench.experiments.board_cost import Deviations, board_cost, mscoco, unet_settings
+from bench.experiments.board_cost import Deviations, Scale, board_cost, mscoco, unet_settings
+from bench.experiments.workspace import Workspace
 from bench.records import rows as results
+from bench.records.sealing import read_tensors
 from bench.records.store import Store
 from bench.registry import methods
 from bench.studies import study
@@ -95,17 +96,78 @@ def test_captions_of_another_kind_are_refused(coco, tmp_path):
         assert "captions_train2017.json is expected" in result.output
 
 
+def test_one_caption_or_the_first_five(tmp_path):
+    """COCO's captions of an image do not stand together in the file, and some images have six."""
+    home = own.coco(tmp_path, 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        own.pipeline(home / "sd")
+    content = json.loads((home / "captions.json").read_text())
+    said = {image["id"]: [] for image in content["images"]}
+    for each in content["annotations"]:
+        said[each["image_id"]].append(each["caption"].strip())
+    assert {len(texts) for texts in said.values()} == {5, 6}
+    made = {}
+    for name, more in (("one", []), ("five", ["--all-captions"])):
+        given = ["--images", home / "train2017", "--captions", home / "captions.json", "--model", home / "sd"]
+        result = bench("prepare", "mscoco", home / f"{name}.toml", *given, *more)
+        assert result.exit_code == 0, result.output
+        made[name] = study(str(home / f"{name}.toml"))
+    one, five = made["one"].dataset, made["five"].dataset
+    assert one.captions == five.captions == tuple(texts[0] for texts in said.values())
+    assert one.more_captions == ()
+    assert five.more_captions == tuple(tuple(texts[1:5]) for texts in said.values())
+    assert made["one"].digest != made["five"].digest
+    assert (one.texts - {""}) < five.texts
+    assert Scale.of(made["five"]).captions == len(five.texts) > Scale.of(made["one"]).captions
+    data = TrainingData.kept(tmp_path / "encoded", five, DiffusionModel(made["five"].model))
+    assert (len(data.states), tuple(data.more_of.shape)) == (len(five.texts) + 1, (16, 4))
+
+
 @pytest.mark.slow
-def test_the_real_unet_trains(coco):
-    """Two steps of the real U-Net, but for the width of the text states, of 4 images each."""
-    made = study(str(coco))
-    made = replace(made, recipe=replace(made.recipe, batch_size=4))
-    model = DiffusionModel(made.model)
-    data = TrainingData.of(made.dataset, model)
-    run = TrainingRun(made.model, data, made.recipe, TrainingJob((3,), 0), device=torch.device("cpu"))
-    losses = [run.advance(), run.advance()]
-    assert all(0.5 < loss < 2 for loss in losses)
-    assert not torch.equal(run.trained_state()["conv_in.weight"], model.unet.conv_in.weight)
+def test_from_images_to_scores_with_the_real_unet(tmp_path):
+    """All of it once: prepare 64 images, train the U-Net of 57,373,316 weights, query, score.
+
+    Two steps move the weights; at the third the rate is 0. It takes two until the output hears the prompt.
+    """
+    home = own.coco(tmp_path, COUNT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        own.pipeline(home / "sd", text_dim=1024, tokens=77, levels=4)
+    file = home / "coco.toml"
+    given = ["--images", home / "train2017", "--captions", home / "captions.json", "--model", home / "sd"]
+    result = bench("prepare", "mscoco", file, *given, "--all-captions")
+    assert result.exit_code == 0, result.output
+    text = file.read_text()
+    for old, new in (
+        ("num_steps = 100\nbatch_size = 128", "num_steps = 3\nbatch_size = 4"),
+        ("num_steps = 50", "num_steps = 2"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    file.write_text(text)
+    made = study(str(file))
+    assert made.dataset.images.shape == (COUNT, 128, 128, 3)
+    assert (made.recipe.precision, made.recipe.compile) == ("bfloat16", True)
+    unet = made.fresh_model().unet
+    assert sum(weight.numel() for weight in unet.parameters()) == 57_373_316
+    moving = select_weights(unet, "cross-attn-kv")
+    assert (len(moving), sum(weight.numel() for weight in moving.values())) == (32, 7_077_888)
+    quick = ["--set", "ours.num_fisher_draws=2", "--set", "ours.num_gradient_draws=2",
+             "--set", "ours.timestep_stride=1000"]  # fmt: skip
+    asked = ["--study", file, "--results", tmp_path / "results", "--prompt", made.prompts[0], "--top", 4]
+    result = bench("attribute", "--method", "ours", *asked, *quick)
+    assert result.exit_code == 0, result.output
+    assert "compile = true is for a GPU" in " ".join(result.output.split())
+    workspace = Workspace(made, tmp_path / "results", metrics=[])
+    trained = workspace.original.state()
+    assert all(torch.isfinite(weight).all() for weight in trained.values())
+    assert trained["conv_out.weight"].abs().sum() > 0  # all 0 at the beginning
+    [scores] = (tmp_path / "results" / "cache" / "scores").glob("ours-*.safetensors")
+    found = read_tensors(scores)[0]["scores"]
+    assert (tuple(found.shape), found.std() > 0) == ((COUNT,), True)
+    again = bench("attribute", "--method", "pixel", *asked)
+    assert (again.exit_code, "train the original" in again.output) == (0, False), again.output
 
 
 def small(coco):

@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("datasets")
 import own
 
+from bench.diffusion import pipelines
 from bench.diffusion.model import DiffusionModel, ModelConfig
 from bench.diffusion.pipelines import PREFIX, FolderAutoencoder, pipeline_settings, unet_digest, unet_state
 from bench.diffusion.selections import select_weights
@@ -89,6 +91,32 @@ def test_a_run_with_the_users_model(home, weights):
     assert "loss_change" in result.output
     made = study(str(file))
     assert (made.fine_tuning is not None) == (weights == "fine-tune")
+
+
+def test_a_pipeline_on_the_hub_is_a_folder_that_is_fetched(home, tmp_path, monkeypatch):
+    asked = []
+
+    def snapshot_download(name, allow_patterns):
+        asked.append((name, allow_patterns))
+        if name != "someone/model":
+            raise OSError("there is no such repository")
+        return str(home / "model")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    pipelines._fetched.cache_clear()
+    file = tmp_path / "hubbed.toml"
+    result = bench("study", "new", file, "--data", home / "pictures", "--model", "hub:someone/model")
+    assert result.exit_code == 0, result.output
+    assert 'pretrained = "hub:someone/model"' in file.read_text()
+    given = tmp_path / "given.toml"
+    assert bench("study", "new", given, "--data", home / "pictures", "--model", home / "model").exit_code == 0
+    assert study(str(file)).digest == study(str(given)).digest
+    [(_, patterns)] = asked  # once
+    there = [path.relative_to(home / "model").as_posix() for path in (home / "model").rglob("*") if path.is_file()]
+    kept = {name for name in there if any(fnmatch(name, pattern) for pattern in patterns)}
+    assert set(there) - kept <= {"README.md"}
+    refused(bench("study", "new", tmp_path / "none.toml", "--data", home / "pictures", "--model", "hub:a/b"), "hub")
+    pipelines._fetched.cache_clear()
 
 
 def test_fine_tuning_begins_with_the_pipelines_weights(home):

@@ -68,7 +68,8 @@ def mean_over_draws(
         timesteps = torch.from_numpy(stream.integers(0, model.config.num_timesteps, len(draws)))
         noise = torch.from_numpy(stream.standard_normal((len(draws), *model.latent_shape), dtype=np.float32))
         unet = differentiable_copy(model.unet, selection)
-        inputs = (data.latents[images, mirrored], data.states_of(images), timesteps, noise)
+        states = data.drawn_states(images, "fisher", context.seed, int(draws[0]))
+        inputs = (data.latents[images, mirrored], states, timesteps, noise)
         moved = [part.to(model.device) for part in inputs]
         if output == PREDICTION:
             u = seeds.normal(tuple(noise.shape), "ggn", context.seed, int(draws[0])).to(model.device)

@@ -96,14 +96,18 @@ def keyed_rows(
 
 
 def image_rows(context: AttributionContext, model: DiffusionModel, count: int) -> Callable[[int], Rows]:
-    """``count`` draws of every training image and side: sample 2 i is image i as it is, 2 i + 1 its mirror image."""
+    """``count`` draws of every training image and side: sample 2 i is image i as it is, 2 i + 1 its mirror image.
+
+    The draws take the captions of the image in turn.
+    """
     data, ids = context.data, context.dataset.ids
 
     def rows_of(sample: int) -> Rows:
         image, side = divmod(sample, 2)
-        state = data.states[data.caption_of[image]]
+        same = torch.full((count,), image)
+        states = data.states_at(data.caption_rows(same, torch.arange(count) % data.num_captions(same)))
         key = (context.seed, "image", ids[image], bool(side))
-        return keyed_rows(model, data.latents[image, side], state, count, *key)
+        return keyed_rows(model, data.latents[image, side], states[0], count, *key)._replace(states=states)
 
     return rows_of
 

@@ -11,8 +11,11 @@ so the adjoint of g, taken back through these, is a direction p in the space of 
 
     adjoint of θ  +=  ∇²L p          adjoint of w_i  +=  Σ over draws of i in the batch of  pᵀ∇ℓ / batch size
 
-which one double backward pass gives together: both are gradients of pᵀ∇L. States are made again from kept ones, every
-√(number of steps) steps, by the trainer itself, whose draws are keyed: the replayed training is the training.
+which one double backward pass gives together: both are gradients of pᵀ∇L. When an image is removed its draws go to
+other images, with their timesteps and noises (``DrawStream``); so for each draw the derivative by the weight of the
+image that it would go to is taken too, a loss that has the weight 0 in the training. States are made again from kept
+ones, every √(number of steps) steps, by the trainer itself, whose draws are keyed: the replayed training is the
+training.
 
 Reference: Engstrom et al., "Optimizing ML training with metagradient descent", arXiv 2503.13751, and Ilyas & Engstrom,
 "MAGIC: near-optimal data attribution for deep learning", arXiv 2504.16430. Written from the papers.
@@ -32,8 +35,8 @@ from torch.func import functional_call
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.training import Draws, Training, TrainingRun
 
-CLIP_EPSILON, ADAM_EPSILON = 1e-6, 1e-8
-"""Of ``torch.nn.utils.clip_grad_norm_`` and ``torch.optim.AdamW``."""
+CLIP_EPSILON = 1e-6
+"""Of ``torch.nn.utils.clip_grad_norm_``."""
 
 
 class State(NamedTuple):
@@ -84,31 +87,38 @@ class Steps:
     def losses(self, weights: Float[Tensor, " weights"], draws: Draws) -> Float[Tensor, " batch"]:
         """What each draw adds to the loss of the batch, times the batch size."""
         data, device = self.training.data, self.model.device
-        rows = torch.where(draws.captionless, data.empty_state, data.caption_of[draws.images])
         timesteps = draws.timesteps.to(device)
-        inputs = [data.latents[draws.images, draws.mirrored], data.states[rows], draws.noise]
+        inputs = [data.latents[draws.images, draws.mirrored], data.states_at(data.trained_rows(draws)), draws.noise]
         latents, states, noise = (part.to(device, self.dtype) for part in inputs)
         losses = self.model.losses(latents, states, timesteps, noise, unet=WithWeights(self.model.unet, weights))
         return losses * self.model.alphas_cumprod[timesteps].pow(-self.recipe.weight_power)
 
-    def forward(self, state: State, step: int, shares: Float[Tensor, " batch"] | None = None) -> State:
-        """x_{step+1} of x_step, where the draws' losses have the weights ``shares``."""
-        weights, draws = state.weights.detach().requires_grad_(True), self.draws.at(step)
-        losses = self.losses(weights, draws)
+    def forward(
+        self,
+        state: State,
+        step: int,
+        shares: Float[Tensor, " batch"] | None = None,
+        others: Float[Tensor, " batch"] | None = None,
+    ) -> State:
+        """x_{step+1} of x_step, where the draws' losses have the weights ``shares``, and ``others`` those instead."""
+        weights = state.weights.detach().requires_grad_(True)
+        losses = self.losses(weights, self.draws.at(step))
         loss = (losses if shares is None else losses * shares).mean()
+        if others is not None:
+            loss = loss + (self.losses(weights, self.draws.without_own(step)) * others).mean()
         gradient = torch.autograd.grad(loss, weights)[0]
         rate, recipe = self._constants(step), self.recipe
         clipped = gradient * min(1.0, recipe.gradient_clip / (float(gradient.norm()) + CLIP_EPSILON))
         first = recipe.betas[0] * state.first + (1 - recipe.betas[0]) * clipped
         second = recipe.betas[1] * state.second + (1 - recipe.betas[1]) * clipped.square()
-        move = first / rate.first / ((second / rate.second).sqrt() + ADAM_EPSILON)
+        move = first / rate.first / ((second / rate.second).sqrt() + recipe.epsilon)
         moved = state.weights * (1 - rate.learning * recipe.weight_decay) - rate.learning * move
         return State(moved, state.average + (1 - rate.decay) * (moved - state.average), first, second)
 
     def backward(
         self, state: State, after: State, step: int, adjoints: Sequence[State]
-    ) -> tuple[list[State], Float[Tensor, "adjoints batch"]]:
-        """Adjoints of x_step, of those of x_{step+1}, and of the weight of each draw of the step.
+    ) -> tuple[list[State], Float[Tensor, "adjoints 2 batch"]]:
+        """Adjoints of x_step, of those of x_{step+1}, and of the weight of each draw of the step and of its other.
 
         Args:
             state, after: x_step and x_{step+1}.
@@ -116,9 +126,10 @@ class Steps:
             adjoints: of x_{step+1}, in float64.
         """
         weights = state.weights.detach().to(self.dtype).requires_grad_(True)
-        draws = self.draws.at(step)
-        shares = torch.ones(len(draws.images), dtype=self.dtype, device=weights.device, requires_grad=True)
-        loss = (self.losses(weights, draws) * shares).mean()
+        draws = self.draws.at(step), self.draws.without_own(step)
+        losses = torch.stack([self.losses(weights, each) for each in draws])
+        shares = torch.tensor([[1.0], [0.0]]).to(losses).expand_as(losses).clone().requires_grad_(True)
+        loss = (losses * shares).mean(1).sum()
         gradient = torch.autograd.grad(loss, weights, create_graph=True)[0]
         result, derivatives = [], []
         for number, adjoint in enumerate(adjoints):
@@ -136,7 +147,7 @@ class Steps:
         rate, (beta1, beta2) = self._constants(step), self.recipe.betas
         to_weights = adjoint.weights + (1 - rate.decay) * adjoint.average
         first, root = after.first.double() / rate.first, (after.second.double() / rate.second).sqrt()
-        below = root + ADAM_EPSILON
+        below = root + self.recipe.epsilon
         to_first = adjoint.first - rate.learning * to_weights / below / rate.first
         by_root = rate.learning * to_weights * first / below.square()
         slope = torch.where(root > 0, by_root / (2 * root * rate.second), 0)  # a weight that has never moved
@@ -190,19 +201,22 @@ class Replayed(NamedTuple):
 
     def derivatives(
         self, steps: Steps, slopes: Sequence[Float[Tensor, " weights"]], progress: Callable[[int, int], None]
-    ) -> tuple[Float[Tensor, "functions images"], Float[Tensor, " images"]]:
-        """For each function of the trained model its derivative by the weight of every image; and the images' draws.
+    ) -> Float[Tensor, "functions 2 images"]:
+        """For each function of the trained model its derivatives by the weight of every image, and of its others.
 
         Args:
             steps: of the training.
             slopes: the functions' gradients by the trained weights (the running average).
             progress: called with the number of steps done and in all, the replay counted.
+
+        Returns:
+            The derivative by the weight of an image's loss wherever training draws it; and by the weight, 0 in the
+            training, of the losses of the images that these draws go to when it is removed.
         """
         nothing = torch.zeros_like(slopes[0], dtype=torch.float64)
         adjoints = [State(nothing, slope.double(), nothing, nothing) for slope in slopes]
         total, end = steps.recipe.num_steps, steps.recipe.num_steps
-        by_image = torch.zeros(len(slopes), len(steps.training.ids), dtype=torch.float64)
-        counts = torch.zeros(len(steps.training.ids), dtype=torch.float64)
+        by_image = torch.zeros(len(slopes), 2, len(steps.training.ids), dtype=torch.float64)
         for checkpoint in reversed(self.kept):
             self.run.restore(checkpoint)
             states = [_state(self.run)]
@@ -212,12 +226,10 @@ class Replayed(NamedTuple):
             start = int(checkpoint["step"])
             for step in reversed(range(start, end)):
                 adjoints, found = steps.backward(states[step - start], states[step - start + 1], step, adjoints)
-                images = steps.draws.at(step).images
-                by_image.index_add_(1, images, found.cpu())
-                counts.index_add_(0, images, torch.ones(len(images), dtype=torch.float64))
+                by_image.index_add_(2, steps.draws.at(step).images, found.cpu())
                 progress(total + 2 * (total - step), 3 * total)
             end = start
-        return by_image, counts
+        return by_image
 
 
 def _state(run: TrainingRun) -> State:

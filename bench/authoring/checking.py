@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +26,6 @@ from torch import Tensor
 from bench.contracts import CEILING, AttributionContext, Build, Method
 from bench.diffusion.queries import Query
 from bench.diffusion.regions import Corners, Region
-from bench.diffusion.training import TrainingData
 from bench.errors import BenchError, InvalidInput
 from bench.experiments.scoring import checked_scores
 from bench.experiments.workspace import Workspace
@@ -39,6 +39,7 @@ SELF_RANK_SHARE = 0.01
 """Of the images, and no fewer than three: on a small study the first percent is one or two."""
 SELF_RANK_LEVEL, MIRROR_LEVEL = 0.05, 0.01
 """Of the sign tests that tell a broken promise from chance."""
+T = TypeVar("T")
 TOLERANCE = 1e-3
 """Scores count as equal when they differ by less than this share of their standard deviation (float summation)."""
 
@@ -346,7 +347,7 @@ def _reordered(context: AttributionContext, order: Tensor) -> AttributionContext
     """The same data set with its images in another order."""
     old = context.dataset
 
-    def shuffled(column: Sequence[str]) -> tuple[str, ...]:
+    def shuffled(column: Sequence[T]) -> tuple[T, ...]:
         return tuple(column[index] for index in order.tolist())
 
     dataset = replace(
@@ -358,9 +359,9 @@ def _reordered(context: AttributionContext, order: Tensor) -> AttributionContext
         images=old.images[order],
         images_digest="",
         parts={part: shuffled(column) for part, column in old.parts.items()},
+        more_captions=shuffled(old.more_captions) if old.more_captions else (),
     )
-    data = TrainingData(context.data.latents[order], context.data.states, context.data.caption_of[order])
-    return replace(context, dataset=dataset, data=data)
+    return replace(context, dataset=dataset, data=context.data.only(order))
 
 
 def _equal(one: Tensor, two: Tensor) -> bool:

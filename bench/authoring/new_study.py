@@ -21,7 +21,7 @@ from bench.data.prepared import Prepared, Survey
 from bench.diffusion.fine_tuning import Tuning
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.phrases import text_encoder
-from bench.diffusion.pipelines import folder_autoencoder, pipeline_settings, unet_state
+from bench.diffusion.pipelines import HUB, folder_autoencoder, local_folder, pipeline_settings, unet_state
 from bench.diffusion.training import TrainingData, TrainingJob, TrainingRun
 from bench.errors import InvalidInput
 from bench.foundation import seeds
@@ -97,7 +97,7 @@ def new_study(
         file: to write; its name is the study's.
         table: where the data are; its size and digest are found here.
         size: of the images, in pixels; None to propose one.
-        pipeline: folder of a pretrained model; None for a small U-Net on pixels.
+        pipeline: folder of a pretrained model, or "hub:owner/name"; None for a small U-Net on pixels.
         weights: of θ0: those that are "given" by the pipeline; or its architecture is trained, from "fresh" weights or
             from the pipeline's ("fine-tune").
         progress: told how far it is.
@@ -142,11 +142,12 @@ def check_name(file: Path) -> None:
 
 def _pipeline(file: Path, pipeline: Path, weights: str, size: int | None) -> dict[str, Any]:
     """[model] for a pretrained pipeline."""
-    known = pipeline_settings(pipeline.resolve())
+    place = local_folder(str(pipeline))
+    known = pipeline_settings(place)
     if weights != "fresh":
-        unet_state(str(pipeline.resolve()))  # damaged ones are refused now
+        unet_state(str(place))  # damaged ones are refused now
     model: dict[str, Any] = {"pretrained": relative(file, pipeline), "weights": weights}
-    factor = folder_autoencoder(str(pipeline.resolve())).factor
+    factor = folder_autoencoder(str(place)).factor
     if size is not None:
         if size % factor:
             raise InvalidInput(f"--size {size}: the autoencoder makes one latent of {factor} pixels; give a multiple.")
@@ -171,11 +172,11 @@ def _size(survey: Survey, size: int | None, model: dict[str, Any]) -> int:
 
 def _text(dataset: Dataset) -> tuple[str, int, str]:
     """Text encoder, number of tokens, and why."""
-    longest = max(len(WORD.findall(caption)) for caption in set(dataset.captions))
+    longest = max(len(WORD.findall(caption)) for caption in dataset.texts)
     tokens = max(4, min(longest, LONGEST_TEXT) + 1)
     try:
         known = text_encoder("words", tokens)
-        for caption in sorted(set(dataset.captions)):
+        for caption in sorted(dataset.texts):
             known.tokens(caption)
     except InvalidInput:
         cut = f"; of longer captions the first {LONGEST_TEXT} words are read" if longest > LONGEST_TEXT else ""
@@ -304,7 +305,7 @@ def table_lines(table: DataTable) -> list[str]:
 
 def found_in(kind: str, dataset: Dataset, survey: Survey, size: int) -> list[str]:
     """What the data are, in lines."""
-    captions = set(dataset.captions)
+    captions = dataset.texts
     texts = (
         "no captions: every image has the empty prompt" if captions == {""} else f"{len(captions)} different captions"
     )
@@ -316,10 +317,7 @@ def _training_seconds(made: Study) -> float:
     """What one training takes, by a few of its steps on one thread."""
     whole = made.dataset
     count = min(len(whole), BATCH)
-    few = replace(
-        whole, ids=whole.ids[:count], captions=whole.captions[:count], concepts=whole.concepts[:count],
-        styles=whole.styles[:count], images=whole.images[:count], images_digest="",
-    )  # fmt: skip
+    few = whole.only(range(count))
     with compute_threads(1):
         data = TrainingData.of(few, DiffusionModel(made.model))
         tuning = Tuning.on(made.fine_tuning, few) if made.fine_tuning else None
@@ -338,7 +336,9 @@ def _shown_path(file: Path, table: DataTable) -> str:
 
 
 def relative(file: Path, path: Path) -> str:
-    """``path`` relative to the study file where it lies below its folder, whole elsewhere."""
+    """``path`` relative to the study file where it lies below its folder, whole elsewhere; a hub id as it is."""
+    if str(path).startswith(HUB):
+        return str(path)
     home, there = file.resolve().parent, path.resolve()
     return os.path.relpath(there, home) if there.is_relative_to(home) else str(there)
 

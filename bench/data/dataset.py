@@ -26,6 +26,8 @@ class Dataset:
         name: of the data set.
         ids: N stable, unique strings; ties between scores are broken by them.
         captions: N texts.
+        more_captions: the further captions of each image, of which each draw of training takes one as it does the
+            first; () where every image has one. What reads a caption of an image by itself reads the first.
         concepts: N words for what is shown, styles: N words for how ("" where there is one style).
         images: uint8, images × height × width × channels.
         digest: of ids, captions and images; the parts are not in it.
@@ -50,9 +52,11 @@ class Dataset:
     named_parts: tuple[str, ...] = ()
     images_digest: str = ""
     pieces: tuple[Dataset, ...] = ()
+    more_captions: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        sha = hashlib.sha256(json.dumps([self.ids, self.captions]).encode())
+        texts = [self.ids, self.captions, *([self.more_captions] if self.more_captions else [])]
+        sha = hashlib.sha256(json.dumps(texts).encode())
         sha.update(str(tuple(self.images.shape)).encode())
         sha.update(self.images_digest.encode() or self.images.numpy().tobytes())
         object.__setattr__(self, "digest", sha.hexdigest()[:16])
@@ -79,6 +83,12 @@ class Dataset:
                 part: (*column, *others.parts.get(part, ("",) * len(others))) for part, column in self.parts.items()
             },
             pieces=(self, others),
+            more_captions=(
+                *(self.more_captions or ((),) * len(self)),
+                *(others.more_captions or ((),) * len(others)),
+            )
+            if self.more_captions or others.more_captions
+            else (),
         )
 
     def only(self, indices: Sequence[int]) -> Dataset:
@@ -93,7 +103,13 @@ class Dataset:
             images_digest="",
             parts={part: tuple(column[index] for index in indices) for part, column in self.parts.items()},
             pieces=(),
+            more_captions=tuple(self.more_captions[index] for index in indices) if self.more_captions else (),
         )
+
+    @property
+    def texts(self) -> set[str]:
+        """All different captions."""
+        return {*self.captions, *(text for each in self.more_captions for text in each)}
 
     @cached_property
     def by_id(self) -> list[int]:

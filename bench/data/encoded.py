@@ -2,10 +2,11 @@
 
 A folder holds ``latents.npy`` (images × 2 × channels × rows × columns, each image as it is and mirrored),
 ``states.npy`` (one text state for each different caption, then the empty prompt's), ``caption_of.npy`` (row of
-``states`` for each image) and ``index.json``, a sealed record of whose data set it is, with size and sha256 of each. It
-is written under another name and renamed when it is whole. Pages are read when they are touched and shared among
-processes, so that a worker's own memory does not grow with N. Opening it reads the record and compares sizes; all bytes
-are read by ``bench doctor`` alone.
+``states`` for each image), where images have further captions ``more_of.npy`` (their rows, −1 where there is none),
+and ``index.json``, a sealed record of whose data set it is, with size and sha256 of each. It is written under another
+name and renamed when it is whole. Pages are read when they are touched and shared among processes, so that a worker's
+own memory does not grow with N. Opening it reads the record and compares sizes; all bytes are read by ``bench doctor``
+alone.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from bench.records.store import write_whole
 
 ENCODING_BATCH = 512
 ARRAYS = ("latents", "states", "caption_of")
+MORE = "more_of"
+"""A further array, where images have further captions."""
 EncodeImages = Callable[[Tensor], Tensor]
 EncodeTexts = Callable[[Sequence[str]], Tensor]
 Allocate = Callable[[str, Any, tuple[int, ...]], np.ndarray]
@@ -42,6 +45,7 @@ class Encoded(NamedTuple):
     latents: Float[Tensor, "images 2 channels rows columns"]
     states: Float[Tensor, "captions tokens dim"]
     caption_of: Int[Tensor, " images"]
+    more_of: Int[Tensor, "images more"] | None = None
 
 
 def encode(
@@ -65,8 +69,9 @@ def encode(
     for array in _made(source, images, texts, journal.allocate, journal):
         array.flush()  # type: ignore[attr-defined]
     journal.path.unlink(missing_ok=True)
-    digests = {name: _sha256(fresh / f"{name}.npy") for name in ARRAYS}
-    sizes = {name: (fresh / f"{name}.npy").stat().st_size for name in ARRAYS}
+    names = (*ARRAYS, *([MORE] if source.more_captions else []))
+    digests = {name: _sha256(fresh / f"{name}.npy") for name in names}
+    sizes = {name: (fresh / f"{name}.npy").stat().st_size for name in names}
     index = {"source": source.digest, "sizes": sizes, "digests": digests}
     (fresh / folder.INDEX).write_bytes(record_bytes(place / folder.INDEX, index))
     shutil.rmtree(place, ignore_errors=True)
@@ -120,10 +125,10 @@ def encoded(source: DataSource, images: EncodeImages, texts: EncodeTexts) -> Enc
 
 def opened(place: Path) -> Encoded:
     """The arrays of ``place``, memory-mapped; raises DamagedArtifact where it is another folder, or arrays are cut."""
-    _compare(place, "sizes", lambda path: path.stat().st_size)
+    names = _compare(place, "sizes", lambda path: path.stat().st_size)
     try:
         # Mapped for private writing, as torch has no read-only tensors; nothing writes.
-        return Encoded(*(torch.from_numpy(np.load(place / f"{name}.npy", mmap_mode="c")) for name in ARRAYS))
+        return Encoded(*(torch.from_numpy(np.load(place / f"{name}.npy", mmap_mode="c")) for name in names))
     except (OSError, ValueError) as error:
         raise DamagedArtifact(f"{place} cannot be read ({error}).") from error
 
@@ -134,22 +139,24 @@ def check(place: Path) -> None:
     _compare(place, "digests", _sha256)
 
 
-def _compare(place: Path, fact: str, found: Callable[[Path], Any]) -> None:
-    """Raise DamagedArtifact where the record of ``place`` says another ``fact`` of an array than is ``found``."""
+def _compare(place: Path, fact: str, found: Callable[[Path], Any]) -> tuple[str, ...]:
+    """Names of the arrays; raises DamagedArtifact where the record says another ``fact`` of one than is ``found``."""
     try:
         wanted = read_sealed(place / folder.INDEX)[fact]
-        damaged = [name for name in ARRAYS if found(place / f"{name}.npy") != wanted[name]]
+        names = (*ARRAYS, *([MORE] if MORE in wanted else []))
+        damaged = [name for name in names if found(place / f"{name}.npy") != wanted[name]]
     except (OSError, KeyError, TypeError) as error:
         raise DamagedArtifact(f"{place} cannot be read ({error}).") from error
     if damaged:
         raise DamagedArtifact(f"{place} has another content than was written: {', '.join(damaged)}.")
+    return names
 
 
 def _made(
     source: DataSource, images: EncodeImages, texts: EncodeTexts, allocate: Allocate, journal: _Journal | None = None
 ) -> list[np.ndarray]:
     """The arrays in the order of ARRAYS, filled a batch at a time."""
-    captions = sorted(set(source.captions))
+    captions = sorted({*source.captions, *(text for each in source.more_captions for text in each)})
     row = {caption: index for index, caption in enumerate(captions)}
     prompts = [*captions, ""]
     if journal:
@@ -158,7 +165,13 @@ def _made(
     states = _filled("states", len(prompts), lambda part: texts([prompts[at] for at in part]), allocate, journal)
     caption_of = allocate("caption_of", np.dtype(np.int64), (len(source),))
     caption_of[:] = [row[caption] for caption in source.captions]
-    return [latents, states, caption_of]
+    if not source.more_captions:
+        return [latents, states, caption_of]
+    more_of = allocate(MORE, np.dtype(np.int64), (len(source), max(map(len, source.more_captions))))
+    more_of[:] = -1
+    for image, texts_of in enumerate(source.more_captions):
+        more_of[image, : len(texts_of)] = [row[text] for text in texts_of]
+    return [latents, states, caption_of, more_of]
 
 
 def _both_sides(source: DataSource, part: list[int], images: EncodeImages) -> Tensor:

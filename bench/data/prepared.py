@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ from bench.records import folder
 from bench.records.sealing import read_sealed, record_bytes
 from bench.records.store import write_whole
 
+T = TypeVar("T")
 PIXELS, ROWS, JOURNAL = "images.u8", "rows.json", "journal.json"
 BLOCK = 256
 """Images after which the journal is written."""
@@ -71,7 +72,8 @@ class Prepared:
     @property
     def asked(self) -> dict[str, Any]:
         """What the result depends on beside the examples themselves."""
-        return {"size": self.size, "grey": self.grey}
+        every = {"all_captions": True} if self.source.all_captions else {}
+        return {"size": self.size, "grey": self.grey, **every}
 
 
 @dataclass
@@ -79,7 +81,7 @@ class Survey:
     """What a source holds, by the headers of its images.
 
     Attributes:
-        ids, captions, concepts: of the good examples, in the order of the source.
+        ids, captions, concepts, more: of the good examples, in the order of the source; more are further captions.
         problems: (place, what is wrong) of the bad ones.
         sides: the shorter side of each good image.
         modes: how many have which of Pillow's modes.
@@ -90,6 +92,7 @@ class Survey:
     ids: list[str] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
     concepts: list[str] = field(default_factory=list)
+    more: list[tuple[str, ...]] = field(default_factory=list)
     problems: list[tuple[str, str]] = field(default_factory=list)
     sides: list[int] = field(default_factory=list)
     modes: Counter[str] = field(default_factory=Counter)
@@ -125,6 +128,7 @@ class Survey:
         self.ids.append(example.id)
         self.captions.append(example.caption or "")
         self.concepts.append(example.concept)
+        self.more.append(example.more)
         self.sides.append(min(size))
         self.sizes[size] += 1
         self.modes[mode] += 1
@@ -222,6 +226,7 @@ def opened(place: Path, asked: dict[str, Any]) -> Dataset:
         styles=("",) * len(columns["ids"]),
         images=torch.from_numpy(pixels),
         images_digest=str(index["images"]),
+        more_captions=tuple(map(tuple, columns.get("more_captions", ()))),
     )
 
 
@@ -242,7 +247,8 @@ class _Writer:
 
     def __init__(self, part: Path, wanted: Prepared, survey: Survey) -> None:
         self.part, self.wanted, self.survey = part, wanted, survey
-        self.who = digest_of([wanted.asked, wanted.source.path, survey.ids, survey.captions, survey.good])
+        more = [survey.more] if any(survey.more) else []
+        self.who = digest_of([wanted.asked, wanted.source.path, survey.ids, survey.captions, survey.good, *more])
         self.seen = self.kept = 0
         self.problems: list[tuple[str, str]] = []
         self.dropped: list[int] = []
@@ -309,12 +315,14 @@ class _Writer:
         """Give the folder its record and its name."""
         gone = set(self.dropped)
 
-        def kept(values: Sequence[str]) -> list[str]:
+        def kept(values: Sequence[T]) -> list[T]:
             return [value for row, value in enumerate(values) if row not in gone]
 
         captions = kept(self.survey.captions)
         concepts = [concept or _label(text) for concept, text in zip(kept(self.survey.concepts), captions, strict=True)]
-        columns = {"ids": kept(self.survey.ids), "captions": captions, "concepts": concepts}
+        columns: dict[str, Any] = {"ids": kept(self.survey.ids), "captions": captions, "concepts": concepts}
+        if any(more := kept(self.survey.more)):
+            columns["more_captions"] = more
         rows = json.dumps(columns).encode()
         (self.part / ROWS).write_bytes(rows)
         with (self.part / PIXELS).open("rb") as file:

@@ -24,6 +24,11 @@ class DataSource(Protocol):
         ...
 
     @property
+    def more_captions(self) -> tuple[tuple[str, ...], ...]:
+        """The further captions of each image; () where each has one."""
+        ...
+
+    @property
     def digest(self) -> str:
         """Of all of it: equal digests mean equal ids, captions and images."""
         ...

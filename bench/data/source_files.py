@@ -22,6 +22,8 @@ LABELS = ("label", "class", "category", "fine_label")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 FORMATS = ("imagefolder", "webdataset", "parquet", "hub", "coco")
+COCO_CAPTIONS = 5
+"""Of an image of COCO, where all are asked for: its first annotations. Some have six or seven."""
 INSTALL = "install the extra [data]: pip install 'attribution-bench[data]'"
 
 
@@ -35,6 +37,7 @@ class Example:
         caption: its text, None where there is none.
         concept: its class in words, "" where there are no classes.
         place: for messages: a file, or the number of a row.
+        more: its further captions, where all are asked for.
     """
 
     id: str
@@ -42,6 +45,7 @@ class Example:
     caption: str | None
     concept: str
     place: str
+    more: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,7 @@ class Source:
         image, caption, id: names of columns; "" to find them by their usual names.
         annotations: the file with the captions of a "coco" data set.
         captionless: whether images without a caption are wanted with the empty prompt.
+        all_captions: whether an image has all of its captions, of COCO the first five; else the first alone.
     """
 
     path: str
@@ -65,6 +70,7 @@ class Source:
     id: str = ""
     annotations: str = ""
     captionless: bool = False
+    all_captions: bool = False
 
     @property
     def kind(self) -> str:
@@ -135,11 +141,12 @@ class Source:
         caption = (_text(row.get(names.caption)) or None) if names.caption else concept
         if caption is None and self.captionless:
             caption = ""
-        return Example(own or f"{number:08d}", image, caption, concept, place)
+        more = _more_texts(row.get(names.caption)) if self.all_captions and names.caption else ()
+        return Example(own or f"{number:08d}", image, caption, concept, place, more)
 
 
 def _coco(source: Source) -> Iterator[Example]:
-    """Images and captions of COCO: the order and the ids of its own interface, the first caption of each image."""
+    """Images and captions of COCO: the order and the ids of its own interface, one caption of each image or five."""
     file = Path(source.annotations)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -150,11 +157,13 @@ def _coco(source: Source) -> Iterator[Example]:
             f"{file} cannot be read as captions of COCO ({_line(error)}): captions_train2017.json is expected, with "
             "'images' and 'annotations'."
         ) from error
-    captions: dict[int, str] = {}
+    captions: dict[int, list[str]] = {}
     for image, text in said:
-        captions.setdefault(image, " ".join(text.split()))
+        captions.setdefault(image, []).append(" ".join(text.split()))
     for image, name in images:
-        yield Example(str(image), Path(source.path) / name, captions.get(image) or None, "", name)
+        first, *others = captions.get(image) or [""]
+        more = tuple(filter(None, others[: COCO_CAPTIONS - 1])) if source.all_captions else ()
+        yield Example(str(image), Path(source.path) / name, first or None, "", name, more)
 
 
 class _Columns:
@@ -263,6 +272,12 @@ def _text(value: Any) -> str | None:
     if isinstance(value, Mapping):
         value = json.dumps(value, sort_keys=True)
     return None if value is None else " ".join(str(value).split())
+
+
+def _more_texts(value: Any) -> tuple[str, ...]:
+    """The captions after the first, where there are several."""
+    texts = map(_text, value[1:]) if isinstance(value, list | tuple) else ()
+    return tuple(text for text in texts if text)
 
 
 def _line(error: BaseException) -> str:

@@ -64,7 +64,7 @@ def changed_weights(file: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor
 
     Raises InvalidInput for a file of another kind, with missing or unknown keys, other shapes, or no finite numbers.
     """
-    found = _tensors(file)
+    found = tensors_of(file)
     if any(FACTOR.fullmatch(name) for name in found):
         changed = _low_rank(file, found, state)
     else:
@@ -100,7 +100,7 @@ def new_words(folder: Path) -> dict[str, Tensor]:
     for place in places:
         if place.name in FILES:
             continue
-        found = _tensors(place)
+        found = tensors_of(place)
         if len(found) != 1 or not WORD.fullmatch(next(iter(found))):
             raise InvalidInput(
                 f"{place} is no textual inversion: one vector under a word such as '<new1>' is expected, it holds "
@@ -113,7 +113,7 @@ def new_words(folder: Path) -> dict[str, Tensor]:
     return words
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
+def tensors_of(file: Path) -> dict[str, Tensor]:
     """The tensors of ``file``, in float32; empty dictionaries, as diffusers writes them for other layers, are left out.
 
     Raises InvalidInput where it holds anything else, or code.

@@ -1,7 +1,8 @@
 """DDPM losses with keyed noise (law 2): of the whole training set at strided timesteps, and of one query.
 
 The noise of an image's loss is keyed by (purpose, study seed, image id, mirrored, timestep), so that a loss does not
-depend on batch size, order, shard or device, and the models that are compared see the same noise.
+depend on batch size, order, shard or device, and the models that are compared see the same noise. The loss of an image
+with several captions is the mean over all of them, with a noise for each (arXiv 2406.09408, section 5.1).
 """
 
 from __future__ import annotations
@@ -51,32 +52,40 @@ def training_set_losses(
         progress: called with the number of images done and in all.
     """
     per_image = 2 * len(timesteps)
+    shape = (len(unets), -1, 2, len(timesteps))
     chunks = torch.arange(len(ids)).split(max(1, batch_size // per_image))
     result = torch.empty(len(unets), len(ids), 2, len(timesteps))
     times = torch.tensor(timesteps)
     done = 0
 
+    def of_caption(number: int, chunk: Tensor) -> Tensor:
+        """Losses with caption ``number``: U-Nets × images × 2 × timesteps."""
+        noise = torch.stack([image_noise(model, ids[i], timesteps, seed, number) for i in chunk.tolist()])
+        latents = data.latents[chunk].unsqueeze(2).expand_as(noise)
+        states = data.states_at(data.caption_rows(chunk, torch.full_like(chunk, number)))
+        inputs = (
+            latents.flatten(0, 2).to(model.device),
+            states.repeat_interleave(per_image, 0).to(model.device),
+            times.repeat(2 * len(chunk)).to(model.device),
+            noise.flatten(0, 2).to(model.device),
+        )
+        return torch.stack([model.losses(*inputs, unet=unet).cpu() for unet in unets]).view(shape)
+
     def work(chunk: Tensor) -> None:
         nonlocal done
         with torch.inference_mode():
-            noise = torch.stack([image_noise(model, ids[i], timesteps, seed) for i in chunk.tolist()])
-            latents = data.latents[chunk].unsqueeze(2).expand_as(noise)
-            states = data.states_of(chunk).repeat_interleave(per_image, 0)
-            inputs = (
-                latents.flatten(0, 2).to(model.device),
-                states.to(model.device),
-                times.repeat(2 * len(chunk)).to(model.device),
-                noise.flatten(0, 2).to(model.device),
-            )
-            for row, unet in enumerate(unets):
-                losses = model.losses(*inputs, unet=unet)
-                result[row, chunk] = losses.view(len(chunk), 2, len(timesteps)).cpu()
+            counts, found = data.num_captions(chunk), of_caption(0, chunk)
+            for number in range(1, int(counts.max())):
+                having = counts > number
+                found[:, having] += of_caption(number, chunk[having])
+            result[:, chunk] = found / counts.view(1, -1, 1, 1)
         done += len(chunk)
         progress(done, len(ids))
 
     def probe(unet: nn.Module) -> None:
         nothing = torch.zeros(1, *model.latent_shape, device=model.device)
-        model.losses(nothing, data.states[:1].to(model.device), times[:1].to(model.device), nothing, unet=unet)
+        state = data.states_at(torch.tensor([0])).to(model.device)
+        model.losses(nothing, state, times[:1].to(model.device), nothing, unet=unet)
 
     with shared_beginning(unets, probe):
         parallel(work, chunks)
@@ -96,7 +105,8 @@ def image_loss_maps(
 ) -> Float[Tensor, "images 2 rows columns"]:
     """The loss of each latent cell of some training images, as they are and mirrored, with ``unet``'s weights.
 
-    A mean over channels and ``timesteps``, with the noise of ``training_set_losses``: the mean over cells is its mean.
+    A mean over channels, ``timesteps`` and captions, with the noise of ``training_set_losses``: the mean over cells is
+    its mean.
 
     Args:
         model: whose noise schedule and device serve.
@@ -106,22 +116,30 @@ def image_loss_maps(
         timesteps: of the loss.
         seed: of the study.
     """
-    times, maps = torch.tensor(timesteps).repeat(2), []
-    for index in images:
-        noise = image_noise(model, ids[index], timesteps, seed)
-        latents = data.latents[index].unsqueeze(1).expand_as(noise)
-        states = data.states_of(torch.tensor([index])).expand(len(times), -1, -1)
+    times = torch.tensor(timesteps).repeat(2)
+
+    def of_caption(index: Tensor, number: int) -> Tensor:
+        noise = image_noise(model, ids[int(index)], timesteps, seed, number)
+        latents = data.latents[int(index)].unsqueeze(1).expand_as(noise)
+        states = data.states_at(data.caption_rows(index, torch.tensor([number]))).expand(len(times), -1, -1)
         inputs = (latents.flatten(0, 1), states, times, noise.flatten(0, 1))
         errors = model.errors(*(part.to(model.device) for part in inputs), unet=unet)
-        maps.append(errors.double().mean(1).unflatten(0, (2, len(timesteps))).mean(1).float().cpu())
+        cells: Tensor = errors.double().mean(1).unflatten(0, (2, len(timesteps)))
+        return cells.mean(1)
+
+    maps = []
+    for index in torch.as_tensor(images).split(1):
+        found = [of_caption(index, number) for number in range(int(data.num_captions(index)))]
+        maps.append(torch.stack(found).mean(0).float().cpu())
     return torch.stack(maps)
 
 
 def image_noise(
-    model: DiffusionModel, image_id: str, timesteps: Sequence[int], seed: int
+    model: DiffusionModel, image_id: str, timesteps: Sequence[int], seed: int, caption: int = 0
 ) -> Float[Tensor, "2 timesteps channels rows columns"]:
-    """The noise of an image's losses, as it is and mirrored, at each timestep."""
-    keys = [(mirrored, timestep) for mirrored in (False, True) for timestep in timesteps]
+    """The noise of an image's losses with its caption number ``caption``, as it is and mirrored, at each timestep."""
+    more = (caption,) if caption else ()
+    keys = [(mirrored, timestep, *more) for mirrored in (False, True) for timestep in timesteps]
     noise = [seeds.normal(model.latent_shape, "image-loss", seed, image_id, *key) for key in keys]
     return torch.stack(noise).view(2, len(timesteps), *model.latent_shape)
 

@@ -149,7 +149,7 @@ class DiffusionModel:
         unet: nn.Module | None = None,
     ) -> Float[Tensor, "batch c h w"]:
         """ε_θ(x_t, t, c); ``unet`` stands in for the model's own."""
-        output: Tensor = (unet or self.unet)(noisy, timesteps, states, return_dict=False)[0]
+        output: Tensor = (self.unet if unet is None else unet)(noisy, timesteps, states, return_dict=False)[0]
         if not self.config.preconditioned:
             return output
         alphas = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)

@@ -31,6 +31,13 @@ from bench.foundation.machine import parallel
 
 PREFIX = "folder:"
 """Begins the name of an autoencoder or a text encoder that lies in a folder of the user's."""
+HUB = "hub:"
+"""Begins the name of a pipeline on the hub, "hub:owner/name"."""
+HUB_FILES = (
+    "model_index.json", "*/config.json", "scheduler/*.json", "tokenizer/*", "text_encoder/model.safetensors",
+    "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors",
+)  # fmt: skip
+"""Of a pipeline on the hub, all that is read: a repository holds the weights in other precisions too."""
 BATCH = 16
 SCHEDULES = ("linear", "scaled_linear")
 PLAIN = ("class_embed_type", "addition_embed_type", "encoder_hid_dim", "encoder_hid_dim_type", "num_class_embeds")
@@ -160,6 +167,26 @@ class ClipEncoder:
         device = self.model.device
         states = [self.model(input_ids=row.to(device)).last_hidden_state.cpu() for row in given.input_ids.split(1)]
         return torch.cat(states)
+
+
+def local_folder(name: str) -> Path:
+    """The folder of the pipeline ``name``: a path, or "hub:owner/name", fetched into the hub's cache on first use."""
+    return _fetched(name.removeprefix(HUB)) if name.startswith(HUB) else Path(name).resolve()
+
+
+@cache
+def _fetched(name: str) -> Path:
+    from huggingface_hub import snapshot_download  # a dependency of diffusers
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
+    except HFValidationError as error:
+        raise InvalidInput(f"'{HUB}{name}' is no id of the hub: hub:owner/name is expected.") from error
+    except (OSError, ValueError) as error:  # no network, no such repository, no licence accepted, …
+        raise Unavailable(
+            f"The pipeline {name} cannot be had from the hub ({_line(error)}). Where it is a folder, leave out '{HUB}'."
+        ) from error
 
 
 @cache

@@ -51,6 +51,7 @@ class Stack:
             lr=recipe.learning_rate,
             betas=recipe.betas,
             weight_decay=recipe.weight_decay,
+            eps=recipe.epsilon,
             fused=True,
         )
         self._adopt()
@@ -103,7 +104,8 @@ class Stack:
         def losses(weights: Mapping[str, Tensor], *given: Tensor) -> Tensor:
             return model.losses(*given, unet=_WithWeights(unet, weights))
 
-        found: Tensor = vmap(losses)(self.named, *inputs)
+        with self.recipe.autocast(model.device):
+            found: Tensor = vmap(losses)(self.named, *inputs)
         scale = model.alphas_cumprod[inputs[2]].pow(-self.recipe.weight_power)
         gradients = torch.autograd.grad((found * scale).mean(1).sum(), list(self.named.values()))
         return found.detach().mean(1), torch.cat([each.flatten(1) for each in gradients], 1)
@@ -124,9 +126,8 @@ class _WithWeights(nn.Module):
 def _inputs(run: TrainingRun, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Latents, text states, timesteps and noise of the run's batch, on its device."""
     draws, data, device = run.draws.at(step), run.data, run.model.device
-    captions = torch.where(draws.captionless, data.empty_state, data.caption_of[draws.images])
     latents = data.latents[draws.images, draws.mirrored]
-    parts = (latents, data.states[captions], draws.timesteps, draws.noise)
+    parts = (latents, data.states_at(data.trained_rows(draws)), draws.timesteps, draws.noise)
     latents, states, timesteps, noise = (part.to(device) for part in parts)
     return latents, states, timesteps, noise
 

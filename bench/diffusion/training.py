@@ -3,7 +3,8 @@
 Paired and step-matched (law 4). Every random number of step s is keyed by (seed, s) alone: which images, timesteps,
 noises, flips and caption dropouts. A draw of a removed image goes to a kept one by a second keyed stream, drawn again
 until it hits a kept image, so that two removal sets share every draw that neither removed. The removal is the only
-difference between two models of one seed.
+difference between two models of one seed. Where images have several captions, a third stream says which one of its
+captions a drawn image has: each with the same probability.
 
 Fast on few cores: all weights are views of one flat vector, so that clipping, AdamW and the running average are a
 handful of operations; the batch is cut into fixed shards, each run by its own thread on its own replica (which
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -36,6 +37,8 @@ from bench.errors import InvalidInput, TrainingFailed
 from bench.foundation import seeds
 from bench.foundation.machine import parallel
 
+PRECISIONS = ("float32", "bfloat16")
+COMPILER_MODE = "max-autotune-no-cudagraphs"
 MOST_STACKED = 4096
 """Models in one stack: more than any device holds."""
 
@@ -49,7 +52,8 @@ class Recipe:
         batch_size: examples a step.
         learning_rate: peak of the schedule: linear warm-up, then a cosine to zero.
         warmup: share of the steps that warm up.
-        betas, weight_decay: of AdamW.
+        betas, weight_decay, epsilon: of AdamW. A larger ε makes a training smoother in the weight of an image
+            (docs/log/2026-11-27-magic.md).
         gradient_clip: largest 2-norm of a gradient.
         ema_decay: of the running average of the weights, which is the trained model.
         caption_dropout: share of the examples trained with the empty prompt, for guidance.
@@ -59,6 +63,10 @@ class Recipe:
         channels_last: whether training runs the forward pass of ``bench.diffusion.channels_last``, faster at 16×16
             pixels; the same function, but not the same rounding.
         stack: models that are trained in one stack (``bench.diffusion.stacking``); 1 for one by one.
+        precision: "float32", or "bfloat16" for a U-Net that multiplies in it (autocast); weights, their average, the
+            optimizer and the loss stay in float32.
+        compile: whether torch compiles the U-Net on a GPU. On a CPU it is not done: it gained nothing there
+            (docs/log/2026-11-23-decisions.md), and the steps are the same up to rounding.
     """
 
     num_steps: int
@@ -67,6 +75,7 @@ class Recipe:
     warmup: float = 0.1
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
+    epsilon: float = 1e-8
     gradient_clip: float = 1.0
     ema_decay: float = 0.99
     caption_dropout: float = 0.1
@@ -74,12 +83,32 @@ class Recipe:
     num_shards: int = 2
     channels_last: bool = False
     stack: int = 1
+    precision: str = "float32"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.num_steps < 1 or self.batch_size < 1 or self.batch_size % self.num_shards:
             raise InvalidInput(f"{self}: num_steps ≥ 1 and a batch_size divisible by num_shards are expected.")
+        if not 0 < self.epsilon < math.inf:
+            raise InvalidInput(f"epsilon = {self.epsilon}: a number above 0 is expected, such as 1e-8.")
         if not 1 <= self.stack <= MOST_STACKED:
             raise InvalidInput(f"stack = {self.stack}: 1 to {MOST_STACKED} models are expected.")
+        if self.precision not in PRECISIONS:
+            raise InvalidInput(f"precision = '{self.precision}': one of {', '.join(PRECISIONS)} is expected.")
+        if self.channels_last and (self.precision != "float32" or self.compile):
+            raise InvalidInput("channels_last is a forward pass in float32, not compiled: leave out one of them.")
+        if self.stack > 1 and self.compile:
+            raise InvalidInput("compile and a stack do not go together: leave out one of them.")
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The context in which a U-Net runs on ``device``."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    def ignored(self, device: torch.device) -> str:
+        """What of the recipe is not done on ``device``, in a sentence; "" where all of it is."""
+        if self.compile and device.type == "cpu":
+            return "compile = true is for a GPU: on a CPU the U-Net runs as it is."
+        return ""
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of optimizer step ``step`` (from 0)."""
@@ -97,11 +126,15 @@ class TrainingData:
         latents: images × 2 (as it is, mirrored) × channels × rows × columns.
         states: one text state for each different caption, then the empty prompt's.
         caption_of: row of ``states`` for each image.
+        more_of: rows of the further captions of each image, −1 where there is none; None where each has one caption.
+        empty: the empty prompt's state where ``states`` do not hold it.
     """
 
     latents: Float[Tensor, "images 2 channels rows columns"]
     states: Float[Tensor, "captions tokens dim"]
     caption_of: Int[Tensor, " images"]
+    more_of: Int[Tensor, "images more"] | None = None
+    empty: Float[Tensor, "tokens dim"] | None = None
 
     @classmethod
     def kept(
@@ -128,15 +161,13 @@ class TrainingData:
         """The same with the states of ``captions``, one for each image, in the words that ``model`` has learned."""
         if not model.text_encoder.learned:
             return self
+        if self.more_of is not None:
+            raise InvalidInput("A new word is learned from images with one caption each: leave out all_captions.")
         texts = dict(zip(self.caption_of.tolist(), captions, strict=True))
         rows = [row for row, caption in texts.items() if model.text_encoder.knows_learned(caption)]
         states = self.states.clone()
         states[rows] = model.text_encoder.encode([texts[row] for row in rows]).detach().cpu()
         return replace(self, states=states)
-
-    def only(self, images: Int[Tensor, " chosen"]) -> TrainingData:
-        """The images of these rows, in that order, with the states of all."""
-        return replace(self, latents=self.latents[images], caption_of=self.caption_of[images])
 
     def __len__(self) -> int:
         return len(self.caption_of)
@@ -144,11 +175,51 @@ class TrainingData:
     @property
     def empty_state(self) -> int:
         """The row of the empty prompt."""
-        return len(self.states) - 1
+        return len(self.states) - (self.empty is None)
+
+    def only(self, indices: Int[Tensor, " some"]) -> TrainingData:
+        """The images of ``indices``, in that order."""
+        more = None if self.more_of is None else self.more_of[indices]
+        return replace(self, latents=self.latents[indices], caption_of=self.caption_of[indices], more_of=more)
+
+    def states_at(self, rows: Int[Tensor, " batch"]) -> Float[Tensor, "batch tokens dim"]:
+        """Text states number ``rows``, in float32."""
+        if self.empty is None:
+            return self.states[rows].float()
+        found = self.states[rows.clamp(max=len(self.states) - 1)].float()
+        found[rows == self.empty_state] = self.empty
+        return found
 
     def states_of(self, indices: Int[Tensor, " batch"]) -> Float[Tensor, "batch tokens dim"]:
-        """Text states of images."""
-        return self.states[self.caption_of[indices]]
+        """Text states of images, of their first captions."""
+        return self.states_at(self.caption_of[indices])
+
+    def num_captions(self, indices: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+        """How many captions images have."""
+        more = torch.zeros_like(indices) if self.more_of is None else (self.more_of[indices] >= 0).sum(1)
+        return more + 1
+
+    def caption_rows(self, indices: Int[Tensor, " batch"], numbers: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+        """Rows of ``states`` of caption ``numbers`` (from 0) of images."""
+        first = self.caption_of[indices]
+        if self.more_of is None:
+            return first
+        return torch.where(numbers > 0, self.more_of[indices, (numbers - 1).clamp(min=0)], first)
+
+    def drawn_rows(self, indices: Int[Tensor, " batch"], places: Float[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+        """Rows of ``states`` of the caption at each of ``places`` (0 to 1) among those of an image."""
+        return self.caption_rows(indices, (places * self.num_captions(indices)).long())
+
+    def drawn_states(self, indices: Int[Tensor, " batch"], *key: seeds.KeyPart) -> Float[Tensor, "batch tokens dim"]:
+        """Text states of images, each of one of its captions, drawn by ``key``."""
+        if self.more_of is None:
+            return self.states_of(indices)
+        places = torch.from_numpy(seeds.generator("caption", *key).random(len(indices)))
+        return self.states_at(self.drawn_rows(indices, places))
+
+    def trained_rows(self, draws: Draws) -> Int[Tensor, " batch"]:
+        """Rows of ``states`` that a training step reads: the empty prompt's where the caption is dropped."""
+        return torch.where(draws.captionless, self.empty_state, self.drawn_rows(draws.images, draws.captions))
 
 
 @dataclass(frozen=True)
@@ -160,13 +231,14 @@ class TrainingJob:
 
 
 class Draws(NamedTuple):
-    """The random numbers of one step."""
+    """The random numbers of one step; ``captions`` are places among the captions of an image, from 0 to 1."""
 
     images: Int[Tensor, " batch"]
     timesteps: Int[Tensor, " batch"]
     mirrored: Int[Tensor, " batch"]
     captionless: Bool[Tensor, " batch"]
     noise: Float[Tensor, "batch channels rows columns"]
+    captions: Float[Tensor, " batch"]
 
 
 class DrawStream:
@@ -214,7 +286,13 @@ class DrawStream:
             torch.from_numpy(mirrored),
             torch.from_numpy(captionless),
             torch.from_numpy(noise),
+            torch.from_numpy(seeds.generator("training-captions", self.seed, step).random(size)),
         )
+
+    def without_own(self, step: int) -> Draws:
+        """The draws of ``step``, each with the image that it goes to when its own is removed and that one is not."""
+        others = _chosen(seeds.generator("redirect", self.seed, step), self.kept_pools)
+        return self.at(step)._replace(images=torch.from_numpy(others))
 
     def _redirected(self, images: np.ndarray, step: int) -> np.ndarray:
         second = seeds.generator("redirect", self.seed, step)
@@ -259,14 +337,14 @@ class TrainingRun:
         weights = torch.cat([weight.detach().flatten() for weight in self.trainee.moving()])
         self.weights = nn.Parameter(weights)
         self.average = weights.clone()
-        forward = channels_last_forward if recipe.channels_last else fast_forward
         self.replicas, self.gradients = _replicas(self.trainee, weights, recipe.num_shards)
-        self.forwards = [forward(replica.unet) for replica in self.replicas]
+        self.forwards = [_forward(replica.unet, recipe, device) for replica in self.replicas]
         self.optimizer = torch.optim.AdamW(
             [self.weights],
             lr=recipe.learning_rate,
             betas=recipe.betas,
             weight_decay=recipe.weight_decay,
+            eps=recipe.epsilon,
             fused=True,
         )
 
@@ -297,17 +375,17 @@ class TrainingRun:
         """Gradient of one shard of the batch, into its own vector."""
         size = self.recipe.batch_size // self.recipe.num_shards
         part = slice(shard * size, (shard + 1) * size)
-        images, device = draws.images[part], self.model.device
-        empty = torch.where(draws.captionless[part], self.data.empty_state, self.data.caption_of[images])
+        own, device = Draws(*(each[part] for each in draws)), self.model.device
         self.gradients[shard].zero_()
-        losses = self.model.losses(
-            self.data.latents[images, draws.mirrored[part]].to(device),
-            self._states(images, empty, self.replicas[shard]),
-            draws.timesteps[part].to(device),
-            draws.noise[part].to(device),
-            unet=self.forwards[shard],
+        inputs = (
+            self.data.latents[own.images, own.mirrored].to(device),
+            self._states(own.images, self.data.trained_rows(own), self.replicas[shard]),
+            own.timesteps.to(device),
+            own.noise.to(device),
         )
-        weights = self.model.alphas_cumprod[draws.timesteps[part].to(device)].pow(-self.recipe.weight_power)
+        with self.recipe.autocast(device):
+            losses = self.model.losses(*inputs, unet=self.forwards[shard])
+        weights = self.model.alphas_cumprod[inputs[2]].pow(-self.recipe.weight_power)
         (losses * weights).mean().backward()
         return float(losses.detach().mean())
 
@@ -315,7 +393,7 @@ class TrainingRun:
         self, images: Int[Tensor, " batch"], rows: Int[Tensor, " batch"], replica: Trainee
     ) -> Float[Tensor, "batch tokens dim"]:
         """Text states number ``rows`` of ``images``; those with the new word by its vector of now."""
-        states = self.data.states[rows].to(self.model.device)
+        states = self.data.states_at(rows).to(self.model.device)
         if self.tuning is None or replica.word is None:
             return states
         own = [
@@ -402,6 +480,15 @@ def train_together(runs: Sequence[TrainingRun]) -> Iterator[list[float]]:
     """
     while any(not run.finished for run in runs):
         yield [run.advance() for run in runs if not run.finished]
+
+
+def _forward(unet: Any, recipe: Recipe, device: torch.device) -> Any:
+    """The forward pass of ``unet`` in training, by the recipe."""
+    if recipe.channels_last:
+        return channels_last_forward(unet)
+    if recipe.compile and device.type != "cpu":
+        return torch.compile(unet, mode=COMPILER_MODE)
+    return unet if recipe.precision != "float32" or recipe.compile else fast_forward(unet)
 
 
 class Trainee(nn.Module):

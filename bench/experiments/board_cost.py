@@ -102,7 +102,7 @@ class Scale:
         encoder = text_encoder(study.model.text_encoder, study.model.num_tokens)
         return cls(
             name=study.name, images=len(study.dataset), pixels=study.dataset.images.shape[1],
-            captions=len(set(study.dataset.captions) - {""}), unet=study.model.unet_arguments(encoder.dim),
+            captions=len(study.dataset.texts - {""}), unet=study.model.unet_arguments(encoder.dim),
             tokens=study.model.num_tokens, text_dim=encoder.dim, steps=study.recipe.num_steps,
             batch=study.recipe.batch_size, shards=study.recipe.num_shards,
         )  # fmt: skip

@@ -122,7 +122,4 @@ def _among(context: AttributionContext, images: Sequence[int]) -> AttributionCon
             kept[key] = dict(build())
         return kept[key]
 
-    data = replace(
-        context.data, latents=context.data.latents[chosen], caption_of=context.data.caption_of[chosen]
-    )  # fmt: skip
-    return replace(context, dataset=context.dataset.only(images), data=data, cached=cached)
+    return replace(context, dataset=context.dataset.only(images), data=context.data.only(chosen), cached=cached)

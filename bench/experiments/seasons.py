@@ -22,7 +22,7 @@ from bench.errors import InvalidInput
 from bench.experiments.experiment import LARGEST_SEED
 from bench.records.store import write_whole
 from bench.report.shown import Report, Table
-from bench.studies import Study, study
+from bench.studies import STUDIES, Study, study
 
 COLUMNS = ("prompt", "seed")
 
@@ -75,7 +75,7 @@ def commit(name: str, queries: Path, public: Path, secret: Path, closes: str) ->
     the_study = study(name)
     chosen = _read(queries, the_study)
     promised = {
-        "study": name,
+        "study": the_study.name,
         "study_digest": the_study.digest,
         "budgets": list(the_study.budgets),
         "closes": closes,
@@ -87,13 +87,21 @@ def commit(name: str, queries: Path, public: Path, secret: Path, closes: str) ->
     return _season(the_study, promised, hidden, commitment, [public, secret])
 
 
-def reveal(public: Path, secret: Path) -> Season:
-    """The season of ``public``, whose queries ``secret`` tells; raises InvalidInput where they are not those."""
+def reveal(public: Path, secret: Path, own: Study | None = None) -> Season:
+    """The season of ``public``, whose queries ``secret`` tells; raises InvalidInput where they are not those.
+
+    ``own`` is the study where it is a user's own.
+    """
     promised, hidden = _record(public), _record(secret)
     commitment = promised.pop("commitment", None)
     if _hash(promised, hidden) != commitment:
         raise InvalidInput(f"{secret} does not fit the commitment of {public}: one of them was changed.")
-    the_study = study(promised["study"])
+    if own is None and promised["study"] not in STUDIES:
+        raise InvalidInput(
+            f"{public} is of study '{promised['study']}', which does not ship with the project: name its file with "
+            "--study."
+        )
+    the_study = own or study(promised["study"])
     if the_study.digest != promised["study_digest"]:
         raise InvalidInput(
             f"The season is of version {promised['study_digest']} of study '{the_study.name}'; this code makes version "

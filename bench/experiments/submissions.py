@@ -77,7 +77,9 @@ class Submission(Report):
         return [f"refused: {why}" for why in self.refused]
 
 
-def submit(results_folder: Path, label: str, output: Path | None = None, *, board: Path | None = None) -> Submission:
+def submit(
+    results_folder: Path, label: str, output: Path | None = None, *, board: Path | None = None, own: Study | None = None
+) -> Submission:
     """Write the rows of the method ``label`` in ``results_folder``, with what they rest on, and check what was written.
 
     Args:
@@ -85,6 +87,7 @@ def submit(results_folder: Path, label: str, output: Path | None = None, *, boar
         label: as its table calls the method.
         output: a new folder; ``submissions/<study>-<method>`` where None.
         board: the results folder of the board, which the rows must not contradict; ``results/<study>`` where None.
+        own: the study, where it is a user's own.
 
     Raises InvalidInput where there is no such row, where the method is a floor, or where ``output`` exists already.
     """
@@ -104,7 +107,7 @@ def submit(results_folder: Path, label: str, output: Path | None = None, *, boar
     target = output or Path(names.SUBMISSIONS) / f"{study_name}-{_as_file_name(label)}"
     if target.exists():
         raise InvalidInput(f"{target} exists already: remove it, or name another folder with --out.")
-    study = study_of(results_folder, str(chosen["study_digest"].iloc[0]))
+    study = study_of(results_folder, str(chosen["study_digest"].iloc[0]), own)
     store = Store(target)
     kept = load_queries(Store(results_folder, read_only=True))
     needed = _with_controls(study, kept, chosen)
@@ -127,7 +130,7 @@ def submit(results_folder: Path, label: str, output: Path | None = None, *, boar
             "files": {name: bytes_digest(target / name) for name in _files(target)},
         },
     )
-    return check(target, board=board)
+    return check(target, board=board, own=own)
 
 
 def check(
@@ -138,6 +141,7 @@ def check(
     seed: int | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
+    own: Study | None = None,
 ) -> Submission:
     """Whether the submission in ``folder`` can be taken in.
 
@@ -145,32 +149,33 @@ def check(
         folder: as ``submit`` writes it.
         board: the results folder of the board; ``results/<study>`` where None.
         sample: how many removals to make anew, drawn by ``seed``; another draw each time where that is None.
+        own: the study, where it is a user's own.
     """
     label, said = folder.name, list[str]()
     try:
         record = read_sealed(folder / names.SUBMISSION)
         label = str(record.get("label"))
-        for found in _checks(folder, record, board):
+        for found in _checks(folder, record, board, own):
             said.append(found)
     except FileNotFoundError:
         return _refused(folder, label, said, f"it has no {names.SUBMISSION}: write it by `bench submit`.")
     except BenchError as error:
         return _refused(folder, label, said, str(error))
     if sample:
-        verdicts = verify_sample(folder, sample, seed=seed, device=device, progress=progress)
+        verdicts = verify_sample(folder, sample, seed=seed, device=device, progress=progress, study=own)
         said += verdicts.notes()
         return Submission(folder=folder, method=label, said=said, refused=verdicts.problems())
     return Submission(folder=folder, method=label, said=said)
 
 
-def accepted(board: Path) -> list[Path]:
-    """The submissions that lie in the folder ``board``, each checked without training.
+def accepted(board: Path, own: Study | None = None) -> list[Path]:
+    """The submissions that lie in the folder ``board``, each checked without training; ``own`` is a user's study.
 
     Raises ResultsFolderError for the first that is refused, by name.
     """
     found = sorted(path.parent for path in (board / names.SUBMISSIONS).glob(f"*/{names.SUBMISSION}"))
     for folder in found:
-        if refused := check(folder, board=board).refused:
+        if refused := check(folder, board=board, own=own).refused:
             raise ResultsFolderError(f"The submission {folder} is refused: {refused[0]} Take it out, or mend it.")
     return found
 
@@ -179,7 +184,7 @@ def _refused(folder: Path, label: str, said: Sequence[str], why: str) -> Submiss
     return Submission(folder=folder, method=label, said=said, refused=[why])
 
 
-def _checks(folder: Path, record: dict[str, Any], board: Path | None) -> Iterator[str]:
+def _checks(folder: Path, record: dict[str, Any], board: Path | None, own: Study | None) -> Iterator[str]:
     """What holds of the submission, a line each; raises BenchError for the first that does not."""
     listed, there = record.get("files"), _files(folder)
     if not isinstance(listed, dict) or not isinstance(record.get("method"), dict):
@@ -194,7 +199,7 @@ def _checks(folder: Path, record: dict[str, Any], board: Path | None) -> Iterato
     yield f"digests: {len(there)} files are what was submitted"
 
     run = open_folder(folder, str(record.get("study")))
-    rows, study = run.frame, study_of(folder, run.record["digest"])
+    rows, study = run.frame, study_of(folder, run.record["digest"], own)
     strange = [
         column for column in ("method", "variant", "settings", "method_digest")
         if set(rows[column]) != {record["method"].get(column)}

@@ -81,6 +81,8 @@ class Workspace:
         self.store = Store(root, note=self.progress.say, study=study.digest)
         self.engine = Engine(study, root, device, tuple(metric.name for metric in metrics), size_limit_mib)
         self._open(root)
+        if why := study.recipe.ignored(self.device):
+            self.progress.say(why)
 
     def _open(self, root: Path) -> None:
         """Claim ``root`` for this version of the study."""
@@ -197,7 +199,7 @@ class Workspace:
         return models
 
     def queries(self, specs: Sequence[QuerySpec]) -> list[Query]:
-        """The queries of ``specs``, synthesized by θ0 where the folder does not have them."""
+        """The queries of ``specs``, where the folder does not have them released ones or synthesized by θ0."""
         kept = load_queries(self.store)
         if any(spec.id not in kept for spec in specs):
             model = self.original
@@ -205,8 +207,11 @@ class Workspace:
                 kept = load_queries(self.store)
                 missing = [spec for spec in specs if spec.id not in kept]
                 if missing:
-                    made = synthesize(model, self.study.sampler, missing)
-                    kept |= {query.id: query for query in made}
+                    released, sampler = self.study.released, self.study.sampler
+                    found = [query for spec in missing if released and (query := released.query(spec, sampler))]
+                    given = {query.id for query in found}
+                    made = synthesize(model, sampler, [spec for spec in missing if spec.id not in given])
+                    kept |= {query.id: query for query in [*found, *made]}
                     save_queries(self.store, kept)
         return [kept[spec.id] for spec in specs]
 
@@ -238,6 +243,7 @@ class Workspace:
             ensemble=self.ensemble,
             progress=progress,
             trainings={role: known(job) for role, job in jobs.items()},
+            fisher=study.released.fisher if study.released else None,
         )
 
     def selections(

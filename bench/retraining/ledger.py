@@ -135,7 +135,8 @@ class Ledger:
     @property
     def is_encoded(self) -> bool:
         """Whether D is encoded already."""
-        return self._data is not None or self._encoded_place(self.study.fresh_model()).exists()
+        known = self._data is not None or self.study.released is not None
+        return known or self._encoded_place(self.study.fresh_model()).exists()
 
     def _encoded_place(self, model: DiffusionModel) -> Path:
         """The folder of D as ``model`` encodes it."""
@@ -145,6 +146,8 @@ class Ledger:
     def _encoded(self) -> TrainingData:
         """Memory-mapped from the folder's cache, encoded by whoever comes first, made anew where it is damaged."""
         source, model = self.study.dataset, self.study.fresh_model()
+        if self.study.released is not None:
+            return self.study.released.data(model)
         place = self._encoded_place(model)
         with self.store.lock(place.name):
             try:

@@ -1,7 +1,8 @@
 """The plan of a run: which requests are to be fulfilled, written into the results folder for workers elsewhere.
 
 A plan names the study, the metrics and the plugins, and for each request the removed images, the seed and the queries;
-so a worker needs the results folder alone. It lies in ``work/`` while something of it is due.
+so a worker needs the results folder alone, and of a user's own study its file, where the plan says it lies or where the
+worker is told. It lies in ``work/`` while something of it is due.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from bench.diffusion.queries import Query, load_queries
 from bench.diffusion.training import TrainingJob
-from bench.errors import InvalidInput, ResultsFolderError, reason_of
+from bench.errors import InvalidInput, ResultsFolderError, UnknownName, reason_of
 from bench.foundation.digests import digest_of
 from bench.records import folder
 from bench.records.selections import packed, selected
@@ -22,14 +23,16 @@ from bench.records.store import Store
 from bench.registry import load_plugin
 from bench.retraining.executors import Engine
 from bench.retraining.ledger import Request
-from bench.studies import study
+from bench.studies import Study, study
+from bench.study_file import file_of
 
 
 def write(store: Store, engine: Engine, requests: Sequence[Request]) -> Path:
     """Write the plan of ``requests``; returns its file."""
-    ids = engine.study.dataset.ids
+    ids, own = engine.study.dataset.ids, file_of(engine.study.name)
     record = {
         "study": engine.study.name,
+        **({"study_file": str(own)} if own else {}),
         "seed": engine.study.seed,
         "stack": engine.study.recipe.stack,
         "digest": engine.study.digest,
@@ -57,11 +60,17 @@ def discard(path: Path) -> None:
         path.unlink()
 
 
-def read(path: Path, root: Path, device: str) -> tuple[Engine, list[Request]] | None:
+def read(path: Path, root: Path, device: str, own: Study | None = None) -> tuple[Engine, list[Request]] | None:
     """The plan in the file ``path`` of the results folder ``root``: what ledgers are made of, and its requests.
 
     None where it has gone: it was done meanwhile. Raises ResultsFolderError where it belongs to another version of the
     study or of the program, or names queries that the folder does not have.
+
+    Args:
+        path: of the plan.
+        root: of the results folder.
+        device: to train on.
+        own: the study, where it is a user's own and its file lies elsewhere on this machine.
     """
     store = Store(root)
     record = store.record(*path.relative_to(root).parts)
@@ -69,12 +78,13 @@ def read(path: Path, root: Path, device: str) -> tuple[Engine, list[Request]] | 
         return None
     for plugin in record["plugins"]:
         load_plugin(Path(plugin))
-    named = study(record["study"])
+    named = own if own and own.name == record["study"] else _study(path, record)
     chosen = replace(named, seed=record["seed"], recipe=replace(named.recipe, stack=record["stack"]))
     if chosen.digest != record["digest"]:
         raise ResultsFolderError(
             f"The plan {path} is for version {record['digest']} of study '{chosen.name}', and this machine has version "
-            f"{chosen.digest}: install the version of bench that wrote the plan, here or there."
+            f"{chosen.digest}: install the version of bench that wrote the plan, here or there"
+            + (", and use the same study file and the same data." if file_of(chosen.name) else ".")
         )
     engine = Engine(chosen, root, device, tuple(record["metrics"]), float(record["size_limit_mib"]))
     place = {image: index for index, image in enumerate(chosen.dataset.ids)}
@@ -93,3 +103,18 @@ def read(path: Path, root: Path, device: str) -> tuple[Engine, list[Request]] | 
         return engine, [request(each) for each in record["requests"]]
     except (KeyError, TypeError) as error:
         raise InvalidInput(f"The plan {path} cannot be read ({reason_of(error)}): run `bench run` again.") from error
+
+
+def _study(path: Path, record: dict[str, Any]) -> Study:
+    """The study that the plan names."""
+    file = record.get("study_file", "")
+    try:
+        found = study(file or record["study"])
+    except (InvalidInput, UnknownName) as error:
+        raise ResultsFolderError(
+            f"The plan {path} is for study '{record['study']}', which cannot be read here ({error}). Where it is one "
+            "of your own, give its file: bench work --study FILE.toml."
+        ) from error
+    if found.name != record["study"]:
+        raise ResultsFolderError(f"The plan {path} is for study '{record['study']}'; {file} is now '{found.name}'.")
+    return found

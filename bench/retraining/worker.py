@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import ResultsFolderError
-from bench.foundation.machine import available_threads, compute_threads
+from bench.foundation.machine import available_threads, compute_threads, device_of
 from bench.foundation.progress import Progress
 from bench.records import folder
 from bench.retraining import plans
 from bench.retraining.executors import BUSY_PAUSE_SECONDS, attempt, prepare
 from bench.retraining.ledger import TRIES, Busy, Ledger, Request
+from bench.studies import Study
 
 _leaving = threading.Event()
 """Whether the job is about to be ended."""
@@ -37,11 +38,12 @@ class _Desk:
         root: the folder.
         device: to train on.
         progress: told what happens.
+        own: the study, where it is a user's own and its file is not where the plans say.
         hooks: of the ledgers.
     """
 
-    def __init__(self, root: Path, device: str, progress: Progress, **hooks: Any) -> None:
-        self.root, self.device, self.progress, self.hooks = root, device, progress, hooks
+    def __init__(self, root: Path, device: str, progress: Progress, own: Study | None, **hooks: Any) -> None:
+        self.root, self.device, self.progress, self.own, self.hooks = root, device, progress, own, hooks
         self._opened: dict[Path, tuple[Ledger, list[Request]]] = {}
         self._done: set[tuple[Path, Request]] = set()
 
@@ -50,10 +52,12 @@ class _Desk:
         found = []
         for path in folder.plans(self.root):
             if path not in self._opened:
-                plan = plans.read(path, self.root, self.device)
+                plan = plans.read(path, self.root, self.device, self.own)
                 if plan is None:
                     continue
                 engine, requests = plan
+                if why := engine.study.recipe.ignored(device_of(self.device)):
+                    self.progress.say(why)
                 self._opened[path] = engine.ledger(note=self.progress.say, most_deaths=TRIES, **self.hooks), requests
             ledger, requests = self._opened[path]
             due = [each for each in requests if (path, each) not in self._done and ledger.is_due(each)]
@@ -75,6 +79,7 @@ def work(
     most: int | None = None,
     wait: bool = False,
     progress: Progress | None = None,
+    study: Study | None = None,
 ) -> bool:
     """Fulfil what is due in the results folder ``root``; returns whether nothing is left.
 
@@ -87,6 +92,7 @@ def work(
         most: so many requests are fulfilled at most; None for no limit.
         wait: whether to wait for more, until time is up, where nothing is left.
         progress: told what happens.
+        study: of a user's own, where its file is not where the plans say.
     """
     shown, deadline, done = progress or Progress(), time.monotonic() + seconds, 0
     if not (root / folder.STUDY).exists():
@@ -95,7 +101,7 @@ def work(
     def is_late() -> bool:
         return time.monotonic() >= deadline or _leaving.is_set()
 
-    desk = _Desk(root, device, shown, should_stop=is_late)
+    desk = _Desk(root, device, shown, study, should_stop=is_late)
     while (left := desk.left()) or (wait and not is_late()):
         is_idle, begin = True, secrets.randbelow(len(left) or 1)
         for path, ledger, request in left[begin:] + left[:begin]:  # each worker begins elsewhere
