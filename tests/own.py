@@ -155,3 +155,13 @@ def coco(home, count=64, captions=(5, 6)):
     ]
     (home / "captions.json").write_text(json.dumps({"images": images, "annotations": annotations}))
     return home
+
+
+def edited(file, *changes):
+    """``file`` with each text in it that a change names first turned into the second."""
+    text = file.read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    file.write_text(text)
+    return file

@@ -58,12 +58,7 @@ def own_study(home, name, weights, size=16):
     asked = ["study", "new", file, "--data", home / "pictures", "--model", home / "model", "--weights", weights]
     result = bench(*asked, "--size", size)
     assert result.exit_code == 0, result.output
-    text = file.read_text()
-    for old, new in (("num_steps = 1000", "num_steps = 6"), ("num_steps = 50", "num_steps = 3")):
-        assert old in text
-        text = text.replace(old, new)
-    file.write_text(text)
-    return file
+    return own.edited(file, ("num_steps = 1000", "num_steps = 6"), ("num_steps = 50", "num_steps = 3"))
 
 
 def test_a_given_model_is_attributed_without_any_training(home, monkeypatch):

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.data.arrays import mapped
 from bench.data.dataset import Dataset
 from bench.data.prepared import BROKEN, square
 from bench.data.source_files import SUFFIXES, Example
@@ -148,15 +149,7 @@ class AbcFolder:
     def array(self, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
         """The array ``name``, mapped; None where there is none. Raises InvalidInput where its shape is another."""
         place = self.root / name
-        if not place.exists():
-            return None
-        try:
-            found: np.ndarray = np.load(place, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise InvalidInput(f"{place} cannot be read as an array ({error}).") from error
-        if found.shape != shape:
-            raise InvalidInput(f"{place} has the shape {found.shape}; {shape} is expected.")
-        return found
+        return mapped(place, shape) if place.exists() else None
 
     def _json(self, place: Path) -> Any:
         try:

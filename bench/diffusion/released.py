@@ -34,6 +34,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from bench.data.arrays import mapped
 from bench.diffusion.customized_weights import tensors_of
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.queries import Query, QuerySpec
@@ -68,7 +69,7 @@ class Release:
 
     def place(self, name: str) -> Path:
         """The file or folder ``name``: in the folder, or one folder deeper."""
-        found = [path for path in (self.root / name, *sorted(self.root.glob(f"*/{name}"))) if path.exists()]
+        found = self._places(name)
         if len(found) != 1:
             raise InvalidInput(
                 f"{self.root} holds {name} {len(found)} times, itself or one folder deeper; it is expected once: "
@@ -78,17 +79,15 @@ class Release:
 
     def has(self, name: str) -> bool:
         """Whether ``name`` is there."""
-        return any(path.exists() for path in (self.root / name, *self.root.glob(f"*/{name}")))
+        return bool(self._places(name))
+
+    def _places(self, name: str) -> list[Path]:
+        return [path for path in (self.root / name, *sorted(self.root.glob(f"*/{name}"))) if path.exists()]
 
     def array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """The array ``name``, memory-mapped, of this shape, in float16 or float32."""
         place = self.place(name)
-        try:
-            found: np.ndarray = np.load(place, mmap_mode="c", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise InvalidInput(f"{place} cannot be read as an array of numbers ({error}).") from error
-        if found.shape != shape:
-            raise InvalidInput(f"{place} has the shape {found.shape}; {shape} is expected.")
+        found = mapped(place, shape)
         if found.dtype not in KINDS:
             raise InvalidInput(f"{place} holds numbers of type {found.dtype}; float16 or float32 is expected.")
         return found
