@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bench.attribution.gradients import Gradients
-from bench.attribution.influence import InfluenceMethod, Rows, checked, gram_matrix, over_samples
+from bench.attribution.influence import InfluenceMethod, Rows, checked, over_samples
 from bench.contracts import AttributionContext
 from bench.data.captions import WORD
 from bench.diffusion.model import DiffusionModel
@@ -84,13 +84,12 @@ class ConceptTrak(InfluenceMethod):
                 return self.towards(model, latents[part], data.states_at(states[part]))
 
             parts = parallel(guided, torch.arange(count).split(IMAGES_AT_ONCE))
-            total = torch.zeros(count, self.projection_dim)
+            total = torch.zeros(count, self.projection_of(context, member, model).dimension)
             for number in range(self.num_timesteps):
                 rows = Rows(*(torch.cat(columns) for columns in zip(*(part[number] for part in parts), strict=True)))
                 total += self.unit_gradients(context, member, model, rows)
                 context.progress(number + 1, self.num_timesteps)
-            features = checked(total).view(len(context.dataset), 2, -1)
-            return {"features": features, "gram": gram_matrix(features, model.device).cpu()}
+            return self.with_gram(checked(total), model.device)
 
         parts = [self.name, self.weights, self.num_timesteps, self.inversion_steps, self.projection,
                  self.projection_dim, member]  # fmt: skip
@@ -110,7 +109,7 @@ class ConceptTrak(InfluenceMethod):
     ) -> Float[Tensor, "rows d"]:
         """The projected gradient of each row, of length one before."""
         projection = self.projection_of(context, member, model)
-        result = torch.empty(len(rows.timesteps), self.projection_dim)
+        result = torch.empty(len(rows.timesteps), projection.dimension)
 
         def project(samples: Tensor, found: Gradients) -> None:
             squares = torch.stack([part.flatten(1).square().sum(1) for part in found.values()]).sum(0)

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from bench.attribution.dimensions import ENOUGH
 from bench.records import tables
 from bench.records.names import MethodName
 from bench.records.store import Store
 from bench.report.shown import ReportOnMethods, Table, as_markdown
 from bench.report.statistics import interval
 
-ENOUGH = 0.9
-"""A projection whose ranks agree less is largely its own random numbers."""
 HEAD = ("method", "dimension", "Spearman's ρ with no projection [95 % interval]", "images", "queries")
 
 
@@ -73,5 +72,12 @@ def agreements(store: Store) -> dict[str, str]:
     means = most.groupby(["method_digest", "dimension", "images"])["spearman"].mean()
     return {
         str(digest): f"{dimension} dimensions rank {images} images as no projection does to a Spearman's ρ of {rho:.2f}"
+        if dimension
+        else f"nothing is projected: the gradients of all {images} images fit the memory"
         for (digest, dimension, images), rho in means.items()
     }
+
+
+def beside(tuned_on: str, of_projection: str | None) -> str:
+    """On what settings were tuned, with what is known of the projection."""
+    return f"{tuned_on}; {of_projection}" if of_projection else tuned_on
