@@ -24,11 +24,13 @@ from torch import Tensor, nn
 
 from bench.attribution.gradients import differentiable_copy
 from bench.attribution.influence import GRADIENT_BYTES, GRAM_ROWS, InfluenceMethod, image_rows
+from bench.attribution.projection import Projection
 from bench.contracts import AttributionContext
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.queries import Query
 from bench.diffusion.regions import Region
 from bench.diffusion.selections import select_weights
+from bench.foundation import seeds
 
 if TYPE_CHECKING:
     from trak.projectors import AbstractProjector
@@ -109,6 +111,31 @@ def traker(
     )  # fmt: skip
     made.load_checkpoint(unet.state_dict(), model_id=0)
     return made
+
+
+def same_projection(sizes: Mapping[str, int], dimension: int, *key: seeds.KeyPart) -> AbstractProjector:
+    """This project's projection for the package, so that nothing but the implementation differs.
+
+    Args:
+        sizes: number of weights of each parameter, by name.
+        dimension: of the projection.
+        key: of its random numbers.
+    """
+    from trak.projectors import AbstractProjector
+
+    class Ours(AbstractProjector):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.own, self.proj_dim, self.proj_type = Projection(sizes, dimension, *key), dimension, "rademacher"
+
+        def project(self, grads: Tensor | Mapping[str, Tensor], model_id: int) -> Tensor:
+            if isinstance(grads, Tensor):
+                grads = dict(zip(sizes, grads.split(list(sizes.values()), 1), strict=True))
+            return self.own({name: part.flatten(1) for name, part in grads.items()})
+
+        def free_memory(self) -> None:
+            """Nothing is kept but the projection."""
+
+    return Ours()
 
 
 def traker_scores(
