@@ -3,9 +3,10 @@
 Usage: pip install 'attribution-bench[trak]', then
     python -m benchmarks.traker [--study small] [--images 200] [--queries 2] [--rounds 5] [--results FOLDER]
 
-Both score the same images from nothing: gradients, projection, kernel and scores, with the settings of the study, the
-same draws and the same projection. They take turns in one process on one thread; the medians of processor seconds are
-compared, which other jobs on the machine disturb least.
+All score the same images from nothing: gradients, projection, kernel and scores, with the settings of the study and the
+same draws; the package once with this project's projection, and once with its own, as ``bench run`` has it. They take
+turns in one process on one thread; the medians of processor seconds are compared, which other jobs on the machine
+disturb least.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -27,6 +29,9 @@ from bench.experiments.selection import drawn
 from bench.experiments.workspace import Workspace
 from bench.foundation.machine import compute_threads, describe
 from bench.studies import study
+
+if TYPE_CHECKING:
+    from trak.projectors import AbstractProjector
 
 
 def main() -> None:
@@ -47,34 +52,32 @@ def main() -> None:
         sizes = {name: weight.numel() for name, weight in select_weights(whole.model.unet, method.weights).items()}
         projector = same_projection(sizes, method.projection_dim, whole.seed, 0)
 
-        def own() -> Tensor:
-            return method.scores(among(whole, images), queries)
+        def package(projector: AbstractProjector | None) -> Tensor:
+            found = traker_scores(method, among(whole, images), whole.model, queries, projector=projector)
+            return found.amax(-1).float()
 
-        def package() -> Tensor:
-            return traker_scores(method, among(whole, images), whole.model, queries, projector=projector).amax(-1)
-
-        spent: dict[str, list[float]] = {"trak": [], "trak:traker": []}
+        ways: dict[str, Callable[[], Tensor]] = {
+            "trak": lambda: method.scores(among(whole, images), queries),
+            "trak:traker with the same projection": lambda: package(projector),
+            "trak:traker": lambda: package(None),
+        }
+        spent: dict[str, list[float]] = {name: [] for name in ways}
+        scores: dict[str, Tensor] = {}
         for turn in range(given.rounds):
-            ours, seconds = timed(own)
-            theirs, others = timed(package)
-            spent["trak"].append(seconds)
-            spent["trak:traker"].append(others)
-            print(f"round {turn + 1}: trak {seconds:.1f} s, trak:traker {others:.1f} s of the processor", flush=True)
-    medians = {name: median(each) for name, each in spent.items()}
-    ranks = ", ".join(f"{rho:.4f}" for rho in agreement(ours, theirs.float()).tolist())
+            for name, way in ways.items():
+                started = time.process_time()
+                scores[name] = way()
+                spent[name].append(time.process_time() - started)
+            print(f"round {turn + 1}: " + ", ".join(f"{name} {each[-1]:.1f} s" for name, each in spent.items()))
     print(
         f"{chosen.name}, {len(images)} images, {len(queries)} queries, {sum(sizes.values())} weights, "
-        f"{method.num_timesteps} draws an image and side, {method.projection_dim} dimensions: medians "
-        + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in medians.items())
-        + f", ratio {medians['trak:traker'] / medians['trak']:.2f}; Spearman's ρ of each query {ranks}"
+        f"{method.num_timesteps} draws an image and side, {method.projection_dim} dimensions, processor seconds:"
     )
+    for name, each in spent.items():
+        ranks = ", ".join(f"{rho:.3f}" for rho in agreement(scores["trak"], scores[name]).tolist())
+        ratio = median(each) / median(spent["trak"])
+        print(f"{name}: {median(each):.1f} s, {ratio:.2f} of trak's; Spearman's ρ with trak {ranks}")
     print(describe())
-
-
-def timed(work: Callable[[], Tensor]) -> tuple[Tensor, float]:
-    """What ``work`` gives, and the processor seconds that it takes."""
-    started = time.process_time()
-    return work(), time.process_time() - started
 
 
 if __name__ == "__main__":
