@@ -31,14 +31,17 @@ def main() -> None:
     """Read, say, draw."""
     source, output = (Path(each) for each in (sys.argv[1:] or [PAIRS, DOCS / "images"]))
     pairs = pd.read_csv(source)
-    print(
-        as_markdown((HEAD, [cells(*key, own) for key, own in pairs.groupby(["study", "recipe", "query"], sort=False)]))
-    )
+    print(as_markdown((HEAD, lines_of(pairs))))
     smoothed = pairs[pairs["recipe"].str.fullmatch(r"epsilon=\S+")]
     smoothed = smoothed.assign(epsilon=smoothed["recipe"].str.removeprefix("epsilon=").astype(float))
     path = output / "magic-removals.png"
     path.write_bytes(figures.png(drawn(smoothed)))
     print(f"written: {path}")
+
+
+def lines_of(pairs: pd.DataFrame) -> list[list[str]]:
+    """The table's lines, studies and recipes in the order of the pairs."""
+    return [cells(*key, own) for key, own in pairs.groupby(["study", "recipe", "query"], sort=False)]
 
 
 def fit(own: pd.DataFrame) -> tuple[float, float]:

@@ -12,9 +12,11 @@ Reference: Park et al., arXiv 2303.14186; package ``traker`` (extra ``[trak]``),
 
 from __future__ import annotations
 
+import io
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stderr
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -169,13 +171,15 @@ def traker_scores(
         kept = torch.from_numpy(peer.saver.current_store["grads"]).split(GRAM_ROWS)
         squares = sum(float(part.double().square().sum()) for part in kept)
         peer.score_computer.lambda_reg = method.regularization * squares / min(method.projection_dim, sides)
-        peer.finalize_features()
+        with redirect_stderr(io.StringIO()):  # its own progress bars
+            peer.finalize_features()
         peer.start_scoring_checkpoint("queries", peer.model.state_dict(), model_id=0, num_targets=len(queries))
         for query in queries:
             peer.task.region = query.region
             rows = [part.unsqueeze(0).to(model.device) for part in method.query_rows(context, query)]
             peer.score(batch=rows, num_samples=1)
-        found = torch.from_numpy(peer.finalize_scores(exp_name="queries").copy())
+        with redirect_stderr(io.StringIO()):
+            found = torch.from_numpy(peer.finalize_scores(exp_name="queries").copy())
     return found.T.reshape(len(queries), -1, 2).double()
 
 
