@@ -48,6 +48,7 @@ class Trak(InfluenceMethod):
     name: ClassVar[str] = "trak"
     summary: ClassVar[str] = "projected gradients of the loss, compared by their inverse covariance"
     output: ClassVar[str] = "loss"
+    needs: ClassVar[str] = "the package traker (extra [trak]) for trak:traker alone"
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {**InfluenceMethod.variants, "traker": {"package": TRAKER}}
     )

@@ -12,9 +12,10 @@ from bench.diffusion.selections import select_weights
 from bench.errors import InvalidInput
 from bench.experiments.leave_k_out import Run
 from bench.experiments.projecting import ProjectionTest
+from bench.records import tables
 from bench.records.store import Store
 from bench.registry import methods
-from bench.report.projections import agreements
+from bench.report.projections import ProjectionReport, agreements
 from cli import main
 
 FEW = {"num_timesteps": 1, "num_query_draws": 4}
@@ -92,5 +93,6 @@ def test_a_run_tells_what_auto_chose_and_the_board_can(tiny, tmp_path):
     said = "nothing is projected: the gradients of all 80 images fit the memory"
     assert any(note.startswith("trak:auto: not tuned") and note.endswith(said) for note in found.notes())
     assert agreements(Store(tmp_path)) == {method.digest: said}
+    assert ProjectionReport(frame=tables.PROJECTION.read(Store(tmp_path))).tables() == []  # it is of projections
     with pytest.raises(InvalidInput, match="trak:auto"):
         ProjectionTest(study=tiny, methods=[method], results=tmp_path)

@@ -28,13 +28,14 @@ class ProjectionReport(ReportOnMethods):
 
     @property
     def labelled(self) -> pd.DataFrame:
-        """The lines with the method's name, the same for all dimensions."""
-        parts = zip(self.frame["method"], self.frame["variant"], self.frame["settings"], strict=True)
-        return self.frame.assign(label=[MethodName(*part).label for part in parts])
+        """The lines of projections, with the method's name, the same for all dimensions."""
+        projected = self.frame[self.frame["dimension"] > 0] if len(self.frame) else self.frame
+        parts = zip(*(projected.get(name, ()) for name in ("method", "variant", "settings")), strict=True)
+        return projected.assign(label=[MethodName(*part).label for part in parts])
 
     def tables(self) -> list[Table]:
         """The means over queries."""
-        if not len(self.frame):
+        if not len(self.labelled):
             return []
         cells = []
         for (label, dimension, images), own in self.labelled.groupby(["label", "dimension", "images"]):
@@ -46,7 +47,7 @@ class ProjectionReport(ReportOnMethods):
     def notes(self) -> list[str]:
         """What was skipped, and the least dimension that is enough for each method."""
         told = super().notes()
-        if not len(self.frame):
+        if not len(self.labelled):
             return told
         means = self.labelled.groupby(["label", "dimension"])["spearman"].mean()
         for label, own in means.groupby(level="label"):
