@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bench.attribution.influence import InfluenceMethod
-from bench.attribution.projection import KINDS
+from bench.attribution.projection import AUTO, KINDS
 from bench.attribution.traker import installed, traker_scores
 from bench.contracts import AttributionContext
 from bench.diffusion.model import DiffusionModel
@@ -50,7 +50,7 @@ class Trak(InfluenceMethod):
     output: ClassVar[str] = "loss"
     needs: ClassVar[str] = "the package traker (extra [trak]) for trak:traker alone"
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
-        {**InfluenceMethod.variants, "traker": {"package": TRAKER}}
+        {"auto": {"projection": AUTO}, "traker": {"package": TRAKER}}
     )
 
     package: str = OWN

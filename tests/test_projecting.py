@@ -47,7 +47,8 @@ def test_methods_without_gradients_to_project_are_refused(tiny, tmp_path):
 
 @pytest.mark.parametrize("name", ["trak", "journey_trak", "d_trak", "das", "concept_trak"])
 def test_auto_takes_no_projection_where_the_gradients_fit(context, queries, name):
-    method = methods.create(f"{name}:auto", **FEW, **({"inversion_steps": 2} if name == "concept_trak" else {}))
+    own = {"inversion_steps": 2} if name == "concept_trak" else {}
+    method = methods.create(name, projection="auto", **FEW, **own)
     exact = replace(method, projection="exact")
     assert torch.equal(method.scores(context, queries), exact.scores(context, queries))
     assert Choice.of(context.cached(choice_key(method), dict)) == (0, torch.ones(1), len(context.dataset))

@@ -26,11 +26,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -341,7 +340,6 @@ class InfluenceMethod(Method, ABC):
 
     output: ClassVar[str] = "loss"
     honours_regions: ClassVar[bool] = True
-    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"auto": {"projection": AUTO}})
 
     projection_dim: int = 1024
     projection: str = "rademacher"
