@@ -1,19 +1,22 @@
 """How well ``magic`` predicts: the change of a query's loss without random images, predicted and measured.
 
 Usage: python -m benchmarks.ceiling [--study small] [--queries 4] [--models 16] [--share 0.05] [--method magic]
-           [--epsilon 1e-8]
+           [--recipe epsilon=1e-2 warmup=0.5 …] [--csv FILE]
 
 Each model is trained by the harness without ``--share`` of the images, drawn by chance, with the seed of the
 training that is differentiated, so that nothing else differs. The prediction is the sum of the removed images' scores.
 Printed: for each query the correlations of Pearson and Spearman over the models, the slope of measured on predicted;
-and the times.
+and the times. ``--csv`` adds a line for each model and query to FILE, from which ``docs/magic.py`` draws.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import json
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +33,8 @@ from bench.foundation import seeds
 from bench.foundation.machine import available_threads, compute_threads, describe
 from bench.studies import study
 
+COLUMNS = ("study", "recipe", "share", "model", "query", "prompt", "predicted", "measured", "loss")
+
 
 def main() -> None:
     """Predict, train, compare."""
@@ -40,10 +45,12 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.05)
     parser.add_argument("--method", default="magic")
     parser.add_argument("--results", type=Path)
-    parser.add_argument("--epsilon", type=float, default=1e-8, help="of AdamW, in place of the study's")
+    parser.add_argument("--recipe", nargs="*", default=[], metavar="NAME=VALUE", help="in place of the study's")
+    parser.add_argument("--csv", type=Path)
     given = parser.parse_args()
-    chosen = study(given.study)
-    chosen = replace(chosen, recipe=replace(chosen.recipe, epsilon=given.epsilon))
+    chosen, changed = study(given.study), " ".join(given.recipe)
+    changes = {name: json.loads(value) for name, value in (each.split("=", 1) for each in given.recipe)}
+    chosen = replace(chosen, recipe=replace(chosen.recipe, **changes))
     with tempfile.TemporaryDirectory() as temporary, compute_threads(available_threads()):
         workspace = Workspace(chosen, given.results or Path(temporary), metrics=())
         queries = workspace.queries(chosen.queries(given.queries))
@@ -75,6 +82,10 @@ def main() -> None:
             removed = tuple(sorted(int(index) for index in order[:count]))
             predicted.append(scores[:, list(removed)].sum(1))
             measured.append(losses(removed) - before)
+            if given.csv:
+                where = given.study, changed, given.share, number
+                found = zip(queries, predicted[-1].tolist(), measured[-1].tolist(), before.tolist(), strict=True)
+                add(given.csv, [(*where, query.id, query.prompt, *values) for query, *values in found])
         one, two = torch.stack(predicted).numpy(), torch.stack(measured).numpy()
     for column, query in enumerate(queries):
         x, y = one[:, column], two[:, column]
@@ -83,7 +94,14 @@ def main() -> None:
             f"{query.id} {query.prompt}: Pearson {linear:.2f}, Spearman {ranks:.2f}; predicted SD {x.std():.5f}, "
             f"measured SD {y.std():.5f}, slope {slope:.3f}"
         )
-    print(f"{given.models} models without {count} of {len(chosen.dataset)} images, ε = {given.epsilon:g}; {describe()}")
+    print(f"{given.models} models without {count} of {len(chosen.dataset)} images; {changed}; {describe()}")
+
+
+def add(path: Path, lines: Sequence[Sequence[object]]) -> None:
+    """Add ``lines`` to the table ``path``."""
+    begins = not path.exists()
+    with path.open("a", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *lines] if begins else lines)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ theirs is swept for each task and reported at its best; projection and flips as 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -27,9 +26,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bench.attribution.gradients import Gradients
-from bench.attribution.influence import InfluenceMethod, Rows, checked, gram_matrix, over_samples
+from bench.attribution.guidance import inverted, without_concept
+from bench.attribution.influence import InfluenceMethod, Rows, checked, over_samples
 from bench.contracts import AttributionContext
-from bench.data.captions import WORD
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.queries import Query
 from bench.diffusion.sampling import Step
@@ -81,16 +80,16 @@ class ConceptTrak(InfluenceMethod):
             states = data.caption_of.repeat_interleave(2)
 
             def guided(part: Tensor) -> list[Rows]:
-                return self.towards(model, latents[part], data.states_at(states[part]))
+                steps = self.inversion_steps, self.num_timesteps
+                return inverted(model, latents[part], data.states_at(states[part]), *steps)
 
             parts = parallel(guided, torch.arange(count).split(IMAGES_AT_ONCE))
-            total = torch.zeros(count, self.projection_dim)
+            total = torch.zeros(count, self.projection_of(context, member, model).dimension)
             for number in range(self.num_timesteps):
                 rows = Rows(*(torch.cat(columns) for columns in zip(*(part[number] for part in parts), strict=True)))
                 total += self.unit_gradients(context, member, model, rows)
                 context.progress(number + 1, self.num_timesteps)
-            features = checked(total).view(len(context.dataset), 2, -1)
-            return {"features": features, "gram": gram_matrix(features, model.device).cpu()}
+            return self.with_gram(checked(total), model.device)
 
         parts = [self.name, self.weights, self.num_timesteps, self.inversion_steps, self.projection,
                  self.projection_dim, member]  # fmt: skip
@@ -110,7 +109,7 @@ class ConceptTrak(InfluenceMethod):
     ) -> Float[Tensor, "rows d"]:
         """The projected gradient of each row, of length one before."""
         projection = self.projection_of(context, member, model)
-        result = torch.empty(len(rows.timesteps), self.projection_dim)
+        result = torch.empty(len(rows.timesteps), projection.dimension)
 
         def project(samples: Tensor, found: Gradients) -> None:
             squares = torch.stack([part.flatten(1).square().sum(1) for part in found.values()]).sum(0)
@@ -121,27 +120,6 @@ class ConceptTrak(InfluenceMethod):
 
         over_samples(model, self.output, self.weights, row, len(rows.timesteps), project, group=1)
         return result
-
-    def towards(
-        self, model: DiffusionModel, latents: Float[Tensor, "batch c h w"], states: Float[Tensor, "batch tokens dim"]
-    ) -> list[Rows]:
-        """The inverted images at each timestep that is looked at, with g_t in place of the noise."""
-        images, states = latents.to(model.device), states.to(model.device)
-        total, every = model.config.num_timesteps, self.inversion_steps // self.num_timesteps
-        times = [number * total // (self.inversion_steps + 1) for number in range(self.inversion_steps + 1)]
-        noisy, found = images, []
-        for number in range(1, self.inversion_steps + 1):
-            now, later = (
-                torch.full((len(images),), time, device=model.device) for time in times[number - 1 : number + 1]
-            )
-            with torch.no_grad():
-                noise = model.predict_noise(noisy, now, states)
-                noisy = model.noised(clean(model, noisy, noise, now), noise, later)
-            if number % every == 0:
-                found.append(
-                    Rows(noisy.cpu(), states.cpu(), later.cpu(), guidance(model, noisy, later, states, images))
-                )
-        return found
 
     def concept_rows(self, model: DiffusionModel, query: Query) -> Rows:
         """The query on its own path, with ε(c⁻) − ε(c) in place of the noise."""
@@ -156,31 +134,3 @@ class ConceptTrak(InfluenceMethod):
         with torch.no_grad():
             with_it, without = (model.predict_noise(noisy, times, state) for state in states)
         return Rows(noisy.cpu(), states[0].cpu(), times.cpu(), (without - with_it).cpu())
-
-
-def clean(
-    model: DiffusionModel, noisy: Float[Tensor, "batch c h w"], noise: Float[Tensor, "batch c h w"], times: Tensor
-) -> Float[Tensor, "batch c h w"]:
-    """x̂0 = (x_t − sqrt(1 − ᾱ) ε) / sqrt(ᾱ)."""
-    alphas = model.alphas_cumprod[times].view(-1, 1, 1, 1)
-    return (noisy - (1 - alphas).sqrt() * noise) / alphas.sqrt()
-
-
-def guidance(
-    model: DiffusionModel, noisy: Tensor, times: Tensor, states: Tensor, images: Tensor
-) -> Float[Tensor, "batch c h w"]:
-    """g_t = −∇_{x_t} mean over elements of (x̂0(x_t) − x)², on the CPU."""
-    with torch.enable_grad():
-        point = noisy.detach().clone().requires_grad_(True)
-        away = (clean(model, point, model.predict_noise(point, times, states), times) - images).square()
-        [slope] = torch.autograd.grad(away.flatten(1).mean(1).sum(), point)
-    return -slope.cpu()
-
-
-def without_concept(model: DiffusionModel, prompt: str) -> str:
-    """``prompt`` without the words that were learned; the empty prompt where that changes nothing."""
-    text = prompt
-    for word in model.text_encoder.learned:
-        text = re.sub(rf"(?<!\w){re.escape(word)}\*?(?!\w)", " ", text, flags=re.IGNORECASE)
-    phrases = [" ".join(phrase.split()) for phrase in text.split(",") if WORD.findall(phrase.lower())]
-    return "" if text == prompt else ", ".join(phrases)

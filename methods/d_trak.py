@@ -10,10 +10,13 @@ the kernel's mean eigenvalue. Other deviations: those of ``trak``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from bench.attribution.influence import InfluenceMethod
+from bench.attribution.projection import AUTO
 from bench.registry import register_method
 
 
@@ -25,3 +28,4 @@ class DTrak(InfluenceMethod):
     name: ClassVar[str] = "d_trak"
     summary: ClassVar[str] = "as trak, with gradients of the mean squared prediction instead of the loss"
     output: ClassVar[str] = "square"
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"auto": {"projection": AUTO}})

@@ -19,9 +19,10 @@ estimate them, the square adds up the noise of few draws: ``docs/decisions.md``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from bench.attribution.influence import InfluenceMethod, Kernel
 from bench.attribution.kept_losses import kept_losses
+from bench.attribution.projection import AUTO
 from bench.contracts import AttributionContext
 from bench.diffusion.losses import strided_timesteps
 from bench.diffusion.model import DiffusionModel
@@ -49,6 +51,7 @@ class Das(InfluenceMethod):
     name: ClassVar[str] = "das"
     summary: ClassVar[str] = "change of the predicted noise at the query when an image is left out, to first order"
     output: ClassVar[str] = "mean"
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"auto": {"projection": AUTO}})
     self_rank: ClassVar[str] = "an image of larger residual may move the prediction at the query further than its own"
 
     timestep_stride: int = 100

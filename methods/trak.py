@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bench.attribution.influence import InfluenceMethod
-from bench.attribution.projection import EXACT
+from bench.attribution.projection import AUTO, KINDS
 from bench.attribution.traker import installed, traker_scores
 from bench.contracts import AttributionContext
 from bench.diffusion.model import DiffusionModel
@@ -48,7 +48,10 @@ class Trak(InfluenceMethod):
     name: ClassVar[str] = "trak"
     summary: ClassVar[str] = "projected gradients of the loss, compared by their inverse covariance"
     output: ClassVar[str] = "loss"
-    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"traker": {"package": TRAKER}})
+    needs: ClassVar[str] = "the package traker (extra [trak]) for trak:traker alone"
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+        {"auto": {"projection": AUTO}, "traker": {"package": TRAKER}}
+    )
 
     package: str = OWN
 
@@ -56,8 +59,10 @@ class Trak(InfluenceMethod):
         super().__post_init__()
         if self.package not in (OWN, TRAKER):
             raise InvalidInput(f"trak: package='{self.package}'; expected {OWN} or {TRAKER}.")
-        if self.package == TRAKER and self.projection == EXACT:
-            raise InvalidInput("trak: package=traker projects gradients; projection=exact is package=own's.")
+        if self.package == TRAKER and self.projection not in KINDS:
+            raise InvalidInput(
+                f"trak: package=traker projects gradients; projection={self.projection} is package=own's."
+            )
 
     def settings(self) -> dict[str, Any]:
         """The settings by name; without the package where it is the own one, so that older rows keep their digest."""

@@ -149,7 +149,7 @@ def test_an_exemplar_asked_for_stands_first(home, tmp_path):
     for model in AbcFolder(copy).models:
         shutil.copy(model.exemplars[0], model.queries[0].image)
     found = AbcRun(data=copy, methods=[methods.create("nda", timesteps=(10,))], results=tmp_path / "out").execute()
-    assert not found.failed
+    assert not found.failures
     first = [json.loads(top)[0] for top in found.frame["top"]]
     assert first == [f"{name}-00" for name in found.frame["model"]]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.attribution.guidance import without_concept
 from bench.data.customizations import NEW_WORD
 from bench.diffusion.fine_tuning import FineTuning, Start
 from bench.diffusion.model import DiffusionModel
@@ -13,7 +14,6 @@ from bench.diffusion.selections import select_weights
 from bench.errors import InvalidInput
 from bench.registry import methods
 from bench.studies import study
-from methods.concept_trak import without_concept
 
 FEW = {"num_timesteps": 2, "inversion_steps": 4, "num_query_draws": 2, "projection_dim": 64, "weights": "cross-attn-kv"}
 

@@ -1,5 +1,6 @@
 """The contract suite: shipped methods keep their promises, and broken ones fail with the message that helps."""
 
+import tempfile
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -120,6 +121,21 @@ def test_writing_outside_the_cache_is_found(small, folder, tmp_path):
     found = broken(Writer(how="well"), small, folder)
     assert list(found) == ["writes nothing outside its cache"]
     assert "mine.txt" in found["writes nothing outside its cache"]
+
+
+def test_a_temporary_file_that_is_gone_is_no_harm(small, folder, tmp_path):
+    """As ``trak:traker`` has them; one that stays is found."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Temporary(Spoilt):
+        stays: bool = False
+
+        def scores(self, context, queries):
+            with tempfile.NamedTemporaryFile(dir=tmp_path, delete=not self.stays):
+                return super().scores(context, queries)
+
+    assert broken(Temporary(how="well"), small, folder) == {}
+    assert list(broken(Temporary(how="well", stays=True), small, folder)) == ["writes nothing outside its cache"]
 
 
 @dataclass(frozen=True, kw_only=True)

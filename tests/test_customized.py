@@ -113,7 +113,7 @@ def test_exemplars_are_the_same_on_every_machine():
 def test_a_run_ranks_the_exemplars_of_each_model(finished):
     root, report = finished
     frame = report.frame
-    assert not report.failed
+    assert not report.failures
     assert not report.skipped
     assert set(frame["method"].str.extract(r"^(\w+)", expand=False)) == set(METHODS)
     assert list(dict.fromkeys(frame["kind"])) == [OBJECT, STYLE]
@@ -241,7 +241,7 @@ def test_a_pool_has_rows_of_its_own_and_leaves_the_others_alone(finished, pooled
     same = full.merge(before[KEY], on=KEY).sort_values(KEY, ignore_index=True)
     pd.testing.assert_frame_equal(same, before.sort_values(KEY, ignore_index=True))
     frame = found[6].frame
-    assert not found[6].failed
+    assert not found[6].failures
     assert len(frame) == 2 * 2 * len(POOLED)
     assert (frame["pool"] == 6 + frame["exemplars"]).all()
     assert set(frame["model_digest"]) == set(report.frame["model_digest"])

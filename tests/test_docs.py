@@ -1,5 +1,6 @@
 """What the documents say runs."""
 
+import importlib
 import re
 import shlex
 import sys
@@ -111,3 +112,14 @@ def test_every_command_in_a_document_is_understood(path, tmp_path, monkeypatch, 
                 command = main.get_command(click.Context(main), words[0])
                 assert command, line
                 command.make_context(words[0], words[1:]).close()  # parsed, with its plugins loaded; not carried out
+
+
+def test_the_log_of_magic_tells_what_its_kept_pairs_say(monkeypatch):
+    """Every line of docs/magic.py stands in the page, and the smoothest training is predicted best."""
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    magic = importlib.import_module("magic")
+    pairs, page = pd.read_csv(magic.PAIRS), (ROOT / "docs" / "log" / "2026-11-27-magic.md").read_text()
+    lines = magic.lines_of(pairs)
+    assert all(f"| {' | '.join(line)} |" in page for line in lines)
+    linear = {(line[0], line[1]): float(line[4]) for line in lines}
+    assert linear["tiny", "epsilon=1e-2"] > 0.9 > 0.6 > linear["tiny", "epsilon=1e-8"]

@@ -376,6 +376,6 @@ def test_without_a_projection_scores_are_those_of_the_exact_gradients(context, q
 def test_the_exact_kernel_is_refused_where_it_does_not_fit(context, queries, monkeypatch):
     with pytest.raises(InvalidInput, match="regularization above 0"):
         Trak(projection="exact", regularization=0.0).scores(context, queries)
-    monkeypatch.setattr("bench.attribution.influence.EXACT_BYTES", 1000)
+    monkeypatch.setattr("bench.attribution.dimensions.EXACT_BYTES", 1000)
     with pytest.raises(InvalidInput, match="bench projection --method trak"):
         Trak(projection="exact").scores(context, queries)

@@ -155,7 +155,8 @@ def test_the_others_are_those_that_a_removal_trains_on(training):
     removed = int(draws.at(0).images[3])
     without = Steps(replace(training, job=TrainingJob((removed,), 0)), CPU).draws
     for step in range(5):
-        own, others, trained_on = draws.at(step), draws.without_own(step), without.at(step)
+        own, trained_on = draws.at(step), without.at(step)
+        others = draws.without_own(step, own)
         gone = (own.images == removed) & (others.images != removed)
         assert torch.equal(
             torch.where(gone, others.images, own.images)[own.images != removed],

@@ -4,8 +4,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from bench.attribution.projection import Projection
-from bench.attribution.traker import traker_scores
+from bench.attribution.traker import same_projection, traker_scores
 from bench.diffusion.selections import select_weights
 from bench.errors import InvalidInput
 from bench.registry import methods, named
@@ -39,28 +38,12 @@ def test_where_the_package_is_missing_it_says_how_to_get_it(monkeypatch):
 @pytest.mark.filterwarnings("ignore::Warning")
 @pytest.mark.parametrize("weights", ["all", "cross-attn-kv"])
 def test_with_equal_projections_it_ranks_images_as_trak_does(context, queries, weights):
-    projectors = pytest.importorskip("trak.projectors")
-
-    class Ours(projectors.AbstractProjector):
-        """This project's projection, for the package."""
-
-        def __init__(self, sizes):
-            self.own = Projection(sizes, SETTINGS["projection_dim"], 0, 0)
-            self.sizes, self.proj_dim, self.proj_type = sizes, SETTINGS["projection_dim"], "rademacher"
-
-        def project(self, grads, model_id):
-            if not isinstance(grads, dict):
-                pieces = grads.split([int(size) for size in self.sizes.values()], 1)
-                grads = dict(zip(self.sizes, pieces, strict=True))
-            return self.own({name: part.flatten(1) for name, part in grads.items()})
-
-        def free_memory(self):
-            pass
-
+    pytest.importorskip("trak")
     method = Trak(**SETTINGS, weights=weights)
     sizes = {name: weight.numel() for name, weight in select_weights(context.model.unet, weights).items()}
     before = {name: weight.clone() for name, weight in context.model.unet.state_dict().items()}
-    theirs = traker_scores(method, context, context.model, queries, projector=Ours(sizes)).amax(-1)
+    projector = same_projection(sizes, SETTINGS["projection_dim"], context.seed, 0)
+    theirs = traker_scores(method, context, context.model, queries, projector=projector).amax(-1)
     ours = method.scores(context, queries)
     for one, other in zip(ours, theirs, strict=True):
         assert spearmanr(one, other).statistic >= 0.99

@@ -10,7 +10,8 @@ regularised relative to its size, so that one λ means the same for models of an
     K = ΦᵀΦ + λ · tr(ΦᵀΦ)/rank · I,   rank = min(d, 2N)       s_i = φ_qᵀ K⁻¹ φ_i
 
 With ``projection="exact"`` nothing is projected, where weights and images are few enough; the kernel is then taken
-among images where these are fewer than weights (``DualKernel``). ``bench projection`` tells what a projection costs.
+among images where these are fewer than weights (``DualKernel``). ``bench projection`` tells what a projection costs,
+and ``projection="auto"`` takes none or the least that is enough (``bench.attribution.dimensions``).
 
 Sign: with f the loss, a training step against ∇L(z_i) lowers L(ẑ) where the two gradients agree, so without an image of
 positive s the query's loss is higher: higher = more influential.
@@ -35,12 +36,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from bench.attribution.dimensions import check_exact, choice
 from bench.attribution.gradients import (
     Gradients,
     differentiable_copy,
     per_sample_gradients,
 )
-from bench.attribution.projection import EXACT, Projection, Unprojected, check_projection
+from bench.attribution.projection import AUTO, EXACT, Projection, Unprojected, check_projection
 from bench.attribution.sides import check_flips, over_sides
 from bench.contracts import AttributionContext, Method
 from bench.diffusion.model import DiffusionModel
@@ -58,8 +60,6 @@ POSITIONS_AT_ONCE = 16384
 GRADIENT_BYTES = 192 * 2**20
 """Gradients of one thread that wait for being projected together."""
 GRAM_ROWS = 8192
-EXACT_BYTES = 2**30
-"""The most that gradients of all images may take in memory when they are not projected."""
 
 
 class Rows(NamedTuple):
@@ -328,7 +328,8 @@ class InfluenceMethod(Method, ABC):
 
     Attributes:
         projection_dim: d; an inner product of gradients is kept to about 1/√d.
-        projection: "rademacher" or "normal", or "exact" for none: then ``projection_dim`` says nothing.
+        projection: "rademacher" or "normal"; "exact" for none, or "auto" for none where the gradients fit the memory,
+            else the least dimension that is enough: then ``projection_dim`` says nothing.
         num_timesteps: draws of (timestep, noise) for each image and side.
         num_query_draws: the same for a query.
         weights: whose gradients: "all", "cross-attn-kv", "cross-attn" or "attn".
@@ -359,9 +360,13 @@ class InfluenceMethod(Method, ABC):
             raise InvalidInput(
                 f"{self.name}: regularization={self.regularization}; expected 0 or more, usually 1e-3 to 10."
             )
+        if self.projection in (EXACT, AUTO) and self.regularization == 0:
+            raise InvalidInput(f"{self.name}: projection={self.projection} needs a regularization above 0.")
 
     def scores(self, context: AttributionContext, queries: Sequence[Query]) -> Float[Tensor, "queries images"]:
         """Mean over the ensemble, then the larger of an image's two sides."""
+        if self.projection == AUTO:
+            return choice(self, context, queries[0].sampler).applied(self).scores(context, queries)
         self._check_kernel(context)
         total = torch.zeros(len(queries), len(context.dataset), 2, dtype=torch.float64)
         for member, model in enumerate(context.ensemble(self.num_models)):
@@ -435,36 +440,28 @@ class InfluenceMethod(Method, ABC):
                 model, output, self.weights, projection, rows_of, 2 * len(ids),
                 group=self.num_timesteps, progress=context.progress,
             )  # fmt: skip
-            features = flat.view(len(ids), 2, -1)
-            if self.projection == EXACT and len(flat) < projection.dimension:
-                return {"features": features}
-            return {"features": features, "gram": gram_matrix(features, model.device).cpu()}
+            return self.with_gram(flat, model.device)
 
         dimension = 0 if self.projection == EXACT else self.projection_dim
         parts = [output, self.weights, self.num_timesteps, self.projection, dimension, member]
         return context.cached(f"gradient-features-{digest_of(parts)}", build)
+
+    def with_gram(self, flat: Float[Tensor, "sides d"], device: torch.device) -> dict[str, Tensor]:
+        """``features``, images × 2 × d, and ``gram`` where the kernel is taken among dimensions."""
+        features = flat.view(len(flat) // 2, 2, -1)
+        if self.projection == EXACT and len(flat) < flat.shape[1]:
+            return {"features": features}
+        return {"features": features, "gram": gram_matrix(features, device).cpu()}
 
     def _check_kernel(self, context: AttributionContext) -> None:
         """Refuse, before anything is computed, a kernel that cannot be inverted."""
         weights = sum(weight.numel() for weight in select_weights(context.model.unet, self.weights).values())
         rank = min(len(context.dataset), weights)
         if self.projection == EXACT:
-            self._check_exact(len(context.dataset), weights)
+            check_exact(self.name, len(context.dataset), weights)
         elif self.regularization == 0 and self.projection_dim >= rank:
             raise InvalidInput(
                 f"{self.name}: with regularization=0 the kernel of projection_dim={self.projection_dim} is singular, "
                 f"as there are {len(context.dataset)} training images and {weights} weights: give a projection_dim "
                 f"below {rank}, or a regularization above 0."
             )
-
-    def _check_exact(self, images: int, weights: int) -> None:
-        """Refuse gradients that do not fit the memory, and a kernel that cannot be inverted."""
-        size = 2 * images * weights * 4
-        if size > EXACT_BYTES:
-            raise InvalidInput(
-                f"{self.name}: projection=exact keeps 2 × {images} gradients of {weights} weights, "
-                f"{size / 2**30:.1f} GiB; at most {EXACT_BYTES / 2**30:g} GiB are taken. Project them: "
-                f"`bench projection --method {self.name}` tells which projection_dim agrees with the exact kernel."
-            )
-        if self.regularization == 0:
-            raise InvalidInput(f"{self.name}: projection=exact needs a regularization above 0.")

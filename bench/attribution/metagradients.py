@@ -102,10 +102,11 @@ class Steps:
     ) -> State:
         """x_{step+1} of x_step, where the draws' losses have the weights ``shares``, and ``others`` those instead."""
         weights = state.weights.detach().requires_grad_(True)
-        losses = self.losses(weights, self.draws.at(step))
+        draws = self.draws.at(step)
+        losses = self.losses(weights, draws)
         loss = (losses if shares is None else losses * shares).mean()
         if others is not None:
-            loss = loss + (self.losses(weights, self.draws.without_own(step)) * others).mean()
+            loss = loss + (self.losses(weights, self.draws.without_own(step, draws)) * others).mean()
         gradient = torch.autograd.grad(loss, weights)[0]
         rate, recipe = self._constants(step), self.recipe
         clipped = gradient * min(1.0, recipe.gradient_clip / (float(gradient.norm()) + CLIP_EPSILON))
@@ -126,8 +127,8 @@ class Steps:
             adjoints: of x_{step+1}, in float64.
         """
         weights = state.weights.detach().to(self.dtype).requires_grad_(True)
-        draws = self.draws.at(step), self.draws.without_own(step)
-        losses = torch.stack([self.losses(weights, each) for each in draws])
+        own = self.draws.at(step)
+        losses = torch.stack([self.losses(weights, each) for each in (own, self.draws.without_own(step, own))])
         shares = torch.tensor([[1.0], [0.0]]).to(losses).expand_as(losses).clone().requires_grad_(True)
         loss = (losses * shares).mean(1).sum()
         gradient = torch.autograd.grad(loss, weights, create_graph=True)[0]
@@ -168,8 +169,8 @@ class Steps:
 
     def _constants(self, step: int) -> _Constants:
         (beta1, beta2), number = self.recipe.betas, step + 1
-        decay = min(self.recipe.ema_decay, (1 + step) / (10 + step))
-        return _Constants(self.recipe.learning_rate_at(step), 1 - beta1**number, 1 - beta2**number, decay)
+        rate, decay = self.recipe.learning_rate_at(step), self.recipe.ema_decay_at(step)
+        return _Constants(rate, 1 - beta1**number, 1 - beta2**number, decay)
 
 
 class _Constants(NamedTuple):

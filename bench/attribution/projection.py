@@ -24,8 +24,9 @@ from torch.nn import functional
 from bench.errors import InvalidInput
 from bench.foundation import seeds
 
-EXACT = "exact"
-"""Stands for no projection: the gradients themselves (``Unprojected``)."""
+EXACT, AUTO = "exact", "auto"
+"""Stand for no projection, the gradients themselves (``Unprojected``); and for whichever is enough on the study
+(``bench.attribution.dimensions``)."""
 KINDS = ("rademacher", "normal")
 CHUNK_ENTRIES = 2**22
 KEPT_BYTES = 512 * 2**20
@@ -36,8 +37,8 @@ _SIGNS = torch.tensor([[1.0 if byte >> bit & 1 else -1.0 for bit in range(8)] fo
 
 def check_projection(kind: str, dimension: int) -> None:
     """Raise InvalidInput for a projection that does not exist."""
-    if kind not in (*KINDS, EXACT):
-        raise InvalidInput(f"projection='{kind}'; expected one of {', '.join((*KINDS, EXACT))}.")
+    if kind not in (*KINDS, EXACT, AUTO):
+        raise InvalidInput(f"projection='{kind}'; expected one of {', '.join((*KINDS, EXACT, AUTO))}.")
     if dimension < 1:
         raise InvalidInput(f"projection_dim={dimension}: a projection needs 1 dimension or more; 1024 is usual here.")
 

@@ -12,9 +12,11 @@ Reference: Park et al., arXiv 2303.14186; package ``traker`` (extra ``[trak]``),
 
 from __future__ import annotations
 
+import io
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stderr
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +26,13 @@ from torch import Tensor, nn
 
 from bench.attribution.gradients import differentiable_copy
 from bench.attribution.influence import GRADIENT_BYTES, GRAM_ROWS, InfluenceMethod, image_rows
+from bench.attribution.projection import Projection
 from bench.contracts import AttributionContext
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.queries import Query
 from bench.diffusion.regions import Region
 from bench.diffusion.selections import select_weights
+from bench.foundation import seeds
 
 if TYPE_CHECKING:
     from trak.projectors import AbstractProjector
@@ -111,6 +115,31 @@ def traker(
     return made
 
 
+def same_projection(sizes: Mapping[str, int], dimension: int, *key: seeds.KeyPart) -> AbstractProjector:
+    """This project's projection for the package, so that nothing but the implementation differs.
+
+    Args:
+        sizes: number of weights of each parameter, by name.
+        dimension: of the projection.
+        key: of its random numbers.
+    """
+    from trak.projectors import AbstractProjector
+
+    class Ours(AbstractProjector):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.own, self.proj_dim, self.proj_type = Projection(sizes, dimension, *key), dimension, "rademacher"
+
+        def project(self, grads: Tensor | Mapping[str, Tensor], model_id: int) -> Tensor:
+            if isinstance(grads, Tensor):
+                grads = dict(zip(sizes, grads.split(list(sizes.values()), 1), strict=True))
+            return self.own({name: part.flatten(1) for name, part in grads.items()})
+
+        def free_memory(self) -> None:
+            """Nothing is kept but the projection."""
+
+    return Ours()
+
+
 def traker_scores(
     method: InfluenceMethod,
     context: AttributionContext,
@@ -142,13 +171,15 @@ def traker_scores(
         kept = torch.from_numpy(peer.saver.current_store["grads"]).split(GRAM_ROWS)
         squares = sum(float(part.double().square().sum()) for part in kept)
         peer.score_computer.lambda_reg = method.regularization * squares / min(method.projection_dim, sides)
-        peer.finalize_features()
+        with redirect_stderr(io.StringIO()):  # its own progress bars
+            peer.finalize_features()
         peer.start_scoring_checkpoint("queries", peer.model.state_dict(), model_id=0, num_targets=len(queries))
         for query in queries:
             peer.task.region = query.region
             rows = [part.unsqueeze(0).to(model.device) for part in method.query_rows(context, query)]
             peer.score(batch=rows, num_samples=1)
-        found = torch.from_numpy(peer.finalize_scores(exp_name="queries").copy())
+        with redirect_stderr(io.StringIO()):
+            found = torch.from_numpy(peer.finalize_scores(exp_name="queries").copy())
     return found.T.reshape(len(queries), -1, 2).double()
 
 

@@ -33,7 +33,7 @@ def _method(name: str) -> tuple[str, ...]:
     method = methods.create(name)
     variant = name.partition(":")[2]
     settings = ", ".join(f"{key}={value}" for key, value in method.variants[variant].items()) if variant else ""
-    return name, settings or method.summary, method.needs, _here(method.unavailable())
+    return name, settings or method.summary, method.needs or "nothing more", _here(method.unavailable())
 
 
 def _metric(name: str) -> tuple[str, ...]:

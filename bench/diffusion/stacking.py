@@ -45,15 +45,7 @@ class Stack:
         self.rows = [*runs, *[runs[-1]] * (self.recipe.stack - len(runs))]
         self.weights = nn.Parameter(torch.stack([run.weights.detach() for run in self.rows]))
         self.averages = torch.stack([run.average for run in self.rows])
-        recipe = self.recipe
-        self.optimizer = torch.optim.AdamW(
-            [self.weights],
-            lr=recipe.learning_rate,
-            betas=recipe.betas,
-            weight_decay=recipe.weight_decay,
-            eps=recipe.epsilon,
-            fused=True,
-        )
+        self.optimizer = self.recipe.optimizer(self.weights)
         self._adopt()
         self.named = self._named()
 
@@ -88,8 +80,7 @@ class Stack:
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate_at(step)
         self.optimizer.step()
-        decay = min(recipe.ema_decay, (1 + step) / (10 + step))
-        self.averages.lerp_(self.weights.detach(), 1 - decay)
+        self.averages.lerp_(self.weights.detach(), 1 - recipe.ema_decay_at(step))
         for run in self.runs:
             run.step += 1
         found: list[float] = losses[: len(self.runs)].tolist()

@@ -117,6 +117,21 @@ class Recipe:
             return self.learning_rate * done / self.warmup
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - self.warmup) / (1 - self.warmup)))
 
+    def ema_decay_at(self, step: int) -> float:
+        """Decay of the running average after optimizer step ``step``: less while little has been averaged."""
+        return min(self.ema_decay, (1 + step) / (10 + step))
+
+    def optimizer(self, weights: nn.Parameter) -> torch.optim.AdamW:
+        """AdamW of ``weights``; set its learning rate before each step."""
+        return torch.optim.AdamW(
+            [weights],
+            lr=self.learning_rate,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+            eps=self.epsilon,
+            fused=True,
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
@@ -289,10 +304,10 @@ class DrawStream:
             torch.from_numpy(seeds.generator("training-captions", self.seed, step).random(size)),
         )
 
-    def without_own(self, step: int) -> Draws:
-        """The draws of ``step``, each with the image that it goes to when its own is removed and that one is not."""
+    def without_own(self, step: int, own: Draws) -> Draws:
+        """``own`` of ``step``, each with the image that it goes to when its own is removed and that one is not."""
         others = _chosen(seeds.generator("redirect", self.seed, step), self.kept_pools)
-        return self.at(step)._replace(images=torch.from_numpy(others))
+        return own._replace(images=torch.from_numpy(others))
 
     def _redirected(self, images: np.ndarray, step: int) -> np.ndarray:
         second = seeds.generator("redirect", self.seed, step)
@@ -339,14 +354,7 @@ class TrainingRun:
         self.average = weights.clone()
         self.replicas, self.gradients = _replicas(self.trainee, weights, recipe.num_shards)
         self.forwards = [_forward(replica.unet, recipe, device) for replica in self.replicas]
-        self.optimizer = torch.optim.AdamW(
-            [self.weights],
-            lr=recipe.learning_rate,
-            betas=recipe.betas,
-            weight_decay=recipe.weight_decay,
-            eps=recipe.epsilon,
-            fused=True,
-        )
+        self.optimizer = recipe.optimizer(self.weights)
 
     @property
     def finished(self) -> bool:
@@ -366,8 +374,7 @@ class TrainingRun:
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.learning_rate_at(self.step)
         self.optimizer.step()
-        decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
-        self.average.lerp_(self.weights.detach(), 1 - decay)
+        self.average.lerp_(self.weights.detach(), 1 - self.recipe.ema_decay_at(self.step))
         self.step += 1
         return loss
 

@@ -47,7 +47,7 @@ from bench.records import folder
 from bench.records.store import Artifacts, Store
 from bench.registry import named
 from bench.report.customized import CustomizedReport, RetrievalRow, merge
-from bench.report.shown import Report, Table
+from bench.report.shown import ReportOnMethods, Table
 
 NAME = "abc"
 BASE = "stable-diffusion-v1-4"
@@ -209,7 +209,9 @@ class AbcRun:
                 shown.say(f"model {number} of {len(self.chosen)}: {one.name}")
                 found += self._rows(one, base, digest, usable, home, left_out)
                 merge(home.store, found)
-        return CustomizedReport(pd.DataFrame(found), self.root, left_out.skipped, left_out.failed)
+        return CustomizedReport(
+            frame=pd.DataFrame(found), root=self.root, skipped=left_out.skipped, failures=left_out.failed
+        )
 
     def _take_fisher(self, methods: Sequence[Method], base: AttributionContext) -> None:
         """Let methods find the released Fisher information where they would keep their own."""
@@ -365,8 +367,8 @@ class AbcHome:
         return keep_failure(self.store, name, error)
 
 
-@dataclass(frozen=True, eq=False)
-class AbcPlan(Report):
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AbcPlan(ReportOnMethods):
     """What a run on AbC's data would take.
 
     Attributes:
@@ -375,7 +377,6 @@ class AbcPlan(Report):
         memory: bytes by what they are for.
         evaluation: seconds of one evaluation of the U-Net.
         work: seconds by method; None where they cannot be told.
-        skipped: methods that cannot run here.
     """
 
     found: str
@@ -383,7 +384,6 @@ class AbcPlan(Report):
     memory: Mapping[str, int]
     evaluation: float
     work: Mapping[str, float | None]
-    skipped: Mapping[str, str]
 
     def tables(self) -> list[Table]:
         """Hours by method."""
@@ -398,5 +398,5 @@ class AbcPlan(Report):
             f"released files that are there: {', '.join(self.released) or 'none, they are computed'}",
             f"memory: about {sum(self.memory.values()) / GIB:.3g} GiB ({parts})",
             f"an evaluation of the U-Net takes {self.evaluation:.3g} s here",
-            *(f"skipped {name}: {why}" for name, why in self.skipped.items()),
+            *super().notes(),
         ]

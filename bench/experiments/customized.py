@@ -249,7 +249,9 @@ class CustomizedRun:
                 merge(base.store, rows)
             with base.store.lock("results"):
                 keep_manifest(base.store, folder.MANIFEST, self._manifest(base, usable, time.perf_counter() - started))
-        return CustomizedReport(pd.DataFrame(rows), base.store.root, left_out.skipped, left_out.failed)
+        return CustomizedReport(
+            frame=pd.DataFrame(rows), root=base.store.root, skipped=left_out.skipped, failures=left_out.failed
+        )
 
     def _manifest(self, base: Workspace, methods: Sequence[Method], seconds: float) -> dict[str, Any]:
         """What produced the rows (law 6)."""

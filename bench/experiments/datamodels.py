@@ -39,7 +39,7 @@ from bench.records.names import MethodName
 from bench.records.rows import Row, frame_of
 from bench.records.store import Store, write_whole
 from bench.registry import metrics as metric_registry
-from bench.report.shown import Report, Table, as_markdown
+from bench.report.shown import ReportOnMethods, Table, as_markdown
 from bench.report.statistics import Interval, resampled_bounds
 from bench.studies import Study
 
@@ -148,7 +148,13 @@ class DatamodelTest(Experiment["Datamodels"]):
         table = table.sort_values("lds", ascending=False, ignore_index=True)
         frame = tables.LDS.merge(workspace.store, pd.DataFrame(found))
         write_whole(workspace.store.path(folder.LDS_TABLE), markdown(table, len(queries), self.seeds).encode())
-        return Datamodels(table, frame, left_out.skipped, left_out.failed, sorted(set(measured.failed.values())))
+        return Datamodels(
+            table=table,
+            frame=frame,
+            skipped=left_out.skipped,
+            failures=left_out.failed,
+            failed_trainings=sorted(set(measured.failed.values())),
+        )
 
     def _scores(self, workspace: Workspace, queries: Sequence[Query]) -> tuple[dict[Method, np.ndarray], LeftOut]:
         """τ of each method, queries × images, and the methods that have none."""
@@ -185,37 +191,21 @@ class DatamodelTest(Experiment["Datamodels"]):
         }
 
 
-@dataclass(frozen=True, eq=False)
-class Datamodels(Report):
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Datamodels(ReportOnMethods):
     """What the test found.
 
     Attributes:
         table: method, mean over queries of LDS with its interval over subsets, number of subsets.
         frame: one row for each method and query, of all runs in the folder.
-        skipped: methods that cannot run here, with the reason.
-        broken: methods that failed, with the reason.
-        failures: reasons of trainings that failed; their subsets are left out.
     """
 
     table: pd.DataFrame
     frame: pd.DataFrame
-    skipped: dict[str, str]
-    broken: dict[str, str]
-    failures: list[str]
 
     def tables(self) -> list[Table]:
         """LDS of each method."""
         return [(TABLE_HEAD, table_cells(self.table))]
-
-    def notes(self) -> list[str]:
-        """What has no scores, and which subsets are missing."""
-        skipped = [f"skipped {name}: {why}" for name, why in self.skipped.items()]
-        return skipped + [f"a subset was left out: {why}" for why in self.failures]
-
-    def problems(self) -> list[str]:
-        """Methods and trainings that failed."""
-        lost = [f"{len(self.failures)} kinds of failed trainings, see above"] if self.failures else []
-        return [f"{name} failed: {why}" for name, why in self.broken.items()] + lost
 
 
 def subset(study: Study, index: int, share: float) -> tuple[int, ...]:

@@ -26,6 +26,7 @@ from bench.experiments.evaluation import Comparison, evaluation_seed
 from bench.experiments.experiment import Experiment, Measured, R, check_count, with_floors
 from bench.experiments.left_out import LeftOut
 from bench.experiments.pictures import draw_figures
+from bench.experiments.projecting import keep_choices
 from bench.experiments.workspace import Workspace
 from bench.foundation.machine import describe, peak_memory_mib
 from bench.records import folder, rows
@@ -34,6 +35,7 @@ from bench.records.store import Store, write_whole
 from bench.registry import floors as every_floor
 from bench.registry import named, tuned
 from bench.report import floors, query_overlap, summary
+from bench.report.projections import agreements, beside
 from bench.report.shown import Report, Table, as_markdown
 from bench.report.truth import Truth
 
@@ -59,6 +61,7 @@ class RunReport(Report):
         failed_trainings: reasons of the trainings that failed, by the model's key.
         damage: what was set aside in the folder, in words.
         overlap: what the top images of different queries have in common, in words.
+        projected: by digest of a method, what is known of its projection, in words.
     """
 
     frame: pd.DataFrame
@@ -75,6 +78,7 @@ class RunReport(Report):
     failed_trainings: dict[str, str]
     damage: list[str]
     overlap: list[str]
+    projected: Mapping[str, str]
 
     def tables(self) -> list[Table]:
         """The means over queries, those in each group of queries, and the carriers found where they are known."""
@@ -90,7 +94,10 @@ class RunReport(Report):
             *self.overlap,
             *(f"skipped {name}: {why}" for name, why in skipped.items()),
             *self.damage,
-            *(f"{method}: {facts['tuned_on']}" for method, facts in self.manifest["methods"].items()),
+            *(
+                f"{method}: {beside(facts['tuned_on'], self.projected.get(facts['digest']))}"
+                for method, facts in self.manifest["methods"].items()
+            ),
             *floors.notes(self.merged, directions),
             f"table, frame, manifest and pictures: {self.folder}",
         ]
@@ -310,6 +317,7 @@ def written(
     groups = {query.id: study.group(query) for query in design.queries if study.group(query)}
     tops = selections or {}
     manifest = manifest_of(experiment, workspace, design, measured, methods)
+    keep_choices(workspace, methods)
     with store.lock("results"):
         merged = rows.merge(store, frame)
         labelled = merged.assign(method=rows.labels(merged))
@@ -330,6 +338,7 @@ def written(
             failed_trainings=_failed_trainings(workspace, measured),
             damage=[*workspace.store.damage],
             overlap=query_overlap.notes(tops, design.queries, ks, len(study.dataset)),
+            projected=agreements(workspace.store),
         )
         table = store.path(folder.TABLE)
         write_whole(table, "\n".join(map(as_markdown, report.tables())).encode())

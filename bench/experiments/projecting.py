@@ -14,15 +14,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import pandas as pd
 import torch
-from scipy import stats
 
+from bench.attribution.dimensions import IMAGES, Choice, agreement, among, choice_key
 from bench.attribution.influence import InfluenceMethod
-from bench.attribution.projection import EXACT
-from bench.contracts import AttributionContext, Method
+from bench.attribution.projection import AUTO, EXACT, KINDS
+from bench.contracts import Method
 from bench.diffusion.queries import Query
 from bench.errors import InvalidInput
 from bench.experiments.design import Chosen, Controls, Design
@@ -34,9 +33,9 @@ from bench.records import folder, tables
 from bench.records.store import write_whole
 from bench.registry import named
 from bench.report.projections import ProjectionReport
+from bench.studies import Study
 
 DIMENSIONS = (256, 1024, 4096)
-IMAGES = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +56,13 @@ class ProjectionTest(Experiment[ProjectionReport]):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count("images", self.images, most=1_000_000)
-        projecting = [method for method in self.methods if isinstance(method, InfluenceMethod)]
+        projecting = [each for each in self.methods if isinstance(each, InfluenceMethod) and each.projection in KINDS]
         if len(projecting) < len(self.methods):
-            others = ", ".join(each.name for each in self.methods if each not in projecting)
-            raise InvalidInput(f"{others}: no gradients are projected; name methods such as trak, d_trak or das.")
+            others = ", ".join(self.label(each) for each in self.methods if each not in projecting)
+            raise InvalidInput(
+                f"{others}: no gradients are projected, or to a dimension that is measured anyway; name methods such "
+                "as trak, d_trak or das."
+            )
         object.__setattr__(self, "own", projecting)
 
     def comparisons(self, workspace: Workspace, queries: Sequence[Query], controls: Controls, *, ahead: bool) -> Chosen:
@@ -93,33 +95,40 @@ class ProjectionTest(Experiment[ProjectionReport]):
 
         def scores(setting: InfluenceMethod, what: str) -> torch.Tensor:
             advance = partial(workspace.progress.advance, f"{self.label(method)}, {what}")
-            return setting.scores(_among(workspace.context(advance), images), queries)
+            return setting.scores(among(workspace.context(advance), images), queries)
 
         exact = scores(replace(method, projection=EXACT), "not projected")
         for dimension in sorted({*self.dimensions, method.projection_dim}):
             setting = replace(method, projection_dim=dimension)
             found = scores(setting, f"{dimension} dimensions")
-            for query, one, other in zip(queries, found, exact, strict=True):
-                lines.append(
-                    {
-                        "study": self.study.name, "study_digest": self.study.digest,
-                        **asdict(named(method, self.study.name)), "method_digest": setting.digest, "query": query.id,
-                        "query_digest": query.digest, "dimension": dimension, "images": len(images),
-                        "own": dimension == method.projection_dim,
-                        "spearman": float(stats.spearmanr(one.numpy(), other.numpy()).statistic),
-                        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-                    }
-                )  # fmt: skip
+            measured = Choice(dimension, agreement(found, exact), len(images))
+            own = dimension == method.projection_dim
+            asked = [(query.id, query.digest) for query in queries]
+            lines += _told(self.study, method, setting.digest, measured, asked, own=own)
         return lines
 
 
-def _among(context: AttributionContext, images: Sequence[int]) -> AttributionContext:
-    """``context`` of these images alone, with artifacts of its own."""
-    chosen, kept = torch.as_tensor(images), dict[str, dict[str, Any]]()
+def keep_choices(workspace: Workspace, methods: Sequence[Method]) -> None:
+    """Keep what ``projection=auto`` of ``methods`` chose on this study in the folder's table, where it is known."""
+    for method in methods:
+        if isinstance(method, InfluenceMethod) and method.projection == AUTO:
+            kept = workspace.store.tensors(*folder.artifact(choice_key(method)))
+            if kept is not None:
+                found = Choice.of(kept[0])
+                probes = [(name, name) for name in (f"probe-{number}" for number in range(len(found.agreement)))]
+                lines = _told(workspace.study, method, method.digest, found, probes, own=True)
+                tables.PROJECTION.merge(workspace.store, pd.DataFrame(lines))
 
-    def cached(key: str, build: Any) -> dict[str, Any]:
-        if key not in kept:
-            kept[key] = dict(build())
-        return kept[key]
 
-    return replace(context, dataset=context.dataset.only(images), data=context.data.only(chosen), cached=cached)
+def _told(
+    study: Study, method: Method, digest: str, found: Choice, asked: Sequence[tuple[str, str]], *, own: bool
+) -> list[Mapping[str, object]]:
+    """The table's lines of one dimension, one for each query (its id and digest)."""
+    return [
+        {
+            "study": study.name, "study_digest": study.digest, **asdict(named(method, study.name)),
+            "method_digest": digest, "query": query, "query_digest": query_digest, "dimension": found.dimension,
+            "images": found.images, "own": own, "spearman": rho, "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        }
+        for (query, query_digest), rho in zip(asked, found.agreement.tolist(), strict=True)
+    ]  # fmt: skip

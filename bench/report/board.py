@@ -28,6 +28,7 @@ from bench.registry import metrics as metric_registry
 from bench.registry import role_of, tuned
 from bench.report.ceilings import BEST, best_sets
 from bench.report.floors import Parts, against, judged, names_of, not_beaten, parts_of
+from bench.report.projections import beside
 from bench.report.statistics import (
     MIN_QUERIES,
     Equivalent,
@@ -279,7 +280,7 @@ def leaderboard(
             place, of_projection = (line.digest, int(k)), projected.get(line.digest)
             lines[-1] = replace(
                 line, group=group.get(str(label)), shared=shared.get(place), overlap=overlap.get(place),
-                tuned_on=f"{line.tuned_on}; {of_projection}" if of_projection else line.tuned_on,
+                tuned_on=beside(line.tuned_on, of_projection),
             )  # fmt: skip
     best, said = _best_lines(ranked, facts, tables, reference)
     lines, notes = [*lines, *best], [*notes, *said]

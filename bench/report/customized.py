@@ -29,7 +29,7 @@ from bench.records.names import MethodName
 from bench.records.store import Store, write_whole
 from bench.registry import methods, role_of, tuned
 from bench.report import figures
-from bench.report.shown import Report, Table, as_markdown
+from bench.report.shown import Report, ReportOnMethods, Table, as_markdown
 from bench.report.statistics import mean_and_error
 from bench.studies import Study
 
@@ -226,33 +226,25 @@ def _cell(mean: float, error: float) -> str:
     return f"{mean:.3f}" if error != error else f"{mean:.3f} ± {error:.3f}"
 
 
-@dataclass(frozen=True, eq=False)
-class CustomizedReport(Report):
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CustomizedReport(ReportOnMethods):
     """What a run found.
 
     Attributes:
         frame: its rows.
         root: the results folder.
-        skipped, failed: methods with the reason.
     """
 
     frame: pd.DataFrame
     root: Path
-    skipped: Mapping[str, str]
-    failed: Mapping[str, str]
 
     def tables(self) -> list[Table]:
         """Recall@10 and mAP of each method in each pool, with chance and ceiling."""
         return tables_of(summary(self.frame)) if len(self.frame) else []
 
     def notes(self) -> list[str]:
-        """What the numbers are of."""
-        found = [f"skipped {name}: {why}" for name, why in self.skipped.items()]
-        return [*explained(self.frame), *found, f"rows: {self.root / folder.RETRIEVAL}"]
-
-    def problems(self) -> list[str]:
-        """Methods that failed."""
-        return [f"{name}: {why}" for name, why in self.failed.items()]
+        """What the numbers are of, and what was skipped."""
+        return [*explained(self.frame), *super().notes(), f"rows: {self.root / folder.RETRIEVAL}"]
 
 
 def explained(frame: pd.DataFrame) -> list[str]:

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from bench.attribution.dimensions import ENOUGH
 from bench.records import tables
 from bench.records.names import MethodName
 from bench.records.store import Store
 from bench.report.shown import ReportOnMethods, Table, as_markdown
 from bench.report.statistics import interval
 
-ENOUGH = 0.9
-"""A projection whose ranks agree less is largely its own random numbers."""
 HEAD = ("method", "dimension", "Spearman's ρ with no projection [95 % interval]", "images", "queries")
 
 
@@ -29,13 +28,14 @@ class ProjectionReport(ReportOnMethods):
 
     @property
     def labelled(self) -> pd.DataFrame:
-        """The lines with the method's name, the same for all dimensions."""
-        parts = zip(self.frame["method"], self.frame["variant"], self.frame["settings"], strict=True)
-        return self.frame.assign(label=[MethodName(*part).label for part in parts])
+        """The lines of projections, with the method's name, the same for all dimensions."""
+        projected = self.frame[self.frame["dimension"] > 0] if len(self.frame) else self.frame
+        parts = zip(*(projected.get(name, ()) for name in ("method", "variant", "settings")), strict=True)
+        return projected.assign(label=[MethodName(*part).label for part in parts])
 
     def tables(self) -> list[Table]:
         """The means over queries."""
-        if not len(self.frame):
+        if not len(self.labelled):
             return []
         cells = []
         for (label, dimension, images), own in self.labelled.groupby(["label", "dimension", "images"]):
@@ -47,7 +47,7 @@ class ProjectionReport(ReportOnMethods):
     def notes(self) -> list[str]:
         """What was skipped, and the least dimension that is enough for each method."""
         told = super().notes()
-        if not len(self.frame):
+        if not len(self.labelled):
             return told
         means = self.labelled.groupby(["label", "dimension"])["spearman"].mean()
         for label, own in means.groupby(level="label"):
@@ -73,5 +73,12 @@ def agreements(store: Store) -> dict[str, str]:
     means = most.groupby(["method_digest", "dimension", "images"])["spearman"].mean()
     return {
         str(digest): f"{dimension} dimensions rank {images} images as no projection does to a Spearman's ρ of {rho:.2f}"
+        if dimension
+        else f"nothing is projected: the gradients of all {images} images fit the memory"
         for (digest, dimension, images), rho in means.items()
     }
+
+
+def beside(tuned_on: str, of_projection: str | None) -> str:
+    """On what settings were tuned, with what is known of the projection."""
+    return f"{tuned_on}; {of_projection}" if of_projection else tuned_on

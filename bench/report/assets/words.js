@@ -47,7 +47,7 @@ function provenance() {
   add("training", `${count(facts.models)} models retrained, ${fixed(facts.trainSeconds / 3600, 1)} machine hours`);
   add("machines", facts.machines.join("; ") || "not recorded");
   const commands = [...new Set(runs.map((run) => run.command).filter(Boolean))];
-  const settings = Object.entries(manifest.methods ?? {}).map(([name, fact]) => el("tr", {}, el("td", {}, name), el("td", {}, el("code", {}, fact.digest ?? "")), el("td", {}, Object.entries(fact.settings ?? {}).map(([key, value]) => `${key} = ${value}`).join(", ")), el("td", {}, fact.tuned_on ?? "")));
+  const settings = Object.entries(manifest.methods ?? {}).map(([name, fact]) => el("tr", {}, el("td", {}, name), el("td", {}, el("code", {}, fact.digest ?? "")), el("td", {}, Object.entries(fact.settings ?? {}).map(([key, value]) => `${key} = ${value}`).join(", ")), el("td", {}, data.lines.find((line) => line.method === name)?.tuned ?? fact.tuned_on ?? "")));
   fill(byId("provenance"), list, el("h3", {}, "Make it again"), el("pre", {}, [...commands, facts.command].join("\n")),
     el("details", {}, el("summary", {}, "Runs"), el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Runs" }, el("table", { class: "plain" }, el("thead", {}, el("tr", {}, ...["date", "K", "queries", "seconds", "processor", "torch"].map((text) => el("th", { scope: "col" }, text)))),
       el("tbody", {}, ...runs.map((run) => el("tr", {}, ...[run.date, (run.budgets ?? []).join(", "), run.queries, run.wall_seconds, run.machine?.processor, run.machine?.torch].map((value) => el("td", {}, String(value ?? ""))))))))),
