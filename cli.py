@@ -275,7 +275,7 @@ def run(dry_run: bool, **given: Any) -> None:
 @device_option
 @click.option("--for", "seconds", type=Duration(), help="End after 55m, 4h, 90s. [default: never]")
 @click.option("--max-models", type=click.IntRange(1), help="End after so many. [default: no limit]")
-@click.option("--wait", is_flag=True, help="Where nothing is left, wait for more until --for is over.")
+@click.option("--wait", is_flag=True, help="Where no run has begun, or nothing is left, wait until --for is over.")
 @click.option("--threads", type=click.IntRange(1), help="[default: as many as this process may use]")
 def work_(
     results: Path, study_name: str | None, device: str, seconds: float | None, max_models: int | None, wait: bool,

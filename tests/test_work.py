@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import signal
+import threading
 import time
 from collections import Counter
 from dataclasses import replace
@@ -14,7 +15,7 @@ from click.testing import CliRunner
 from bench.diffusion.training import TrainingJob
 from bench.errors import EngineStopped, InvalidInput, ResultsFolderError, UnknownName
 from bench.experiments.workspace import Workspace
-from bench.foundation.machine import compute_threads
+from bench.foundation.machine import available_threads, compute_threads
 from bench.records import folder
 from bench.records.store import Store, read_tensors
 from bench.registry import methods, metrics
@@ -175,6 +176,32 @@ def test_a_plan_is_for_its_version_of_the_study(tmp_path):
 def test_a_worker_needs_a_results_folder(tmp_path):
     with pytest.raises(ResultsFolderError, match="bench run"):
         work(tmp_path / "nothing")
+
+
+def test_a_worker_may_come_before_the_run(tmp_path):
+    def begin():
+        workspace = Workspace(study("tiny"), tmp_path / "run", metrics=[])
+        plans.write(workspace.store, workspace.engine, [Request(JOBS[0]), Request(JOBS[1])])
+
+    assert work(tmp_path / "run", wait=True, seconds=0.1)
+    late = threading.Timer(0.5, begin)
+    late.start()
+    try:
+        assert work(tmp_path / "run", wait=True, most=1) is False
+    finally:
+        late.join()
+    assert len(list((tmp_path / "run" / "models").glob("*.safetensors"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("written", "share"), [("max 100000", 64), ("250000 100000", 3), ("1000 100000", 1), ("", 64), (None, 64)]
+)
+def test_a_container_may_have_fewer_processors(monkeypatch, tmp_path, written, share):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(64)))
+    monkeypatch.setattr("bench.foundation.machine.CONTAINER_QUOTA", tmp_path / "cpu.max")
+    if written is not None:
+        (tmp_path / "cpu.max").write_text(written)
+    assert available_threads() == share
 
 
 def driven(engine, crew):

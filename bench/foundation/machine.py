@@ -8,6 +8,7 @@ model's bits do not depend on how many threads or worker processes trained it.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import resource
@@ -18,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -29,11 +31,21 @@ R = TypeVar("R")
 _active = threading.local()
 LARGE_BLOCK = 2**28
 """Bytes: larger tensors are asked of the system, and go back to it."""
+CONTAINER_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Where Linux says what processor time a container has (cgroup v2, https://docs.kernel.org/admin-guide/cgroup-v2.html)."""
 
 
 def available_threads() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processors that this process may use: those it may run on, or fewer where its container has a share of them.
+
+    A Linux container (``docker run --cpus``) says so as microseconds of processor time in so many, or "max".
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = CONTAINER_QUOTA.read_text().split()
+        return max(1, min(allowed, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):
+        return allowed
 
 
 @contextmanager

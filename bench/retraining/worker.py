@@ -90,17 +90,26 @@ def work(
         device: to train on.
         seconds: after which it ends, in mid-training with a checkpoint.
         most: so many requests are fulfilled at most; None for no limit.
-        wait: whether to wait for more, until time is up, where nothing is left.
+        wait: whether to wait, until time is up, for a run that has not begun, and for more where nothing is left.
         progress: told what happens.
         study: of a user's own, where its file is not where the plans say.
     """
     shown, deadline, done = progress or Progress(), time.monotonic() + seconds, 0
-    if not (root / folder.STUDY).exists():
-        raise ResultsFolderError(f"{root} is no results folder: it has no {folder.STUDY}. `bench run` makes one.")
 
     def is_late() -> bool:
         return time.monotonic() >= deadline or _leaving.is_set()
 
+    def rest() -> None:
+        time.sleep(min(BUSY_PAUSE_SECONDS, max(0.0, deadline - time.monotonic())))
+
+    while not (root / folder.STUDY).exists():
+        if not wait:
+            raise ResultsFolderError(
+                f"{root} is no results folder: it has no {folder.STUDY}. `bench run` makes one; --wait waits for it."
+            )
+        if is_late():
+            return True
+        rest()
     desk = _Desk(root, device, shown, study, should_stop=is_late)
     while (left := desk.left()) or (wait and not is_late()):
         is_idle, begin = True, secrets.randbelow(len(left) or 1)
@@ -129,7 +138,7 @@ def work(
             desk.put_down(path, request)
             shown.say(f"{name}: {outcome.failure or word} ({time.monotonic() - began:.1f} s)")
         if is_idle:
-            time.sleep(min(BUSY_PAUSE_SECONDS, max(0.0, deadline - time.monotonic())))
+            rest()
     return True
 
 
