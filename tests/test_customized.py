@@ -179,7 +179,8 @@ def test_a_board_shows_every_model_and_mixes_no_pools(finished, quick, tmp_path)
         assert f"figures/{name}.png" in text
         picture = tmp_path / "board" / "figures" / f"{name}.png"
         assert picture.stat().st_size > 1000
-        assert Image.open(picture).mode == "P"  # of a palette: twenty stand in one page
+        with Image.open(picture) as drawn:
+            assert drawn.mode == "P"  # of a palette: twenty stand in one page
     other = tmp_path / "other"
     shutil.copytree(root / "models", other / "models")
     run_of(quick, other, methods=[methods.create("pixel")], models=1, distractors=10).execute()
