@@ -9,14 +9,15 @@ one hidden layer, trained on the teacher's rankings for queries that no board re
 cross-entropy with ranks as targets, as here. Ours: a smaller head, targets that count the teacher's first images alone,
 and the teacher: ``das``, which finds most carriers of rare parts on ``faces``.
 
-The head that ships was trained for ``faces``; for another study train one and give it with --weights fast=FILE.
+Heads that were trained for ``faces`` and ``fashion`` ship; for another study train one and give it with --weights
+fast=FILE.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -25,10 +26,12 @@ from bench.attribution.features import backbone_of_images, backbone_of_queries, 
 from bench.attribution.heads import Ranker, components
 from bench.contracts import AttributionContext, Method
 from bench.diffusion.queries import Query
-from bench.errors import InvalidInput, Unavailable
-from bench.pretrained.encoders import HEADS, encoder
+from bench.errors import InvalidInput, Unavailable, UnknownName
+from bench.pretrained.encoders import RANKERS, encoder
 from bench.pretrained.weights import Weights
 from bench.registry import register_method
+
+FACES = "faces"
 
 
 @register_method
@@ -38,18 +41,33 @@ class Fast(Method):
 
     Attributes:
         backbone: what the head stands on: "pixel", or an encoder of images.
+        head: the study whose head is used where --weights gives none.
     """
 
     name: ClassVar[str] = "fast"
     summary: ClassVar[str] = "cosine similarity by a head that learned to rank as a slow teacher does, max over flips"
-    needs: ClassVar[str] = "a head trained for the study by `bench train-heads --teacher`; that of faces ships"
+    needs: ClassVar[str] = (
+        "a head trained for the study by `bench train-heads --teacher`; those of faces and fashion ship"
+    )
 
     backbone: str = "pixel"
+    head: str = FACES
+
+    def __post_init__(self) -> None:
+        if self.head not in RANKERS:
+            raise UnknownName("head of fast", self.head, RANKERS)
+
+    def settings(self) -> dict[str, Any]:
+        """Without the head where it is that of ``faces``: it was the only one when the rows of its board were made."""
+        given = super().settings()
+        if self.head == FACES:
+            del given["head"]
+        return given
 
     @property
     def weights(self) -> tuple[Weights, ...]:
         """The head's, and the encoder's where there is one."""
-        return (HEADS["fast"], *backbone_weights(self.backbone))
+        return (RANKERS[self.head], *backbone_weights(self.backbone))
 
     def unavailable(self) -> str:
         """Weights that are missing."""
@@ -63,19 +81,19 @@ class Fast(Method):
 
     def sources(self) -> dict[str, str]:
         """Head and encoder with the hashes of their weights."""
-        return {"head": HEADS["fast"].identity(), **(encoder(self.backbone).sources() if self.weights[1:] else {})}
+        head, *others = self.weights
+        return {"head": head.identity(), **(encoder(self.backbone).sources() if others else {})}
 
     def caveat(self) -> str:
         """Random weights are declared."""
-        return f"random weights of {self.name}" if HEADS["fast"].random else ""
+        return f"random weights of {self.name}" if self.weights[0].random else ""
 
     def scores(self, context: AttributionContext, queries: Sequence[Query]) -> Float[Tensor, "queries images"]:
         """Cosines in [−1, 1]."""
         images = backbone_of_images(context, self.backbone)
         dim = images.shape[2]
-        dim = images.shape[2]
         try:
-            head = HEADS["fast"].load(lambda: Ranker(dim, components(dim)))
+            head = RANKERS[self.head].load(lambda: Ranker(dim, components(dim)))
         except InvalidInput as error:
             raise Unavailable(
                 f"fast: its head is not for this study ({error}); train one with `bench train-heads --teacher METHOD`"

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from safetensors.torch import load_file
 
 from bench.data.customizations import HELD_OUT, NEW_WORD, OBJECT, REPORTED, STYLE, customizations
@@ -176,7 +177,10 @@ def test_a_board_shows_every_model_and_mixes_no_pools(finished, quick, tmp_path)
     text = (tmp_path / "board" / folder.BOARD_TABLE).read_text()
     for name in ("alien", "inverted"):
         assert f"figures/{name}.png" in text
-        assert (tmp_path / "board" / "figures" / f"{name}.png").stat().st_size > 1000
+        picture = tmp_path / "board" / "figures" / f"{name}.png"
+        assert picture.stat().st_size > 1000
+        with Image.open(picture) as drawn:
+            assert drawn.mode == "P"  # of a palette: twenty stand in one page
     other = tmp_path / "other"
     shutil.copytree(root / "models", other / "models")
     run_of(quick, other, methods=[methods.create("pixel")], models=1, distractors=10).execute()

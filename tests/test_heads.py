@@ -21,12 +21,12 @@ from bench.attribution.heads import (
     train_mappers,
     train_ranker,
 )
-from bench.errors import InvalidInput, Unavailable
+from bench.errors import InvalidInput, Unavailable, UnknownName
 from bench.experiments import customized
-from bench.experiments.heads import MapperTraining, RankerTraining, cross_validated, found_by, shared_top
-from bench.pretrained.encoders import HEADS, WEIGHTS
+from bench.experiments.heads import MapperTraining, RankerTraining, cross_validated, found_by, shared_top, write_heads
+from bench.pretrained.encoders import HEADS, RANKERS, WEIGHTS
 from bench.pretrained.weights import chosen
-from bench.registry import methods
+from bench.registry import label_of, methods
 from bench.studies import study
 from cli import main
 
@@ -198,18 +198,58 @@ def test_maps_are_trained_on_held_out_models_and_read_by_their_method(hardly, tm
         )
 
 
-@pytest.mark.parametrize("name", ["abc_efficientnet", "fast"])
-def test_trained_heads_ship_and_are_small(name):
-    file = HEADS[name].origin.here()
+@pytest.mark.parametrize(
+    ("weights", "made"),
+    [
+        (HEADS["abc_efficientnet"], lambda: Mappers(1280, 64)),
+        (RANKERS["faces"], lambda: Ranker(768, 64)),
+        (RANKERS["fashion"], lambda: Ranker(196, 64)),
+    ],
+    ids=["abc_efficientnet", "faces", "fashion"],
+)
+def test_trained_heads_ship_and_are_small(weights, made):
+    file = weights.origin.here()
     assert file is not None
     assert file.stat().st_size < 400_000
-    made = {"abc_efficientnet": lambda: Mappers(1280, 64), "fast": lambda: Ranker(768, 64)}[name]
-    assert all(torch.isfinite(weight).all() for weight in HEADS[name].load(made).parameters())  # and its sha256 fits
+    assert all(torch.isfinite(weight).all() for weight in weights.load(made).parameters())  # and its sha256 fits
 
 
-def test_the_shipped_head_of_faces_is_refused_elsewhere(context, queries):
+def test_each_study_has_its_own_head():
+    heads = {name: methods.create("fast", name) for name in ("faces", "customized", "fashion")}
+    assert {name: method.head for name, method in heads.items()} == {
+        "faces": "faces",
+        "customized": "faces",
+        "fashion": "fashion",
+    }
+    assert heads["faces"].settings() == {"backbone": "pixel"}  # as before there was a choice: published rows keep it
+    assert heads["faces"].digest == heads["customized"].digest != heads["fashion"].digest
+    assert label_of(heads["fashion"], "fashion") == "fast"
+    with pytest.raises(UnknownName, match="faces"):
+        methods.create("fast", head="face")
+
+
+def test_a_head_that_is_given_takes_the_place_of_any(tmp_path):
+    made = tmp_path / "head.safetensors"
+    write_heads(Ranker(196, 64), made)
+    shipped = methods.create("fast", "fashion").digest
+    with chosen({"fast": str(made)}, WEIGHTS):
+        assert methods.create("fast", "fashion").digest != shipped
+        assert methods.create("fast", "fashion").sources() == methods.create("fast", "faces").sources()
+
+
+def test_the_shipped_heads_are_refused_elsewhere(context, queries):
     with pytest.raises(Unavailable, match="bench train-heads"):
         methods.create("fast").scores(context, queries)
+
+
+def test_the_head_of_fashion_knows_clothes(tiny):
+    """Of ten kinds, four times as many of the nearest photos as by chance are of one kind; tiny has some of fashion."""
+    pixels = torch.stack([tiny.dataset.pixels(flipped=flipped).flatten(1) for flipped in (False, True)], 1)
+    head = RANKERS["fashion"].load(lambda: Ranker(196, 64))
+    near = cosines(head(pixels[:40, 0]), head(pixels)).argsort(descending=True)[:, :11]
+    kinds = tiny.dataset.captions
+    same = [kinds[place] == kinds[row] for row, places in enumerate(near.tolist()) for place in places if place != row]
+    assert sum(same) > 0.4 * len(same)
 
 
 @pytest.mark.parametrize(

@@ -206,3 +206,34 @@ def test_the_page_of_boxes_says_what_the_published_table_says():
     for text, names in ((page, "image"), ((ROOT / "README.md").read_text(), "picture")):
         [whole] = re.findall(rf"what the whole {names} names(?:\*\*)? \((.*?)\)", text)
         assert numbers(whole.replace("−", "-")) == pytest.approx(numbers(gains[loss, "ours"][4]), abs=5.1e-5)
+
+
+@pytest.mark.parametrize(("distractors", "heading"), [(1000, "## What twenty"), (200, "### Among 200")])
+def test_the_log_of_customized_models_says_what_the_published_rows_say(distractors, heading):
+    board = pd.read_csv(ROOT / "results" / "customized" / "leaderboard.csv")
+    own = board[board["distractors"] == distractors].set_index(["method", "group"])
+    section = (ROOT / "docs" / "log" / "2026-11-27-customized.md").read_text().partition(heading)[2]
+    lines = cells_of(next(part for part in section.split("\n\n") if part.startswith("| method | Recall@10")))[2:]
+    shown = {
+        re.sub(r"`([^`]*)`", r"\1", line[0]).replace(" (reads V*)", "").replace(" (see below)", ""): line
+        for line in lines
+        if line[0] not in ("by chance", "ceiling")
+    }
+    every = own.xs("all", level="group")
+    assert set(shown) <= set(every.index)
+    if distractors == 200:
+        assert set(shown) == set(every.index)  # of the whole pool some methods ran on few models alone
+    for method, (_, recall, mean, on_objects, on_styles, *rest) in shown.items():
+        row = every.loc[method]
+        assert numbers(recall) == pytest.approx((row["recall_at_10"], row["recall_se"]), abs=5.001e-4), method
+        assert numbers(mean) == pytest.approx((row["map"], row["map_se"]), abs=5.001e-4), method
+        for said, group in ((on_objects, "object-centric"), (on_styles, "style-centric")):
+            assert float(said) == pytest.approx(own.loc[(method, group), "map"], abs=5.001e-4), (method, group)
+        if rest:
+            assert [int(count) for count in rest[:2]] == [row["models"], row["queries"]], method
+
+
+def test_the_page_of_customized_models_stays_small():
+    folder = ROOT / "results" / "customized"
+    assert (folder / "leaderboard.html").stat().st_size <= 2 * 2**20
+    assert len(list((folder / "figures").glob("*.png"))) == 20

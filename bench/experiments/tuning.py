@@ -59,7 +59,8 @@ class Tuned(Report):
         everything = json.loads(path.read_text()) if path.exists() else {}
         is_variant = ":" in self.name  # keeps every setting: what is left out is as tuned for the method
         defaults = methods.create(self.name).settings()
-        changed = {key: value for key, value in self.best.settings().items() if is_variant or value != defaults[key]}
+        best = self.best.settings().items()
+        changed = {key: value for key, value in best if is_variant or key not in defaults or value != defaults[key]}
         everything.setdefault(self.name, {})[study] = {"settings": changed, "tuned_on": self.tuned_on}
         write_whole(path, (json.dumps(everything, indent=1, sort_keys=True) + "\n").encode())
         return path

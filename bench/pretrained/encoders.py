@@ -330,13 +330,20 @@ PUBLISHED_HEADS = "AbC's linear maps are published by the authors of arXiv 2306.
 TRAINED_HEADS = {
     "abc_efficientnet": "ab5f8c442436df1f7672fe26c89f2ec9c6e894004b005e9889dbaa3e94605552",
     "fast": "0d1df3a19b609b9cad7658154dc651989118457b6ca8efcbc9b6df9e2202c6a1",
+    "fast_fashion": "685bccc9954677f3c4ac9d616a622d9e0e1509df25b33a04497bf2ecac34cae9",
 }
 """sha256 of the heads that this project trained (docs/customized.md); their files lie beside the embedded data."""
+TRAINED = {file: Package("bench.data", f"{file}.safetensors", sha) for file, sha in TRAINED_HEADS.items()}
 HEADS: dict[str, Weights] = {
     **{name: Weights(name, Nowhere(PUBLISHED_HEADS)) for name in ("abc_clip", "abc_dino")},
-    **{name: Weights(name, Package("bench.data", f"{name}.safetensors", sha)) for name, sha in TRAINED_HEADS.items()},
+    **{name: Weights(name, TRAINED[name]) for name in ("abc_efficientnet", "fast")},
 }
 """The weights of heads (``bench.attribution.heads``): of AbC's authors, or trained by ``bench train-heads``."""
+RANKERS: dict[str, Weights] = {
+    "faces": HEADS["fast"],
+    "fashion": Weights("fast", TRAINED["fast_fashion"]),
+}
+"""The heads of ``fast`` that ship, by study; ``--weights fast=PATH`` takes the place of any."""
 REDUCED: dict[str, int] = {"efficientnet": 64}
 """To how many components an encoder's features are reduced before AbC's maps; others are taken whole."""
 

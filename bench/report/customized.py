@@ -36,7 +36,7 @@ from bench.studies import Study
 GROUPS = (OBJECT, STYLE, "all")
 WITHOUT = "without V*"
 SHOWN_QUERIES, SHOWN_IMAGES = 2, 8
-PICTURE_DPI = 72
+PICTURE_DPI, PICTURE_COLOURS = 96, 256
 """Twenty pictures stand in one page of at most 2 MiB."""
 STYLE_SHEET = (
     ":root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;max-width:78rem;margin:2rem auto;"
@@ -401,7 +401,7 @@ def _pictures(
             list(each.exemplars.pixels()), made, [queries[name].prompt for name in asked], tops, each.exemplars.ids
         )
         path = store.path(*folder.picture(each.name))
-        write_whole(path, figures.png(figure, PICTURE_DPI))
+        write_whole(path, figures.png(figure, PICTURE_DPI, colours=PICTURE_COLOURS))
         found[each.name] = path
     return found, remarks
 
