@@ -41,6 +41,7 @@ def from_rows() -> dict[tuple[str, int, str], Figures]:
     found = {}
     for (metric, k), own in rows.groupby(["metric", "k"]):
         table = own.pivot_table(index="query", columns="method", values="value")
+        table["best measured set"] = table.drop(columns=["random", "same_caption"], errors="ignore").max(axis=1)
         for method in table:
             bounds = interval(table[method].dropna().to_numpy())
             figures = {"mean": (bounds.mean, table[method].sem()), "bounds": bounds[1:]}
@@ -135,7 +136,7 @@ def test_every_interval_is_the_one_of_the_rows_and_of_the_csv(printed):
     exact, rows, said = from_csv(), from_rows(), printed()
     assert len(said) >= 11
     if printed is not from_findings:
-        assert said.keys() == rows.keys()
+        assert said.keys() == {key for key in rows if printed is not from_summary or key[2] != "best measured set"}
     for key, figures in said.items():
         expected = exact[key] | rows[key]
         wanted = expected.keys() - ({"bounds"} if printed in (from_summary, from_findings) else set())
