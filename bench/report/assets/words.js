@@ -3,7 +3,7 @@ function intro() {
   const { facts } = data, k = data.mainK, parts = data.groups[String(k)] ?? [];
   byId("title").textContent = `Who made this image possible? ${facts.study}`;
   const queries = Math.max(0, ...data.lines.map((line) => line.cells[data.rankedBy]?.queries ?? 0));
-  const leaders = parts[0] ?? [], competing = new Set(data.lines.filter((line) => line.role === "method").map((line) => line.method)).size;
+  const leaders = parts[0] ?? [], competing = new Set(data.lines.filter((line) => line.role === "method" && data.charted.includes(line.method)).map((line) => line.method)).size;
   const floors = data.notBeaten.find((one) => one.metric === data.rankedBy && one.k === k)?.text ?? "";
   const story = !leaders.length ? "There are too few queries for a verdict." : parts.length === 1 && leaders.length > 1 ? `At K = ${count(k)} no method can be told from the others yet.` : `At K = ${count(k)}, ${leaders.length === 1 ? `${leaders[0]} leads` : leaders.length <= 3 ? `nothing beats ${leaders.slice(0, -1).join(", ")} and ${leaders.at(-1)}` : `nobody beats any of ${leaders.length} methods, of which ${leaders[0]} has the best mean`}.`;
   byId("lede").textContent = "Each method names the K training images that mattered most for a generated image. The model is retrained without them: what it can no longer make tells who was right.";
