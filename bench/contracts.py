@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -96,6 +96,8 @@ class Method(ABC):
             as region must give the whole image's scores, to the bit.
         has_maps: whether it tells where in a training image its score comes from (``maps``).
         variants: named settings, such as an ablation: ``name:variant`` is a method of its own on the command line.
+        added: settings that it has only had since rows were made: told where they are not at their default, so that
+            older rows keep their digests.
     """
 
     name: ClassVar[str]
@@ -108,6 +110,7 @@ class Method(ABC):
     honours_regions: ClassVar[bool] = False
     has_maps: ClassVar[bool] = False
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
+    added: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **given: Any) -> None:
         super().__init_subclass__(**given)
@@ -150,8 +153,9 @@ class Method(ABC):
         return ""
 
     def settings(self) -> dict[str, Any]:
-        """The settings by name."""
-        return asdict(self)
+        """The settings by name; of those ``added`` the ones that are not at their default."""
+        plain = {each.name: each.default for each in fields(self) if each.name in self.added}
+        return {name: value for name, value in asdict(self).items() if name not in plain or value != plain[name]}
 
     @property
     def digest(self) -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -30,8 +30,6 @@ from bench.errors import InvalidInput, Unavailable, UnknownName
 from bench.pretrained.encoders import RANKERS, encoder
 from bench.pretrained.weights import Weights
 from bench.registry import register_method
-
-FACES = "faces"
 
 
 @register_method
@@ -49,20 +47,14 @@ class Fast(Method):
     needs: ClassVar[str] = (
         "a head trained for the study by `bench train-heads --teacher`; those of faces and fashion ship"
     )
+    added: ClassVar[tuple[str, ...]] = ("head",)
 
     backbone: str = "pixel"
-    head: str = FACES
+    head: str = "faces"
 
     def __post_init__(self) -> None:
         if self.head not in RANKERS:
             raise UnknownName("head of fast", self.head, RANKERS)
-
-    def settings(self) -> dict[str, Any]:
-        """Without the head where it is that of ``faces``: it was the only one when the rows of its board were made."""
-        given = super().settings()
-        if self.head == FACES:
-            del given["head"]
-        return given
 
     @property
     def weights(self) -> tuple[Weights, ...]:

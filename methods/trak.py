@@ -52,6 +52,7 @@ class Trak(InfluenceMethod):
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {"auto": {"projection": AUTO}, "traker": {"package": TRAKER}}
     )
+    added: ClassVar[tuple[str, ...]] = ("package",)
 
     package: str = OWN
 
@@ -63,11 +64,6 @@ class Trak(InfluenceMethod):
             raise InvalidInput(
                 f"trak: package=traker projects gradients; projection={self.projection} is package=own's."
             )
-
-    def settings(self) -> dict[str, Any]:
-        """The settings by name; without the package where it is the own one, so that older rows keep their digest."""
-        found = super().settings()
-        return found if self.package == TRAKER else {name: value for name, value in found.items() if name != "package"}
 
     def unavailable(self) -> str:
         """Where the package is missing, how to get it."""

@@ -115,7 +115,7 @@ def keep_choices(workspace: Workspace, methods: Sequence[Method]) -> None:
             kept = workspace.store.tensors(*folder.artifact(choice_key(method)))
             if kept is not None:
                 found = Choice.of(kept[0])
-                probes = [(name, name) for name in (f"probe-{number}" for number in range(len(found.agreement)))]
+                probes = [(f"probe-{number}",) * 2 for number in range(len(found.agreement))]
                 lines = _told(workspace.study, method, method.digest, found, probes, own=True)
                 tables.PROJECTION.merge(workspace.store, pd.DataFrame(lines))
 
