@@ -1,6 +1,7 @@
 """Customized models: exemplars that the base never saw, one pool, the model as unit, and a board that mixes nothing."""
 
 import math
+import re
 import shutil
 from dataclasses import replace
 from itertools import combinations
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file
 
+from bench.attribution import dimensions
 from bench.data.customizations import HELD_OUT, NEW_WORD, OBJECT, REPORTED, STYLE, customizations
 from bench.data.dataset import load_embedded
 from bench.diffusion.fine_tuning import FineTuning, Start
@@ -27,7 +29,7 @@ from bench.experiments.workspace import Workspace
 from bench.foundation.progress import Progress
 from bench.records import folder
 from bench.records.store import Store
-from bench.registry import methods
+from bench.registry import methods, named
 from bench.report.customized import (
     KEY,
     RetrievalRow,
@@ -274,6 +276,24 @@ def test_gradients_of_a_pool_are_those_of_its_images_alone(finished, quick, pool
     root, _ = finished
     [kept] = (root / "customized" / "alien" / "pools" / "6" / "cache").glob("gradient-features-*")
     assert load_file(kept)["features"].shape[:2] == (7, 2)
+
+
+def test_a_run_tells_which_projection_was_chosen_on_each_model(finished, quick, monkeypatch):
+    root, _ = finished
+    auto = methods.create("trak:auto", "tiny", num_timesteps=1, num_query_draws=2)
+    given = {"methods": [auto], "queries": 1, "distractors": 15}
+    told = [note for note in run_of(quick, root, pool=6, **given).execute().notes() if note.startswith("trak")]
+    assert told == [
+        f"{named(auto, 'faces').label}: nothing is projected on 2 models: the gradients of all images fit the memory"
+    ]
+    monkeypatch.setattr(dimensions, "LEAST", 5)
+    monkeypatch.setattr(dimensions, "DIMENSIONS", (2, 4))
+    monkeypatch.setattr(dimensions, "PROBES", 2)
+    monkeypatch.setattr(dimensions, "EXACT_BYTES", dimensions.feature_bytes(8, 194_611))
+    [note] = [note for note in run_of(quick, root, **given).execute().notes() if note.startswith("trak")]
+    assert re.search(
+        r": 4 dimensions on 2 models, with no projection's ranks to a Spearman's ρ of -?0\.\d\d or more$", note
+    )
 
 
 def row(**given) -> RetrievalRow:

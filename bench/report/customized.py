@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from typing import NamedTuple
 import pandas as pd
 from torch import Tensor
 
+from bench.attribution.dimensions import Choice
 from bench.contracts import METHOD
 from bench.data.customizations import HELD_OUT, OBJECT, REPORTED, STYLE, customizations
 from bench.data.dataset import load_embedded
@@ -233,18 +234,34 @@ class CustomizedReport(ReportOnMethods):
     Attributes:
         frame: its rows.
         root: the results folder.
+        projected: by method and model, what ``projection=auto`` chose.
     """
 
     frame: pd.DataFrame
     root: Path
+    projected: Mapping[str, Mapping[str, Choice]] = field(default_factory=dict)
 
     def tables(self) -> list[Table]:
         """Recall@10 and mAP of each method in each pool, with chance and ceiling."""
         return tables_of(summary(self.frame)) if len(self.frame) else []
 
     def notes(self) -> list[str]:
-        """What the numbers are of, and what was skipped."""
-        return [*explained(self.frame), *super().notes(), f"rows: {self.root / folder.RETRIEVAL}"]
+        """What the numbers are of, what was skipped, and which projections were chosen."""
+        chosen = [
+            f"{method}: {_chosen(dimension, [one for one in models.values() if one.dimension == dimension])}"
+            for method, models in self.projected.items()
+            for dimension in sorted({one.dimension for one in models.values()})
+        ]
+        return [*explained(self.frame), *super().notes(), *chosen, f"rows: {self.root / folder.RETRIEVAL}"]
+
+
+def _chosen(dimension: int, on_models: Sequence[Choice]) -> str:
+    """On how many models a projection was chosen, and why."""
+    models = f"{len(on_models)} model{'s' if len(on_models) > 1 else ''}"
+    if not dimension:
+        return f"nothing is projected on {models}: the gradients of all images fit the memory"
+    rho = min(float(one.agreement.mean()) for one in on_models)
+    return f"{dimension} dimensions on {models}, with no projection's ranks to a Spearman's ρ of {rho:.2f} or more"
 
 
 def explained(frame: pd.DataFrame) -> list[str]:
