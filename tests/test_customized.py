@@ -337,6 +337,41 @@ def test_pools_of_different_sizes_stand_in_tables_of_their_own():
     assert all(f"among {size} distractors" in text for size, text in zip((1000, 50), texts, strict=True))
 
 
+def test_methods_that_answered_unequal_queries_are_compared_on_those_that_all_answered():
+    def rows_of(method, models, queries, values):
+        return [
+            row(
+                model=model,
+                method=method,
+                method_digest=method,
+                query=query,
+                query_digest=query,
+                average_precision=value,
+            )
+            for model in models
+            for query, value in zip(queries, values, strict=True)
+        ]
+
+    equal = [*rows_of("one", "ab", ["q0"], [0.4]), *rows_of("two", "ab", ["q0"], [0.6])]
+    more = [*rows_of("two", "ab", ["q1"], [0.0]), *rows_of("few", "a", ["q1"], [1.0])]
+    [(head, _)] = tables_of(summary(pd.DataFrame(equal)))
+    assert head[-1] == "s/query"
+    found = summary(pd.DataFrame([*equal, *more]))
+    whole = found[found["group"] == "all"].set_index("method")
+    assert whole["map"].to_dict() == pytest.approx({"one": 0.4, "two": 0.3, "few": 1.0})
+    assert whole["map_shared"].dropna().to_dict() == pytest.approx({"one": 0.4, "two": 0.6})
+    [(head, lines)] = tables_of(found)
+    assert head[-1] == "mAP on the 2 queries that all answered"
+    assert {line[0]: line[-1] for line in lines} == {
+        "one": "0.400",
+        "two": "0.600",
+        "few": "–",
+        "chance": "",
+        "ceiling": "",
+    }
+    assert all(len(line) == len(head) for line in lines)
+
+
 def test_the_chance_of_precision_is_the_mean_over_all_orders():
     for exemplars, pool in ((1, 2), (2, 5), (3, 6)):
         every = [

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from html import escape
@@ -115,7 +116,8 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """A line for each size of the pool, method and group of models: large pools first, then the best mAP of all models.
 
     Columns: method, group, models, queries, distractors, pool, recall_at_10, recall_se, map, map_se, chance,
-    chance_map, ceiling, seconds, tuned_on.
+    chance_map, ceiling, seconds, tuned_on, map_shared, shared_queries. ``map_shared`` is the mAP on the queries that
+    all methods answered, those aside that answered for fewer models than others, which have NaN there.
     """
     sizes = frame[["exemplars", "pool"]].drop_duplicates().to_numpy().tolist()
     expected = {(exemplars, pool): chance_of_precision(exemplars, pool) for exemplars, pool in sizes}
@@ -135,6 +137,9 @@ def _summary_of(named: pd.DataFrame) -> pd.DataFrame:
     """The lines of one size of the pool."""
     columns = ["recall_at_10", "average_precision", "chance", "chance_map", "ceiling", "pool", "score_seconds"]
     each = named.groupby(["method", "kind", "model"])[columns].mean().reset_index()
+    asked = {method: set(zip(rows["model"], rows["query"], strict=True)) for method, rows in named.groupby("method")}
+    answered = each.groupby("method")["model"].nunique()
+    shared = set.intersection(*(asked[method] for method in answered.index[answered == answered.max()]))
     lines = []
     for method, table in each.groupby("method"):
         rows = named[named["method"] == method]
@@ -145,6 +150,9 @@ def _summary_of(named: pd.DataFrame) -> pd.DataFrame:
             recall, precision = (
                 mean_and_error(part[name].to_numpy()) for name in ("recall_at_10", "average_precision")
             )
+            own = set(part["model"])
+            common = [pair in shared and pair[0] in own for pair in zip(rows["model"], rows["query"], strict=True)]
+            on_shared = rows[common].groupby("model")["average_precision"].mean()
             lines.append(
                 {
                     "method": method,
@@ -162,11 +170,12 @@ def _summary_of(named: pd.DataFrame) -> pd.DataFrame:
                     "ceiling": float(part["ceiling"].mean()),
                     "seconds": float(part["score_seconds"].mean()),
                     "tuned_on": _tuned_on(str(rows["label"].iloc[0]), str(rows["study"].iloc[0])),
+                    "map_shared": float(on_shared.mean()) if shared <= asked[method] else float("nan"),
+                    "shared_queries": sum(common),
                 }
             )
     result = pd.DataFrame(lines)
     best = result[result["group"] == "all"].set_index("method")["map"]
-    answered = result[result["group"] == "all"].set_index("method")["models"]
     whole = result["method"].map(answered) == answered.max()  # a method that answered for few models stands below
     order = (result["method"].map(best) + 2 * whole).rank(ascending=False).groupby(result["method"]).transform("min")
     place = result["group"].map(GROUPS.index)
@@ -193,9 +202,12 @@ def tables_of(found: pd.DataFrame) -> list[Table]:
 
 
 def _table_of(found: pd.DataFrame) -> Table:
+    shared = found[found["map_shared"].notna() & (found["group"] == "all")]
+    unequal = len(shared) > 0 and (shared["queries"] > shared["shared_queries"]).any()
     head = [
         "method", *(f"{group}: {name}" for group in GROUPS for name in ("Recall@10", "mAP")), "distractors", "models",
         "queries", "settings", "s/query",
+        *([f"mAP on the {shared['shared_queries'].max()} queries that all answered"] if unequal else []),
     ]  # fmt: skip
     lines = []
     for method, part in found.groupby("method", sort=False):
@@ -209,7 +221,8 @@ def _table_of(found: pd.DataFrame) -> Table:
         whole = groups["all"]
         how = whole["tuned_on"] and ("untuned" if whole["tuned_on"].startswith("not tuned") else "tuned")
         counts = [str(whole[name]) for name in ("distractors", "models", "queries")]
-        lines.append([*cells, *counts, how, f"{whole['seconds']:.2f}"])
+        on_shared = [_cell(whole["map_shared"])] if unequal else []
+        lines.append([*cells, *counts, how, f"{whole['seconds']:.2f}", *on_shared])
     for name in ("chance", "ceiling"):
         cells = []
         for group in GROUPS:
@@ -219,12 +232,14 @@ def _table_of(found: pd.DataFrame) -> Table:
                 continue
             most = part.loc[part["models"].idxmax()]
             cells += [f"{most[name]:.3f}", f"{most['chance_map']:.3f}" if name == "chance" else "1.000"]
-        lines.append([name, *cells, str(found["distractors"].iloc[0]), "", "", "", ""])
+        lines.append([name, *cells, str(found["distractors"].iloc[0]), *[""] * (len(head) - len(cells) - 2)])
     return head, lines
 
 
-def _cell(mean: float, error: float) -> str:
-    return f"{mean:.3f}" if error != error else f"{mean:.3f} ± {error:.3f}"
+def _cell(mean: float, error: float = float("nan")) -> str:
+    if math.isnan(mean):
+        return "–"
+    return f"{mean:.3f}" if math.isnan(error) else f"{mean:.3f} ± {error:.3f}"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
