@@ -66,7 +66,8 @@ def _subsets(store: Store, board: Board) -> Section:
     if len(lines) and competing:
         shared, rho = datamodels.agreement(lines, board.tables[RANKED_BY, board.main_k][competing])
         if not math.isnan(rho.mean):
-            about += f" It ranks {len(shared)} methods as their removals at K = {board.main_k} do with ρ {rho:.2f}."
+            told = f"{rho:.2f}".replace("-", "−")
+            about += f" Its order of {len(shared)} methods and that of removals at K = {board.main_k} have a ρ of {told}."
     shown = [(datamodels.HEAD, datamodels.cells(datamodels.summary(lines)))] if len(lines) else []
     return Section("subsets", "Random halves of the data", about, [("", shown)] if shown else [])
 
