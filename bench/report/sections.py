@@ -67,7 +67,7 @@ def _subsets(store: Store, board: Board) -> Section:
         shared, rho = datamodels.agreement(lines, board.tables[RANKED_BY, board.main_k][competing])
         if not math.isnan(rho.mean):
             told = f"{rho:.2f}".replace("-", "−")
-            about += f" Its order of {len(shared)} methods and that of removals at K = {board.main_k} have a ρ of {told}."
+            about += f" Its order of {len(shared)} methods and that of removals at K = {board.main_k}: ρ {told}."
     shown = [(datamodels.HEAD, datamodels.cells(datamodels.summary(lines)))] if len(lines) else []
     return Section("subsets", "Random halves of the data", about, [("", shown)] if shown else [])
 
