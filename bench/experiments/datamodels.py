@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from bench.contracts import Method, Metric
 from bench.diffusion.queries import Query
@@ -36,16 +35,13 @@ from bench.experiments.workspace import Workspace
 from bench.foundation.digests import digest_of
 from bench.records import folder, tables
 from bench.records.names import MethodName
-from bench.records.rows import Row, frame_of
+from bench.records.rows import Row, frame_of, labels
 from bench.records.store import Store, write_whole
 from bench.registry import metrics as metric_registry
-from bench.report.shown import ReportOnMethods, Table, as_markdown
-from bench.report.statistics import Interval, resampled_bounds
+from bench.registry import named
+from bench.report.datamodels import Datamodels
 from bench.studies import Study
 
-TABLE_HEAD = ("method", "LDS [95 % interval over subsets]", "subsets")
-MIN_SUBSETS = 10
-"""Fewer give no interval."""
 METRIC = "loss_change"
 SUBSET = "random subset"
 MAX_SUBSETS = 100_000
@@ -131,30 +127,26 @@ class DatamodelTest(Experiment["Datamodels"]):
         return {"subsets": self.subsets, "share": self.share, "seeds": self.seeds}
 
     def report(self, workspace: Workspace, design: Design, measured: Measured) -> Datamodels:
-        """Score, and correlate sums of scores with losses."""
+        """Sum the scores of every subset; its report correlates them with the losses."""
         queries, subsets = design.queries, self.kept
         scores, left_out = self._scores(workspace, queries)
-        losses = _losses(measured.rows, len(subsets), [query.id for query in queries])
-        record = self._record_subsets(workspace.store, subsets)
-        there = ~np.isnan(losses).any(1)
-        lines, found = [], []
+        changes = _changes(measured.rows, len(subsets), [query.id for query in queries])
+        names = self._record_subsets(workspace.store, subsets)
+        merged = tables.LDS.read(workspace.store)
         for method, matrix in scores.items():
             sums = np.stack([matrix[:, list(kept)].sum(1) for kept in subsets])
-            own = spearman(sums[there], -losses[there])
-            lines.append((self.label(method), *subset_interval(sums[there], -losses[there]), int(there.sum())))
-            for query, value in zip(queries, own, strict=True):
-                found.append(self._row(method, query, float(value), int(there.sum()), record))
-        table = pd.DataFrame(lines, columns=["method", "lds", "low", "high", "subsets"])
-        table = table.sort_values("lds", ascending=False, ignore_index=True)
-        frame = tables.LDS.merge(workspace.store, pd.DataFrame(found))
-        write_whole(workspace.store.path(folder.LDS_TABLE), markdown(table, len(queries), self.seeds).encode())
-        return Datamodels(
-            table=table,
-            frame=frame,
+            lines = pd.DataFrame(self._lines(method, queries, names, sums, changes))
+            merged = tables.LDS.merge(workspace.store, lines)
+        report = Datamodels(
+            frame=pd.DataFrame() if merged is None else merged.assign(label=labels(merged)),
             skipped=left_out.skipped,
             failures=left_out.failed,
             failed_trainings=sorted(set(measured.failed.values())),
         )
+        table = workspace.store.path(folder.LDS_TABLE)
+        write_whole(table, report.markdown().encode())
+        workspace.store.list_digests([table])
+        return report
 
     def _scores(self, workspace: Workspace, queries: Sequence[Query]) -> tuple[dict[Method, np.ndarray], LeftOut]:
         """τ of each method, queries × images, and the methods that have none."""
@@ -166,46 +158,38 @@ class DatamodelTest(Experiment["Datamodels"]):
                 scores[method] = workspace.scores(method, queries).matrix.double().numpy()
         return scores, left_out
 
-    def _record_subsets(self, store: Store, drawn: Sequence[Sequence[int]]) -> str:
-        """Keep the hash of every subset's ids; returns the digest of all of them."""
+    def _record_subsets(self, store: Store, drawn: Sequence[Sequence[int]]) -> list[str]:
+        """Keep the hash of every subset's ids; returns the hashes."""
         ids = self.study.dataset.ids
         hashes = [digest_of(sorted(ids[index] for index in kept)) for kept in drawn]
-        digest = digest_of(hashes)
         facts = {"study_digest": self.study.digest, "share": self.share, "seed": self.study.seed, "subsets": hashes}
-        store.write_record(folder.subsets(digest), facts)
-        return digest
+        store.write_record(folder.subsets(digest_of(hashes)), facts)
+        return hashes
 
-    def _row(self, method: Method, query: Query, value: float, count: int, digest: str) -> dict[str, object]:
-        return {
-            "study": self.study.name,
-            "study_digest": self.study.digest,
-            "method": self.label(method),
-            "method_digest": method.digest,
-            "query": query.id,
-            "query_digest": query.digest,
-            "spearman": float(value),
-            "subsets": count,
-            "subsets_digest": digest,
-            "seeds": self.seeds,
-            "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        }
+    def _lines(
+        self, method: Method, queries: Sequence[Query], subsets: Sequence[str], sums: np.ndarray, changes: np.ndarray
+    ) -> list[dict[str, object]]:
+        """A line for each subset and query.
 
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Datamodels(ReportOnMethods):
-    """What the test found.
-
-    Attributes:
-        table: method, mean over queries of LDS with its interval over subsets, number of subsets.
-        frame: one row for each method and query, of all runs in the folder.
-    """
-
-    table: pd.DataFrame
-    frame: pd.DataFrame
-
-    def tables(self) -> list[Table]:
-        """LDS of each method."""
-        return [(TABLE_HEAD, table_cells(self.table))]
+        Args:
+            sums, changes: subsets × queries.
+        """
+        shared = {
+            "study": self.study.name, "study_digest": self.study.digest, **asdict(named(method, self.study.name)),
+            "method_digest": method.digest, "seeds": self.seeds, "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        }  # fmt: skip
+        return [
+            shared
+            | {
+                "query": query.id,
+                "query_digest": query.digest,
+                "subset": name,
+                "sum": float(sums[row, column]),
+                "change": float(changes[row, column]),
+            }
+            for row, name in enumerate(subsets)
+            for column, query in enumerate(queries)
+        ]
 
 
 def subset(study: Study, index: int, share: float) -> tuple[int, ...]:
@@ -214,37 +198,7 @@ def subset(study: Study, index: int, share: float) -> tuple[int, ...]:
     return drawn(study.dataset, size, "datamodel-subset", study.seed, index, size)
 
 
-def spearman(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Rank correlation of each column (query) over rows (subsets); NaN where a column is constant."""
-    first, second = (stats.rankdata(values, axis=0) for values in (one, other))
-    first, second = first - first.mean(0), second - second.mean(0)
-    scale = np.sqrt((first**2).sum(0) * (second**2).sum(0))
-    with np.errstate(invalid="ignore"):
-        found: np.ndarray = (first * second).sum(0) / scale
-    return found
-
-
-def subset_interval(sums: np.ndarray, targets: np.ndarray, *, seed: int = 0) -> Interval:
-    """Mean over queries of Spearman's ρ with its ``resampled_bounds`` over subsets.
-
-    NaN bounds for fewer than MIN_SUBSETS subsets.
-
-    Args:
-        sums, targets: subsets × queries.
-    """
-    mean = _mean(spearman(sums, targets)) if len(sums) > 1 else float("nan")
-    if len(sums) < MIN_SUBSETS:
-        return Interval(mean, float("nan"), float("nan"))
-    low, high = resampled_bounds(lambda chosen: _mean(spearman(sums[chosen], targets[chosen])), len(sums), seed=seed)
-    return Interval(mean, low, high)
-
-
-def _mean(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else float("nan")
-
-
-def _losses(rows: Sequence[Row], subsets: int, queries: Sequence[str]) -> np.ndarray:
+def _changes(rows: Sequence[Row], subsets: int, queries: Sequence[str]) -> np.ndarray:
     """Subsets × queries, the loss change as a mean over seeds; NaN where a training failed."""
     frame = frame_of(rows)
     own = frame[frame["metric"] == METRIC]
@@ -254,24 +208,3 @@ def _losses(rows: Sequence[Row], subsets: int, queries: Sequence[str]) -> np.nda
     )
     found: np.ndarray = table.reindex(index=range(subsets), columns=list(queries)).to_numpy(float)
     return found
-
-
-def markdown(table: pd.DataFrame, queries: int, seeds_each: int) -> str:
-    """The table, with what it is a mean over."""
-    head = (
-        f"Linear datamodeling score, mean over {queries} queries, {seeds_each} training(s) a subset; secondary to "
-        "leave-K-out."
-    )
-    return f"{head}\n\n{as_markdown((TABLE_HEAD, table_cells(table)))}"
-
-
-def table_cells(table: pd.DataFrame) -> list[list[str]]:
-    """The table's cells as text."""
-    return [
-        [str(line.method), f"{line.lds:+.3f} {_interval(line.low, line.high)}", str(line.subsets)]
-        for line in table.itertuples()
-    ]
-
-
-def _interval(low: float, high: float) -> str:
-    return f"(fewer than {MIN_SUBSETS} subsets: no interval)" if pd.isna(low) else f"[{low:+.3f}, {high:+.3f}]"

@@ -52,8 +52,8 @@ LOCALIZED = KeptTable(
 )
 LDS = KeptTable(
     file=folder.LDS,
-    unique=(*_WHO, "subsets_digest", "seeds"),
-    order=("method", "query", "subsets", "seeds"),
+    unique=(*_WHO, "subset", "seeds"),
+    order=(*_NAMED, "subset", "seeds"),
 )
 RELIABILITY = KeptTable(file=folder.RELIABILITY, unique=(*_WHO, "k"), order=(*_NAMED, "k"))
 FORGETTING = KeptTable(

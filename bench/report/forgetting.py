@@ -9,6 +9,10 @@ import pandas as pd
 from bench.report.shown import ReportOnMethods, Table, as_markdown
 from bench.report.statistics import interval
 
+ABOUT = (
+    "The query unlearned, nothing retrained: what the unlearned model lost of the query, and of other prompts, which "
+    "good unlearning leaves as they were. Each interval is Student's over queries, 95 %, alone."
+)
 HEAD = (
     "metric", "method", "the query [95 % interval]", "other prompts [95 % interval]",
     "minus other prompts [95 % interval]", "queries",
@@ -36,8 +40,7 @@ class ForgettingReport(ReportOnMethods):
 
     def markdown(self) -> str:
         """The table, with what it is."""
-        head = "The query unlearned, nothing retrained: what the unlearned model lost (`bench forgetting`)."
-        return "\n".join([f"{head}\n", *map(as_markdown, self.tables())])
+        return "\n".join([f"{ABOUT}\n", *map(as_markdown, self.tables())])
 
 
 def cells(frame: pd.DataFrame) -> list[list[str]]:

@@ -29,6 +29,11 @@ from bench.records.store import Store
 from bench.report.shown import ReportOnMethods, Table, as_markdown
 from bench.report.statistics import Interval, interval
 
+ABOUT = (
+    "Images were named for one box, for the other, for the whole image and for a random box, and measured in both. "
+    "Switch: measured in a box, what was named for it less what was named for the other. Interaction: the mean of both "
+    "switches of a query, 0 where the box does not matter. Each interval is Student's over queries, 95 %, alone."
+)
 WHOLE, RANDOM_BOX = "whole image", "random box"
 CHANCE = "chance"
 """What has no method: images drawn at random."""

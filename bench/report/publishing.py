@@ -18,18 +18,17 @@ from bench.records import folder as names
 from bench.records.rows import BASELINE, labels
 from bench.records.store import Store, write_whole
 from bench.report import figures
-from bench.report import groups as group_report
 from bench.report.board import RANKED_BY, Board, Cell, Line, leaderboard, ranked_rows
 from bench.report.board_figures import drawn, page_charts, pdf
 from bench.report.ceilings import BEST
 from bench.report.floors import in_words
 from bench.report.gallery import gallery
-from bench.report.localized import kept_tables
 from bench.report.merging import Merged, RunFolder, has_rows, keep, merge_folders, open_folder
 from bench.report.page import page
 from bench.report.projections import agreements
 from bench.report.query_overlap import overlaps
 from bench.report.reliability import shared_tops
+from bench.report.sections import sections
 from bench.report.shown import Report, Table, as_markdown, markdown_cell
 from bench.report.statistics import Won
 from bench.studies import Study
@@ -37,11 +36,6 @@ from bench.studies import Study
 NAME = "leaderboard"
 AGREES = "of its top K in a second scoring too"
 OVERLAP = "of its top K shared by two queries"
-BOXES = (
-    "Images were named for one box, for the other, for the whole image and for a random box, and measured in both. "
-    "Switch: measured in a box, what was named for it less what was named for the other. Interaction: the mean of both "
-    "switches of a query, 0 where the box does not matter. Each interval is Student's over queries, 95 %, alone."
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,15 +116,14 @@ def _write(store: Store, study: Study, merged: Merged, folders: Sequence[RunFold
     frame = merged.frame.assign(label=labels(merged.frame))
     pictures = gallery(store, study, merged.record, frame, list(board.methods))
     notes = (*merged.notes, *_version_note(study, merged))
-    facts = _facts(study, merged, store.root) | {"notes": list(notes), "aboutBoxes": BOXES}
-    boxes = kept_tables(store)
-    groups = group_report.kept_tables(store)
-    facts |= {"leftOut": groups, "aboutLeftOut": group_report.ABOUT}
-    facts["boxes"] = [{"parts": list(parts), "tables": tables} for parts, tables in boxes.items()]
-    tables = [markdown(board, study.name, notes), *map(boxes_text, boxes, boxes.values()), *groups_text(groups)]
+    more = sections(store, board)
+    facts = _facts(study, merged, store.root) | {
+        "notes": list(notes),
+        "sections": [section.facts() for section in more],
+    }
     written = {
         names.BOARD_CSV: csv(board),
-        names.BOARD_TABLE: "\n".join(tables),
+        names.BOARD_TABLE: "\n".join([markdown(board, study.name, notes), *(section.markdown() for section in more)]),
         names.BOARD_PAGE: page(board, pictures, facts, page_charts(board)),
     }
     for name, text in written.items():
@@ -266,17 +259,6 @@ def markdown(board: Board, study: str, notes: Sequence[str] = ()) -> str:
     if every := [*notes, *board.notes]:
         parts.append("## Remarks\n\n" + "\n".join(f"- {markdown_cell(note)}" for note in every) + "\n")
     return "\n".join(parts)
-
-
-def boxes_text(parts: Sequence[str], tables: Sequence[Table]) -> str:
-    """What was attributed in two boxes, as Markdown."""
-    first, second = (part.replace("_", " ") for part in parts)
-    return "\n".join([f"## Boxes on {first} and {second}\n", f"{BOXES}\n", *map(as_markdown, tables)])
-
-
-def groups_text(tables: Sequence[Table]) -> list[str]:
-    """What was found of whole groups, as Markdown; nothing where no groups were left out."""
-    return ["## Whole groups of images\n", f"{group_report.ABOUT}\n", *map(as_markdown, tables)] if tables else []
 
 
 def line_cells(line: Line, metrics: Sequence[str]) -> list[str]:

@@ -13,4 +13,4 @@ function controls() {
   byId("text").addEventListener("input", (event) => { state.text = event.target.value; table(); });
   byId("controls").addEventListener("submit", (event) => event.preventDefault());
 }
-state.query = widest(); controls(); intro(); show(); gallery(); boxes(); leftOut(); provenance();
+state.query = widest(); controls(); intro(); show(); gallery(); sections(); provenance();

@@ -15,18 +15,10 @@ function intro() {
   fill(byId("failures"), failures.length ? el("details", { open: "" }, el("summary", {}, `Failed values, left out of every mean (${data.failures.reduce((sum, one) => sum + one.queries.length, 0)})`),
     el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Failed values" }, el("table", { class: "plain" }, el("thead", {}, el("tr", {}, ...["method", "K", "metric", "queries", "reason"].map((text) => el("th", { scope: "col" }, text)))), el("tbody", {}, ...failures)))) : null, notes);
 }
-function boxes() {
-  const found = data.facts.boxes ?? [];
-  byId("boxes").hidden = !found.length;
-  byId("boxes-caption").textContent = data.facts.aboutBoxes ?? "";
-  const titled = (parts) => parts.map(words).join(" and ");
-  fill(byId("boxes-tables"), ...found.flatMap(({ parts, tables }) => [el("h3", {}, titled(parts)), ...plain(tables, `Boxes on ${titled(parts)}`)]));
-}
-function leftOut() {
-  const tables = data.facts.leftOut ?? [];
-  byId("left-out").hidden = !tables.length;
-  byId("left-out-caption").textContent = data.facts.aboutLeftOut ?? "";
-  fill(byId("left-out-tables"), ...plain(tables, "Groups of images"));
+function sections() {
+  fill(byId("sections"), ...(data.facts.sections ?? []).map(({ key, title, about, parts }) => el("section", { id: key, "aria-labelledby": `${key}-title` },
+    el("h2", { id: `${key}-title` }, title), el("p", { class: "note" }, about),
+    ...parts.flatMap((part) => [...(part.title ? [el("h3", {}, part.title)] : []), ...plain(part.tables, part.title || title)]))));
 }
 function plain(tables, label) {
   const numeric = /^[+\-]?\d/;
