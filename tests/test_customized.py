@@ -361,7 +361,7 @@ def test_methods_that_answered_unequal_queries_are_compared_on_those_that_all_an
     assert whole["map"].to_dict() == pytest.approx({"one": 0.4, "two": 0.3, "few": 1.0})
     assert whole["map_shared"].dropna().to_dict() == pytest.approx({"one": 0.4, "two": 0.6})
     [(head, lines)] = tables_of(found)
-    assert head[-1] == "mAP on the 2 queries that all answered"
+    assert head[-1] == "same 2 queries: mAP"
     assert {line[0]: line[-1] for line in lines} == {
         "one": "0.400",
         "two": "0.600",

@@ -37,6 +37,7 @@ from bench.studies import Study
 
 GROUPS = (OBJECT, STYLE, "all")
 WITHOUT = "without V*"
+SAME = "The same queries are those that all methods answered, those aside that ran on fewer models."
 SHOWN_QUERIES, SHOWN_IMAGES = 2, 8
 PICTURE_DPI, PICTURE_COLOURS = 96, 256
 """Twenty pictures stand in one page of at most 2 MiB."""
@@ -207,7 +208,7 @@ def _table_of(found: pd.DataFrame) -> Table:
     head = [
         "method", *(f"{group}: {name}" for group in GROUPS for name in ("Recall@10", "mAP")), "distractors", "models",
         "queries", "settings", "s/query",
-        *([f"mAP on the {shared['shared_queries'].max()} queries that all answered"] if unequal else []),
+        *([f"same {shared['shared_queries'].max()} queries: mAP"] if unequal else []),
     ]  # fmt: skip
     lines = []
     for method, part in found.groupby("method", sort=False):
@@ -293,6 +294,7 @@ def _explained(frame: pd.DataFrame, distractors: int) -> str:
         f"{len(models)} customized models ({', '.join(sorted(set(models['split'])))}), {each} each; "
         f"exemplars (1 to {models['exemplars'].max()} a model) among {distractors} distractors. "
         "Mean ± 1 SE, the model as unit. Recall@10 has the ceiling min(10, n)/n."
+        + (f" {SAME}" if asked.min() < asked.max() else "")
     )
 
 
