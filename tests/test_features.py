@@ -352,7 +352,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     for name, of in ALL.items():
         why = methods.create(name).unavailable()
         assert "not installed" in why
-        assert f"pip install -e '.[{ENCODERS[of].extra}]'" in why
+        assert f"pip install 'attribution-bench[{ENCODERS[of].extra}]'" in why
     with pytest.raises(Unavailable, match="not installed"):
         methods.create("dino").prepare()
 

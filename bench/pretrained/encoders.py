@@ -116,7 +116,7 @@ class Encoder:
         """Why it cannot run here and how to mend that; "" where it can. Cheap, never downloads."""
         absent = [module for module in self.modules if find_spec(module) is None]
         if absent:
-            return f"{', '.join(absent)} not installed: pip install -e '.[{self.extra}]'."
+            return f"{', '.join(absent)} not installed: pip install 'attribution-bench[{self.extra}]'."
         return self.weights.unavailable()
 
     def sources(self) -> dict[str, str]:
