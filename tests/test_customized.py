@@ -296,6 +296,14 @@ def test_a_run_tells_which_projection_was_chosen_on_each_model(finished, quick, 
     )
 
 
+def test_a_run_whose_methods_were_all_skipped_says_why_and_has_no_table(finished, quick):
+    root, _ = finished
+    found = run_of(quick, root, methods=[methods.create("retrac", "tiny")], models=1).execute()
+    assert found.tables() == []
+    assert found.problems() == ["every method was skipped; see the reasons above."]
+    assert any(re.match(r"skipped retrac.*: how the model was trained is not known", note) for note in found.notes())
+
+
 def row(**given) -> RetrievalRow:
     usual = {
         "study": "s", "study_digest": "d", "model": "a", "model_digest": "a", "kind": OBJECT, "split": REPORTED,

@@ -259,8 +259,8 @@ class CustomizedRun:
             with base.store.lock("results"):
                 keep_manifest(base.store, folder.MANIFEST, self._manifest(base, usable, time.perf_counter() - started))
         return CustomizedReport(
-            frame=pd.DataFrame(rows), root=base.store.root, skipped=left_out.skipped, failures=left_out.failed,
-            projected=projected,
+            frame=pd.DataFrame(rows, columns=list(RetrievalRow._fields)), root=base.store.root,
+            skipped=left_out.skipped, failures=left_out.failed, projected=projected,
         )  # fmt: skip
 
     def _manifest(self, base: Workspace, methods: Sequence[Method], seconds: float) -> dict[str, Any]:

@@ -270,6 +270,11 @@ class CustomizedReport(ReportOnMethods):
         ]
         return [*explained(self.frame), *super().notes(), *chosen, f"rows: {self.root / folder.RETRIEVAL}"]
 
+    def problems(self) -> list[str]:
+        """What failed; a run all of whose methods were skipped."""
+        none = self.skipped and not len(self.frame) and not self.failures
+        return [*super().problems(), *(["every method was skipped; see the reasons above."] if none else [])]
+
 
 def _chosen(dimension: int, on_models: Sequence[Choice]) -> str:
     """On how many models a projection was chosen, and why."""
