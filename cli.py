@@ -444,14 +444,15 @@ def groups_(dry_run: bool, by: Sequence[str], largest: int | None, seeds: int, *
     "dimensions",
     multiple=True,
     type=click.IntRange(1),
-    help="To compare, beside the method's own; repeatable. [default: 256, 1024, 4096]",
+    help="To compare, beside the method's own; repeatable. [default: 256, 1024, 4096, 16384]",
 )
 @click.option("--images", type=int, default=500, show_default=True, help="To rank, drawn by chance.")
 @click.option("--queries", type=int, help="How many of the study's queries. [default: the study's]")
 @dry_run_option
 def projection_(dry_run: bool, dimensions: Sequence[int], images: int, **given: Any) -> None:
     """Compare ranks by projected gradients with ranks by the gradients themselves. No retraining."""
-    from bench.experiments.projecting import DIMENSIONS, ProjectionTest
+    from bench.attribution.dimensions import DIMENSIONS
+    from bench.experiments.projecting import ProjectionTest
 
     chosen = _methods(given["method_names"], given["study_name"], given["settings"])
     shared = _shared(given | {"metric_names": (), "seed": 0, "workers": 1})

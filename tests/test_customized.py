@@ -1,6 +1,7 @@
 """Customized models: exemplars that the base never saw, one pool, the model as unit, and a board that mixes nothing."""
 
 import math
+import re
 import shutil
 from dataclasses import replace
 from itertools import combinations
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file
 
+from bench.attribution import dimensions
 from bench.data.customizations import HELD_OUT, NEW_WORD, OBJECT, REPORTED, STYLE, customizations
 from bench.data.dataset import load_embedded
 from bench.diffusion.fine_tuning import FineTuning, Start
@@ -27,7 +29,7 @@ from bench.experiments.workspace import Workspace
 from bench.foundation.progress import Progress
 from bench.records import folder
 from bench.records.store import Store
-from bench.registry import methods
+from bench.registry import methods, named
 from bench.report.customized import (
     KEY,
     RetrievalRow,
@@ -276,6 +278,32 @@ def test_gradients_of_a_pool_are_those_of_its_images_alone(finished, quick, pool
     assert load_file(kept)["features"].shape[:2] == (7, 2)
 
 
+def test_a_run_tells_which_projection_was_chosen_on_each_model(finished, quick, monkeypatch):
+    root, _ = finished
+    auto = methods.create("trak:auto", "tiny", num_timesteps=1, num_query_draws=2)
+    given = {"methods": [auto], "queries": 1, "distractors": 15}
+    told = [note for note in run_of(quick, root, pool=6, **given).execute().notes() if note.startswith("trak")]
+    assert told == [
+        f"{named(auto, 'faces').label}: nothing is projected on 2 models: the gradients of all images fit the memory"
+    ]
+    monkeypatch.setattr(dimensions, "LEAST", 5)
+    monkeypatch.setattr(dimensions, "DIMENSIONS", (2, 4))
+    monkeypatch.setattr(dimensions, "PROBES", 2)
+    monkeypatch.setattr(dimensions, "EXACT_BYTES", dimensions.feature_bytes(8, 194_611))
+    [note] = [note for note in run_of(quick, root, **given).execute().notes() if note.startswith("trak")]
+    assert re.search(
+        r": 4 dimensions on 2 models, with no projection's ranks to a Spearman's ρ of -?0\.\d\d or more$", note
+    )
+
+
+def test_a_run_whose_methods_were_all_skipped_says_why_and_has_no_table(finished, quick):
+    root, _ = finished
+    found = run_of(quick, root, methods=[methods.create("retrac", "tiny")], models=1).execute()
+    assert found.tables() == []
+    assert found.problems() == ["every method was skipped; see the reasons above."]
+    assert any(re.match(r"skipped retrac.*: how the model was trained is not known", note) for note in found.notes())
+
+
 def row(**given) -> RetrievalRow:
     usual = {
         "study": "s", "study_digest": "d", "model": "a", "model_digest": "a", "kind": OBJECT, "split": REPORTED,
@@ -315,6 +343,41 @@ def test_pools_of_different_sizes_stand_in_tables_of_their_own():
         assert {line[head.index("distractors")] for line in lines} == {str(size)}
     texts = explained(frame)
     assert all(f"among {size} distractors" in text for size, text in zip((1000, 50), texts, strict=True))
+
+
+def test_methods_that_answered_unequal_queries_are_compared_on_those_that_all_answered():
+    def rows_of(method, models, queries, values):
+        return [
+            row(
+                model=model,
+                method=method,
+                method_digest=method,
+                query=query,
+                query_digest=query,
+                average_precision=value,
+            )
+            for model in models
+            for query, value in zip(queries, values, strict=True)
+        ]
+
+    equal = [*rows_of("one", "ab", ["q0"], [0.4]), *rows_of("two", "ab", ["q0"], [0.6])]
+    more = [*rows_of("two", "ab", ["q1"], [0.0]), *rows_of("few", "a", ["q1"], [1.0])]
+    [(head, _)] = tables_of(summary(pd.DataFrame(equal)))
+    assert head[-1] == "s/query"
+    found = summary(pd.DataFrame([*equal, *more]))
+    whole = found[found["group"] == "all"].set_index("method")
+    assert whole["map"].to_dict() == pytest.approx({"one": 0.4, "two": 0.3, "few": 1.0})
+    assert whole["map_shared"].dropna().to_dict() == pytest.approx({"one": 0.4, "two": 0.6})
+    [(head, lines)] = tables_of(found)
+    assert head[-1] == "same 2 queries: mAP"
+    assert {line[0]: line[-1] for line in lines} == {
+        "one": "0.400",
+        "two": "0.600",
+        "few": "–",
+        "chance": "",
+        "ceiling": "",
+    }
+    assert all(len(line) == len(head) for line in lines)
 
 
 def test_the_chance_of_precision_is_the_mean_over_all_orders():

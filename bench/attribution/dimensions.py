@@ -35,6 +35,7 @@ EXACT_BYTES = 2**30
 ENOUGH = 0.9
 """A projection whose ranks agree less is largely its own random numbers."""
 DIMENSIONS = (256, 1024, 4096, 16384)
+"""That ``projection=auto`` tries, and ``bench projection`` compares beside a method's own."""
 IMAGES, PROBES = 500, 4
 LEAST = 100
 """Ranks of fewer images tell too little of a projection."""

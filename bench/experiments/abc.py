@@ -210,8 +210,9 @@ class AbcRun:
                 found += self._rows(one, base, digest, usable, home, left_out)
                 merge(home.store, found)
         return CustomizedReport(
-            frame=pd.DataFrame(found), root=self.root, skipped=left_out.skipped, failures=left_out.failed
-        )
+            frame=pd.DataFrame(found, columns=list(RetrievalRow._fields)), root=self.root,
+            skipped=left_out.skipped, failures=left_out.failed,
+        )  # fmt: skip
 
     def _take_fisher(self, methods: Sequence[Method], base: AttributionContext) -> None:
         """Let methods find the released Fisher information where they would keep their own."""

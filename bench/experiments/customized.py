@@ -27,6 +27,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from bench.attribution.dimensions import Choice
 from bench.contracts import AttributionContext, Build, Method
 from bench.data.customizations import HELD_OUT, NEW_WORD, NOISES, OBJECT, REPORTED, Customization, customizations
 from bench.data.dataset import Dataset, load_embedded
@@ -36,6 +37,7 @@ from bench.errors import InvalidInput
 from bench.experiments.known_exemplars import CustomizedOne
 from bench.experiments.leave_k_out import keep_manifest
 from bench.experiments.left_out import LeftOut
+from bench.experiments.projecting import kept_choice
 from bench.experiments.scoring import Scores, score
 from bench.experiments.selection import drawn
 from bench.experiments.workspace import Workspace
@@ -243,15 +245,23 @@ class CustomizedRun:
                     base.require(method)
                     usable.append(method)
             rows: list[RetrievalRow] = []
+            projected: dict[str, dict[str, Choice]] = {}
             for number, customization in enumerate(self.customizations[: self.models], 1):
                 progress.say(f"model {number}: {customization.name} ({customization.kind})")
-                rows += self._rows(base, customization, usable, left_out, progress)
+                home = CustomizedWorkspace(
+                    base, customization, self.distractors, pool=self.pool, device=self.device, progress=progress
+                )
+                rows += self._rows(home, usable, left_out)
                 merge(base.store, rows)
+                for method in usable:
+                    if (found := kept_choice(home.scored, method)) is not None:
+                        projected.setdefault(named(method, self.study.name).label, {})[customization.name] = found
             with base.store.lock("results"):
                 keep_manifest(base.store, folder.MANIFEST, self._manifest(base, usable, time.perf_counter() - started))
         return CustomizedReport(
-            frame=pd.DataFrame(rows), root=base.store.root, skipped=left_out.skipped, failures=left_out.failed
-        )
+            frame=pd.DataFrame(rows, columns=list(RetrievalRow._fields)), root=base.store.root,
+            skipped=left_out.skipped, failures=left_out.failed, projected=projected,
+        )  # fmt: skip
 
     def _manifest(self, base: Workspace, methods: Sequence[Method], seconds: float) -> dict[str, Any]:
         """What produced the rows (law 6)."""
@@ -288,19 +298,9 @@ class CustomizedRun:
             },
         }
 
-    def _rows(
-        self,
-        base: Workspace,
-        customization: Customization,
-        methods: Sequence[Method],
-        left_out: LeftOut,
-        progress: Progress,
-    ) -> list[RetrievalRow]:
+    def _rows(self, home: CustomizedWorkspace, methods: Sequence[Method], left_out: LeftOut) -> list[RetrievalRow]:
         """One for each query and method."""
-        home = CustomizedWorkspace(
-            base, customization, self.distractors, pool=self.pool, device=self.device, progress=progress
-        )
-        queries = home.asked(self.queries)
+        customization, queries = home.customization, home.asked(self.queries)
         rows: list[RetrievalRow] = []
         asked = queries
         if self.without_word:

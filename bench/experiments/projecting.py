@@ -18,7 +18,7 @@ from functools import partial
 import pandas as pd
 import torch
 
-from bench.attribution.dimensions import IMAGES, Choice, agreement, among, choice_key
+from bench.attribution.dimensions import DIMENSIONS, IMAGES, Choice, agreement, among, choice_key
 from bench.attribution.influence import InfluenceMethod
 from bench.attribution.projection import AUTO, EXACT, KINDS
 from bench.contracts import Method
@@ -30,12 +30,10 @@ from bench.experiments.left_out import LeftOut
 from bench.experiments.selection import drawn
 from bench.experiments.workspace import Workspace
 from bench.records import folder, tables
-from bench.records.store import write_whole
+from bench.records.store import Store, write_whole
 from bench.registry import named
 from bench.report.projections import ProjectionReport
 from bench.studies import Study
-
-DIMENSIONS = (256, 1024, 4096)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,13 +109,20 @@ class ProjectionTest(Experiment[ProjectionReport]):
 def keep_choices(workspace: Workspace, methods: Sequence[Method]) -> None:
     """Keep what ``projection=auto`` of ``methods`` chose on this study in the folder's table, where it is known."""
     for method in methods:
-        if isinstance(method, InfluenceMethod) and method.projection == AUTO:
-            kept = workspace.store.tensors(*folder.artifact(choice_key(method)))
-            if kept is not None:
-                found = Choice.of(kept[0])
-                probes = [(f"probe-{number}",) * 2 for number in range(len(found.agreement))]
-                lines = _told(workspace.study, method, method.digest, found, probes, own=True)
-                tables.PROJECTION.merge(workspace.store, pd.DataFrame(lines))
+        found = kept_choice(workspace.store, method)
+        if found is not None:
+            assert isinstance(method, InfluenceMethod)
+            probes = [(f"probe-{number}",) * 2 for number in range(len(found.agreement))]
+            lines = _told(workspace.study, method, method.digest, found, probes, own=True)
+            tables.PROJECTION.merge(workspace.store, pd.DataFrame(lines))
+
+
+def kept_choice(store: Store, method: Method) -> Choice | None:
+    """What ``projection=auto`` of ``method`` chose in ``store``; None for other projections, and before it chose."""
+    if not isinstance(method, InfluenceMethod) or method.projection != AUTO:
+        return None
+    kept = store.tensors(*folder.artifact(choice_key(method)))
+    return None if kept is None else Choice.of(kept[0])
 
 
 def _told(

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from typing import NamedTuple
 import pandas as pd
 from torch import Tensor
 
+from bench.attribution.dimensions import Choice
 from bench.contracts import METHOD
 from bench.data.customizations import HELD_OUT, OBJECT, REPORTED, STYLE, customizations
 from bench.data.dataset import load_embedded
@@ -35,6 +37,7 @@ from bench.studies import Study
 
 GROUPS = (OBJECT, STYLE, "all")
 WITHOUT = "without V*"
+SAME = "The same queries are those that all methods answered, those aside that ran on fewer models."
 SHOWN_QUERIES, SHOWN_IMAGES = 2, 8
 PICTURE_DPI, PICTURE_COLOURS = 96, 256
 """Twenty pictures stand in one page of at most 2 MiB."""
@@ -114,7 +117,8 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """A line for each size of the pool, method and group of models: large pools first, then the best mAP of all models.
 
     Columns: method, group, models, queries, distractors, pool, recall_at_10, recall_se, map, map_se, chance,
-    chance_map, ceiling, seconds, tuned_on.
+    chance_map, ceiling, seconds, tuned_on, map_shared, shared_queries. ``map_shared`` is the mAP on the queries that
+    all methods answered, those aside that answered for fewer models than others, which have NaN there.
     """
     sizes = frame[["exemplars", "pool"]].drop_duplicates().to_numpy().tolist()
     expected = {(exemplars, pool): chance_of_precision(exemplars, pool) for exemplars, pool in sizes}
@@ -134,6 +138,9 @@ def _summary_of(named: pd.DataFrame) -> pd.DataFrame:
     """The lines of one size of the pool."""
     columns = ["recall_at_10", "average_precision", "chance", "chance_map", "ceiling", "pool", "score_seconds"]
     each = named.groupby(["method", "kind", "model"])[columns].mean().reset_index()
+    asked = {method: set(zip(rows["model"], rows["query"], strict=True)) for method, rows in named.groupby("method")}
+    answered = each.groupby("method")["model"].nunique()
+    shared = set.intersection(*(asked[method] for method in answered.index[answered == answered.max()]))
     lines = []
     for method, table in each.groupby("method"):
         rows = named[named["method"] == method]
@@ -144,6 +151,9 @@ def _summary_of(named: pd.DataFrame) -> pd.DataFrame:
             recall, precision = (
                 mean_and_error(part[name].to_numpy()) for name in ("recall_at_10", "average_precision")
             )
+            own = set(part["model"])
+            common = [pair in shared and pair[0] in own for pair in zip(rows["model"], rows["query"], strict=True)]
+            on_shared = rows[common].groupby("model")["average_precision"].mean()
             lines.append(
                 {
                     "method": method,
@@ -161,11 +171,12 @@ def _summary_of(named: pd.DataFrame) -> pd.DataFrame:
                     "ceiling": float(part["ceiling"].mean()),
                     "seconds": float(part["score_seconds"].mean()),
                     "tuned_on": _tuned_on(str(rows["label"].iloc[0]), str(rows["study"].iloc[0])),
+                    "map_shared": float(on_shared.mean()) if shared <= asked[method] else float("nan"),
+                    "shared_queries": sum(common),
                 }
             )
     result = pd.DataFrame(lines)
     best = result[result["group"] == "all"].set_index("method")["map"]
-    answered = result[result["group"] == "all"].set_index("method")["models"]
     whole = result["method"].map(answered) == answered.max()  # a method that answered for few models stands below
     order = (result["method"].map(best) + 2 * whole).rank(ascending=False).groupby(result["method"]).transform("min")
     place = result["group"].map(GROUPS.index)
@@ -192,9 +203,12 @@ def tables_of(found: pd.DataFrame) -> list[Table]:
 
 
 def _table_of(found: pd.DataFrame) -> Table:
+    shared = found[found["map_shared"].notna() & (found["group"] == "all")]
+    unequal = len(shared) > 0 and (shared["queries"] > shared["shared_queries"]).any()
     head = [
         "method", *(f"{group}: {name}" for group in GROUPS for name in ("Recall@10", "mAP")), "distractors", "models",
         "queries", "settings", "s/query",
+        *([f"same {shared['shared_queries'].max()} queries: mAP"] if unequal else []),
     ]  # fmt: skip
     lines = []
     for method, part in found.groupby("method", sort=False):
@@ -208,7 +222,8 @@ def _table_of(found: pd.DataFrame) -> Table:
         whole = groups["all"]
         how = whole["tuned_on"] and ("untuned" if whole["tuned_on"].startswith("not tuned") else "tuned")
         counts = [str(whole[name]) for name in ("distractors", "models", "queries")]
-        lines.append([*cells, *counts, how, f"{whole['seconds']:.2f}"])
+        on_shared = [_cell(whole["map_shared"])] if unequal else []
+        lines.append([*cells, *counts, how, f"{whole['seconds']:.2f}", *on_shared])
     for name in ("chance", "ceiling"):
         cells = []
         for group in GROUPS:
@@ -218,12 +233,14 @@ def _table_of(found: pd.DataFrame) -> Table:
                 continue
             most = part.loc[part["models"].idxmax()]
             cells += [f"{most[name]:.3f}", f"{most['chance_map']:.3f}" if name == "chance" else "1.000"]
-        lines.append([name, *cells, str(found["distractors"].iloc[0]), "", "", "", ""])
+        lines.append([name, *cells, str(found["distractors"].iloc[0]), *[""] * (len(head) - len(cells) - 2)])
     return head, lines
 
 
-def _cell(mean: float, error: float) -> str:
-    return f"{mean:.3f}" if error != error else f"{mean:.3f} ± {error:.3f}"
+def _cell(mean: float, error: float = float("nan")) -> str:
+    if math.isnan(mean):
+        return "–"
+    return f"{mean:.3f}" if math.isnan(error) else f"{mean:.3f} ± {error:.3f}"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -233,18 +250,39 @@ class CustomizedReport(ReportOnMethods):
     Attributes:
         frame: its rows.
         root: the results folder.
+        projected: by method and model, what ``projection=auto`` chose.
     """
 
     frame: pd.DataFrame
     root: Path
+    projected: Mapping[str, Mapping[str, Choice]] = field(default_factory=dict)
 
     def tables(self) -> list[Table]:
         """Recall@10 and mAP of each method in each pool, with chance and ceiling."""
         return tables_of(summary(self.frame)) if len(self.frame) else []
 
     def notes(self) -> list[str]:
-        """What the numbers are of, and what was skipped."""
-        return [*explained(self.frame), *super().notes(), f"rows: {self.root / folder.RETRIEVAL}"]
+        """What the numbers are of, what was skipped, and which projections were chosen."""
+        chosen = [
+            f"{method}: {_chosen(dimension, [one for one in models.values() if one.dimension == dimension])}"
+            for method, models in self.projected.items()
+            for dimension in sorted({one.dimension for one in models.values()})
+        ]
+        return [*explained(self.frame), *super().notes(), *chosen, f"rows: {self.root / folder.RETRIEVAL}"]
+
+    def problems(self) -> list[str]:
+        """What failed; a run all of whose methods were skipped."""
+        none = self.skipped and not len(self.frame) and not self.failures
+        return [*super().problems(), *(["every method was skipped; see the reasons above."] if none else [])]
+
+
+def _chosen(dimension: int, on_models: Sequence[Choice]) -> str:
+    """On how many models a projection was chosen, and why."""
+    models = f"{len(on_models)} model{'s' if len(on_models) > 1 else ''}"
+    if not dimension:
+        return f"nothing is projected on {models}: the gradients of all images fit the memory"
+    rho = min(float(one.agreement.mean()) for one in on_models)
+    return f"{dimension} dimensions on {models}, with no projection's ranks to a Spearman's ρ of {rho:.2f} or more"
 
 
 def explained(frame: pd.DataFrame) -> list[str]:
@@ -261,6 +299,7 @@ def _explained(frame: pd.DataFrame, distractors: int) -> str:
         f"{len(models)} customized models ({', '.join(sorted(set(models['split'])))}), {each} each; "
         f"exemplars (1 to {models['exemplars'].max()} a model) among {distractors} distractors. "
         "Mean ± 1 SE, the model as unit. Recall@10 has the ceiling min(10, n)/n."
+        + (f" {SAME}" if asked.min() < asked.max() else "")
     )
 
 
