@@ -442,6 +442,17 @@ def test_variants_leave_the_other_figures_to_their_method(tmp_path):
     ]
 
 
+def test_a_line_over_several_k_is_over_the_queries_that_all_of_them_have(tmp_path):
+    values = ordinary() | {("ours", 20): [0.01] * 5 + [0.9] * 3, ("ours", 50): [0.02] * 5, ("pixel", 50): [0.03] * 5}
+    board = board_of(Folder(tmp_path / "run", values))
+    handles, names = curves(board, "loss_change").axes[0].get_legend_handles_labels()
+    drawn = {name: list(handle[0].get_ydata()) for handle, name in zip(handles, names, strict=True)}
+    assert drawn["ours"] == pytest.approx([0.01, 0.02])
+    assert drawn["pixel"] == pytest.approx([np.mean(values["pixel", 20][:5]), 0.03])
+    assert drawn["trak"] == pytest.approx([np.mean(values["trak", 20])])  # one K: all its queries
+    assert BEST not in drawn  # its own queries are not known, and it has five at one K and eight at the other
+
+
 def test_variants_leave_the_verdicts_between_methods_as_they_were(tmp_path):
     values = ordinary()
     variants = {(f"ours:sgd-{steps}", 20): noisy(0.003) for steps in range(1, 9)}

@@ -73,6 +73,7 @@ def page_charts(board: Board) -> dict[str, str]:
 def curves(board: Board, metric: str, variants: bool = False) -> Figure:
     """A metric against K, mean ± 1 standard error, with the random reference and the noise floor (figure 3).
 
+    A line over several K is over the queries that the method has at all of them, so that it compares like with like.
     Without ``variants``, these stand beside their method in ``ablations`` alone.
     """
     figure = Figure(figsize=(5.8, 3.8))
@@ -89,15 +90,12 @@ def curves(board: Board, metric: str, variants: bool = False) -> Figure:
         ks |= {int(k) for k in reference.index}
     names = sorted(board.methods if variants else charted(board.lines))
     for index, name in enumerate(names):
-        own = [line for line in board.lines if line.method == name and metric in line.cells]
-        own = [line for line in own if np.isfinite(line.cells[metric].mean)]
-        if own:
-            method = own[0].name.method
-            errors = np.nan_to_num([line.cells[metric].standard_error for line in own])
+        points = _points(board, metric, name)
+        if points:
+            method = next(line.name.method for line in board.lines if line.method == name)
+            own_ks, means, errors = zip(*points, strict=True)
             drawn_line = axes.errorbar(
-                figures.dodged([line.k for line in own], index, len(names)),
-                [line.cells[metric].mean for line in own],
-                errors,
+                figures.dodged(own_ks, index, len(names)), means, np.nan_to_num(errors),
                 marker=figures.mark_of(method, name), markersize=4, capsize=2, linewidth=1.4,
                 color=figures.colour_of(method), linestyle="--" if name == BASELINE else "-",
                 label=figures.wrapped(name),
@@ -112,6 +110,23 @@ def curves(board: Board, metric: str, variants: bool = False) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
+
+
+def _points(board: Board, metric: str, name: str) -> list[tuple[int, float, float]]:
+    """K, mean and standard error of ``name`` at each of its K, over the queries that it has at all of them.
+
+    The best measured set is known by its cells alone: none where these differ in their number of queries.
+    """
+    cells = {line.k: line.cells[metric] for line in board.lines if line.method == name and metric in line.cells}
+    cells = {k: cell for k, cell in cells.items() if np.isfinite(cell.mean)}
+    columns = {k: board.tables[metric, k].get(name) for k in cells}
+    known = {k: column.dropna() for k, column in columns.items() if column is not None}
+    if len(known) == len(cells) > 1:
+        shared = sorted(set.intersection(*(set(column.index) for column in known.values())))
+        return [(k, *mean_and_error(column.loc[shared].to_numpy(float))) for k, column in known.items() if shared]
+    if len({cell.queries for cell in cells.values()}) > 1:
+        return []
+    return [(k, cell.mean, cell.standard_error) for k, cell in cells.items()]
 
 
 def equivalent_random(board: Board, k: int) -> Figure:

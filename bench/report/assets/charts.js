@@ -20,7 +20,7 @@ function curve() {
   const unit = unitOf(metric);
   chart("curve", `curves_${metric.name}`, `${words(metric.name)} ${unit} against K, mean plus or minus one standard error. ${data.ks.map(at_k).join(" ")}${known(floor) ? ` Noise floor ${scaled(floor, metric)}.` : ""}`);
   const random = reference.length ? "The grey line is the random reference: random images removed, shared by all methods." : "These rows hold no random reference yet.";
-  byId("curve-caption").textContent = `${words(metric.name)} against the number of images removed: mean over queries \u00b1 1 standard error, paired retraining. ${random} Points at one K stand a little apart so that they can be seen.`;
+  byId("curve-caption").textContent = `${words(metric.name)} against the number of images removed: mean over queries \u00b1 1 standard error, paired retraining. ${random} A line over several K is over the queries that the method has at all of them. Points at one K stand a little apart so that they can be seen.`;
   legend();
 }
 function legend() {
