@@ -323,9 +323,14 @@ def test_the_order_over_k_is_told_in_a_note(tmp_path):
     values |= {("pixel", 20): noisy(0.004, 8, 8), ("trak", 20): noisy(0.006, 8, 9)}
     [note] = [note for note in board_of(Folder(tmp_path / "run", values)).notes if note.startswith("Over K")]
     assert note == (
-        "Over K (20, 50): 2 of 3 pairs of methods have the same order of means at every K that both have; "
+        "Over K (20, 50): 2 of 3 pairs of methods have the same order of means at every K that both have, over the "
+        "queries of all these K; "
         "it turns for pixel and trak, 1 of them settled in both directions; 2 are settled at every K."
     )
+    values |= {("ours", 50): [*noisy(0.012, 4), *[-9.0] * 4], ("pixel", 50): noisy(0.006, 4, 8)}
+    del values["trak", 50]
+    [like] = [note for note in board_of(Folder(tmp_path / "four", values)).notes if note.startswith("Over K")]
+    assert "1 of 1 pairs" in like  # ours leads pixel on the four queries that both have at K = 50
     assert not [
         note for note in board_of(Folder(tmp_path / "one", {("ours", 20): noisy(0.1)})).notes if "Over K" in note
     ]

@@ -284,7 +284,7 @@ def leaderboard(
             )  # fmt: skip
     best, said = _best_lines(ranked, facts, tables, reference)
     lines, notes = [*lines, *best], [*notes, *said]
-    notes += _over_k(pairs, {k: competing.get((RANKED_BY, k), []) for k in ks})
+    notes += _over_k(pairs, {k: competing.get((RANKED_BY, k), []) for k in ks}, tables)
     return Board(
         metrics=tuple(facts.values()),
         lines=tuple(sorted(lines, key=_order)),
@@ -364,21 +364,26 @@ def _competing(table: pd.DataFrame | None, facts: MetricFacts, parts: Parts) -> 
     return [str(name) for name in means.index if name in parts.methods and table[name].count() >= MIN_QUERIES]
 
 
-def _over_k(pairs: Mapping[int, Verdicts], competing: Mapping[int, Sequence[str]]) -> list[str]:
-    """Whether two methods stand in the same order at every K that both have, in words."""
+def _over_k(
+    pairs: Mapping[int, Verdicts],
+    competing: Mapping[int, Sequence[str]],
+    tables: Mapping[tuple[str, int], pd.DataFrame],
+) -> list[str]:
+    """Whether two methods stand in the same order at every K that both have, on the queries that all of them have."""
     seen: dict[tuple[str, str], dict[int, Verdict]] = {}
     for k, names in competing.items():
         for (one, other), found in pairs[k].items():
             if {one, other} <= set(names) and found.queries >= MIN_QUERIES:
                 seen.setdefault((one, other), {})[k] = found
-    several = {pair: found for pair, found in seen.items() if len(found) > 1}
+    ahead = {pair: _ahead(pair, found, tables) for pair, found in seen.items() if len(found) > 1}
+    several = {pair: seen[pair] for pair, found in ahead.items() if found}
     if not several:
         return []
-    turning = [pair for pair, found in several.items() if len({one.difference > 0 for one in found.values()}) > 1]
+    turning = [pair for pair in several if len({one > 0 for one in ahead[pair]}) > 1]
     ks = sorted({k for found in several.values() for k in found})
     held = len(several) - len(turning)
     texts = [f"Over K ({', '.join(map(str, ks))}): {held} of {len(several)} pairs of methods have the same "
-             "order of means at every K that both have"]  # fmt: skip
+             "order of means at every K that both have, over the queries of all these K"]  # fmt: skip
     if turning:
         listed = ", ".join(" and ".join(pair) for pair in turning[:SHOWN_PAIRS])
         more = f" and {len(turning) - SHOWN_PAIRS} more" if len(turning) > SHOWN_PAIRS else ""
@@ -390,6 +395,17 @@ def _over_k(pairs: Mapping[int, Verdicts], competing: Mapping[int, Sequence[str]
     settled = {0: "no pair is", 1: "one is"}.get(len(always), f"{len(always)} are")
     texts.append(f"{settled} settled at every K")
     return ["; ".join(texts) + "."]
+
+
+def _ahead(pair: tuple[str, str], ks: Iterable[int], tables: Mapping[tuple[str, int], pd.DataFrame]) -> list[float]:
+    """By how much the first of ``pair`` is ahead at each K, over the queries that both have at all of ``ks``.
+
+    Empty where there is no such query.
+    """
+    one, other = pair
+    apart = [(tables[RANKED_BY, k][one] - tables[RANKED_BY, k][other]).dropna() for k in ks]
+    shared = sorted(set.intersection(*(set(found.index) for found in apart)))
+    return [float(found.loc[shared].mean()) for found in apart if shared]
 
 
 def _line(
