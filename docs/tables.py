@@ -87,7 +87,10 @@ def _apart(line, metric):
 def _beats(line, metric):
     verdicts = {said: line.get(f"{metric}_verdict_{floor}") for floor, said in FLOORS.items()}
     won = ", ".join(said for said, verdict in verdicts.items() if verdict == "better")
-    return won or ("" if line["method"] == "random" else "not settled")
+    if won or line["method"] == "random":
+        return won
+    same = [said for said, verdict in verdicts.items() if verdict == "equivalent"]
+    return f"equivalent to {' and '.join(same)}" if same else "not settled"
 
 
 def known_parts():
