@@ -16,7 +16,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -46,7 +45,7 @@ from bench.foundation.progress import Progress
 from bench.records import folder
 from bench.records.store import Artifacts, Store
 from bench.registry import named
-from bench.report.customized import CustomizedReport, RetrievalRow, merge
+from bench.report.customized import CustomizedReport, RetrievalRow, frame_of, merge
 from bench.report.shown import ReportOnMethods, Table
 
 NAME = "abc"
@@ -210,7 +209,7 @@ class AbcRun:
                 found += self._rows(one, base, digest, usable, home, left_out)
                 merge(home.store, found)
         return CustomizedReport(
-            frame=pd.DataFrame(found, columns=list(RetrievalRow._fields)), root=self.root,
+            frame=frame_of(found), root=self.root,
             skipped=left_out.skipped, failures=left_out.failed,
         )  # fmt: skip
 

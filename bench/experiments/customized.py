@@ -23,7 +23,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -46,7 +45,7 @@ from bench.foundation.progress import Progress
 from bench.records import folder
 from bench.records.store import Artifacts, Store
 from bench.registry import named, tuned
-from bench.report.customized import CustomizedReport, RetrievalRow, merge
+from bench.report.customized import CustomizedReport, RetrievalRow, frame_of, merge
 from bench.studies import Study
 
 DISTRACTORS = 1000
@@ -259,7 +258,7 @@ class CustomizedRun:
             with base.store.lock("results"):
                 keep_manifest(base.store, folder.MANIFEST, self._manifest(base, usable, time.perf_counter() - started))
         return CustomizedReport(
-            frame=pd.DataFrame(rows, columns=list(RetrievalRow._fields)), root=base.store.root,
+            frame=frame_of(rows), root=base.store.root,
             skipped=left_out.skipped, failures=left_out.failed, projected=projected,
         )  # fmt: skip
 

@@ -89,11 +89,16 @@ class RetrievalRow(NamedTuple):
     score_seconds: float
 
 
+def frame_of(rows: Sequence[RetrievalRow]) -> pd.DataFrame:
+    """A line for each row; all columns also where there is none."""
+    return pd.DataFrame(list(rows), columns=list(RetrievalRow._fields))
+
+
 def merge(store: Store, rows: Sequence[RetrievalRow]) -> pd.DataFrame:
     """Write ``rows`` among those that the results folder has; returns all of them."""
     with store.lock("results"):
         kept = store.frame(folder.RETRIEVAL)
-        new = pd.DataFrame(list(rows), columns=list(RetrievalRow._fields))
+        new = frame_of(rows)
         whole = new if kept is None else pd.concat([kept, new], ignore_index=True)
         whole = whole.drop_duplicates(KEY, keep="last", ignore_index=True)
         store.write_frame((folder.RETRIEVAL,), whole)
