@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from bench.contracts import CEILING, METHOD
 from bench.records import folder, tables
-from bench.records.rows import labels, load
+from bench.records.rows import load
 from bench.records.sealing import read_json
 from bench.records.store import Store
 from bench.report import figures
@@ -41,9 +41,9 @@ def main() -> None:
     lines = [line for line in lines if line.cells[RANKED_BY].queries == most]
     save(distance(board, lines), output / "ceiling-distance.png")
     save(overlap(board, lines), output / "ceiling-overlap.png")
-    kept = tables.GROUPS.read(store)
-    if kept is not None and len(kept):
-        save(groups(board, lines, kept.assign(label=labels(kept))), output / "ceiling-groups.png")
+    kept = tables.GROUPS.labelled(store)
+    if len(kept):
+        save(groups(board, lines, kept), output / "ceiling-groups.png")
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -35,7 +35,7 @@ from bench.experiments.workspace import Workspace
 from bench.foundation.digests import digest_of
 from bench.records import folder, tables
 from bench.records.names import MethodName
-from bench.records.rows import Row, frame_of, labels
+from bench.records.rows import Row, frame_of
 from bench.records.store import Store, write_whole
 from bench.registry import metrics as metric_registry
 from bench.registry import named
@@ -132,13 +132,12 @@ class DatamodelTest(Experiment["Datamodels"]):
         scores, left_out = self._scores(workspace, queries)
         changes = _changes(measured.rows, len(subsets), [query.id for query in queries])
         names = self._record_subsets(workspace.store, subsets)
-        merged = tables.LDS.read(workspace.store)
         for method, matrix in scores.items():
             sums = np.stack([matrix[:, list(kept)].sum(1) for kept in subsets])
             lines = pd.DataFrame(self._lines(method, queries, names, sums, changes))
-            merged = tables.LDS.merge(workspace.store, lines)
+            tables.LDS.merge(workspace.store, lines)
         report = Datamodels(
-            frame=pd.DataFrame() if merged is None else merged.assign(label=labels(merged)),
+            frame=tables.LDS.labelled(workspace.store),
             skipped=left_out.skipped,
             failures=left_out.failed,
             failed_trainings=sorted(set(measured.failed.values())),

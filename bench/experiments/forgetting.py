@@ -28,7 +28,6 @@ from bench.experiments.experiment import Experiment, Measured
 from bench.experiments.left_out import LeftOut
 from bench.experiments.workspace import Workspace
 from bench.records import folder, tables
-from bench.records.rows import labels
 from bench.records.store import write_whole
 from bench.registry import named
 from bench.report.forgetting import ForgettingReport
@@ -88,7 +87,7 @@ class Forgetting(Experiment[ForgettingReport]):
                         lines = self._lines(workspace, method, query, others, measured.metrics)
                         kept = tables.FORGETTING.merge(workspace.store, pd.DataFrame(lines))
         report = ForgettingReport(
-            frame=pd.DataFrame() if kept is None else kept.assign(label=labels(kept)),
+            frame=tables.FORGETTING.labelled(workspace.store),
             skipped={**design.chosen.skipped, **lost.skipped, **measured.skipped_metrics},
             failures={**design.chosen.failures, **lost.failed, **measured.failed_metrics},
         )

@@ -37,7 +37,7 @@ from bench.experiments.selection import top_k
 from bench.experiments.workspace import Workspace
 from bench.records import folder, tables
 from bench.records.names import MethodName
-from bench.records.rows import frame_of, labels
+from bench.records.rows import frame_of
 from bench.records.store import write_whole
 from bench.registry import metrics as metric_registry
 from bench.registry import named
@@ -175,16 +175,14 @@ class GroupTest(Experiment[GroupsReport]):
             index="query", columns="method_digest", values="value", aggfunc=lambda own: own.mean(skipna=False)
         )
         lost = LeftOut(workspace)
-        merged = tables.GROUPS.read(workspace.store)
         for method in self.with_floors:
             with lost.alone(self.label(method), f"method-{method.name}"):
                 workspace.require(method)
                 scores = workspace.scores(method, design.queries).matrix.double()
                 lines = self._lines(method, design.queries, scores.numpy(), self._tops(scores), changes)
-                merged = tables.GROUPS.merge(workspace.store, lines)
-        frame = pd.DataFrame() if merged is None else merged.assign(label=labels(merged))
+                tables.GROUPS.merge(workspace.store, lines)
         report = GroupsReport(
-            frame=frame,
+            frame=tables.GROUPS.labelled(workspace.store),
             skipped=lost.skipped,
             failures=lost.failed,
             failed_trainings=sorted(set(measured.failed.values())),

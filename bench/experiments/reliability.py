@@ -28,7 +28,6 @@ from bench.experiments.scoring import Scores, score
 from bench.experiments.selection import top_k
 from bench.experiments.workspace import Workspace
 from bench.records import folder, tables
-from bench.records.rows import labels
 from bench.records.store import Artifacts, Store, write_whole
 from bench.registry import named
 from bench.report.reliability import ReliabilityReport
@@ -74,16 +73,14 @@ class Reliability(Experiment[ReliabilityReport]):
     def report(self, workspace: Workspace, design: Design, measured: Measured) -> ReliabilityReport:
         """Score twice, and compare; merged into the folder's table, method by method."""
         lost = LeftOut(workspace)
-        merged = tables.RELIABILITY.read(workspace.store)
         for method in design.chosen.unscored:
             with lost.alone(self.label(method), f"method-{method.name}"):
                 first = workspace.scores(method, design.queries)
                 second = self._again(workspace, method, design.queries)
                 lines = pd.DataFrame(self._lines(method, design.queries, first, second))
-                merged = tables.RELIABILITY.merge(workspace.store, lines)
-        frame = pd.DataFrame() if merged is None else merged.assign(label=labels(merged))
+                tables.RELIABILITY.merge(workspace.store, lines)
         report = ReliabilityReport(
-            frame=frame,
+            frame=tables.RELIABILITY.labelled(workspace.store),
             num_images=len(self.study.dataset),
             skipped={**design.chosen.skipped, **lost.skipped},
             failures={**design.chosen.failures, **lost.failed},

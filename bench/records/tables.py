@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from bench.records import folder
+from bench.records.rows import labels
 from bench.records.store import Store
 
 
@@ -29,6 +30,11 @@ class KeptTable:
         """The lines in the folder of ``store``; None where there are none that can be read."""
         frame = store.frame(self.file)
         return frame if frame is not None and set(self.unique) <= set(frame.columns) else None
+
+    def labelled(self, store: Store) -> pd.DataFrame:
+        """The same with the ``label`` of each line's method; empty where there are none."""
+        frame = self.read(store)
+        return pd.DataFrame() if frame is None else frame.assign(label=labels(frame))
 
     def merge(self, store: Store, new: pd.DataFrame) -> pd.DataFrame:
         """Keep ``new`` lines with those of earlier runs; returns all of them."""

@@ -23,7 +23,7 @@ from bench.report import published
 from bench.report.board import RANKED_BY, leaderboard
 from bench.report.merging import open_folder
 from bench.report.shown import Report, Table
-from bench.report.statistics import CONFIDENCE, MIN_QUERIES, RESAMPLES, Interval
+from bench.report.statistics import MIN_QUERIES, RESAMPLES, Interval, percentile_bounds
 
 HEAD = ("one", "other", "methods", "in both", "Spearman's ρ [95 % interval]")
 FEWEST = 4
@@ -102,8 +102,7 @@ def rank_agreement(one: pd.DataFrame, other: pd.DataFrame, *, seed: int = 0) -> 
         rho(table[stream.integers(0, len(table), len(table))] if len(table) > 1 else table for table in tables)
         for _ in range(RESAMPLES)
     ]
-    low, high = np.nanquantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(value, float(low), float(high))
+    return Interval(value, *percentile_bounds(drawn))
 
 
 def _order(root: Path) -> tuple[str, pd.DataFrame]:

@@ -13,11 +13,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from bench.records import tables
-from bench.records.rows import labels
-from bench.records.store import Store
 from bench.report.shown import ReportOnMethods, Table, as_markdown
-from bench.report.statistics import CONFIDENCE, MIN_QUERIES, RESAMPLES, Interval, resampled_bounds
+from bench.report.statistics import MIN_QUERIES, RESAMPLES, Interval, percentile_bounds, resampled_bounds
 
 ABOUT = (
     "Models were trained on random halves of the data. The linear datamodeling score (LDS) asks whether a method tells "
@@ -152,14 +149,7 @@ def agreement(frame: pd.DataFrame, values: pd.DataFrame, *, seed: int = 0) -> tu
         return list(known), Interval(value, float("nan"), float("nan"))
     stream = np.random.default_rng(seed)
     drawn = [rho(*(stream.integers(0, size, size) for size in sizes)) for _ in range(RESAMPLES)]
-    low, high = np.nanquantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return list(known), Interval(value, float(low), float(high))
-
-
-def kept_lines(store: Store) -> pd.DataFrame:
-    """Those of a results folder, with their label; empty where no subsets were trained."""
-    frame = tables.LDS.read(store)
-    return pd.DataFrame() if frame is None else frame.assign(label=labels(frame))
+    return list(known), Interval(value, *percentile_bounds(drawn))
 
 
 def cells(table: pd.DataFrame) -> list[list[str]]:

@@ -12,7 +12,6 @@ import pandas as pd
 from scipy import stats
 
 from bench.records import tables
-from bench.records.rows import labels
 from bench.records.store import Store
 from bench.report.shown import ReportOnMethods, Table, as_markdown
 from bench.report.statistics import Won, interval, share_won
@@ -112,10 +111,7 @@ def truth_table(frame: pd.DataFrame) -> Table:
 
 def kept_tables(store: Store) -> list[Table]:
     """Those of a results folder; none where no groups were left out."""
-    frame = tables.GROUPS.read(store)
-    if frame is None or frame.empty:
-        return []
-    return GroupsReport(frame=frame.assign(label=labels(frame))).tables()
+    return GroupsReport(frame=tables.GROUPS.labelled(store)).tables()
 
 
 def _first(found: Won) -> str:

@@ -24,7 +24,6 @@ import numpy as np
 import pandas as pd
 
 from bench.records import tables
-from bench.records.rows import labels
 from bench.records.store import Store
 from bench.report.shown import ReportOnMethods, Table, as_markdown
 from bench.report.statistics import Interval, interval
@@ -132,11 +131,8 @@ def pairs_of(frame: pd.DataFrame) -> list[Parts]:
 
 def kept_tables(store: Store) -> dict[Parts, list[Table]]:
     """The tables of every pair of boxes in the folder of ``store``; none where nothing was attributed in boxes."""
-    frame = tables.LOCALIZED.read(store)
-    if frame is None:
-        return {}
-    labelled = frame.assign(label=labels(frame))
-    return {parts: tables_of(labelled, parts) for parts in pairs_of(labelled)}
+    frame = tables.LOCALIZED.labelled(store)
+    return {parts: tables_of(frame, parts) for parts in pairs_of(frame)} if len(frame) else {}
 
 
 def tables_of(frame: pd.DataFrame, parts: Parts) -> list[Table]:

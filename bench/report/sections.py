@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 from bench.records import tables
-from bench.records.rows import labels
 from bench.records.store import Store
 from bench.report import datamodels, forgetting, groups, localized
 from bench.report.board import RANKED_BY, Board
@@ -49,31 +50,28 @@ class Section:
 def sections(store: Store, board: Board) -> list[Section]:
     """Those of a results folder that are not empty; ``board`` is its own."""
     boxes = [(" and ".join(parts).replace("_", " "), found) for parts, found in localized.kept_tables(store).items()]
-    left_out = groups.kept_tables(store)
     found = [
         Section("boxes", "Boxes on parts of the picture", localized.ABOUT, boxes),
-        Section("left-out", "Whole groups of images", groups.ABOUT, [("", left_out)] if left_out else []),
-        _subsets(store, board),
-        _forgotten(store),
+        Section("left-out", "Whole groups of images", groups.ABOUT, [("", groups.kept_tables(store))]),
     ]
-    return [section for section in found if section.parts]
+    subsets, forgotten = tables.LDS.labelled(store), tables.FORGETTING.labelled(store)
+    if len(subsets):
+        shown: Table = datamodels.HEAD, datamodels.cells(datamodels.summary(subsets))
+        found.append(Section("subsets", "Random halves of the data", _about_subsets(subsets, board), [("", [shown])]))
+    if len(forgotten):
+        shown = forgetting.HEAD, forgetting.cells(forgotten)
+        found.append(Section("forgotten", "What unlearning forgets", forgetting.ABOUT, [("", [shown])]))
+    return [section for section in found if any(shown for _, shown in section.parts)]
 
 
-def _subsets(store: Store, board: Board) -> Section:
-    """LDS, and whether it agrees with the board's order of the methods that compete."""
-    lines, about = datamodels.kept_lines(store), datamodels.ABOUT
+def _about_subsets(lines: pd.DataFrame, board: Board) -> str:
+    """What LDS is, and whether it agrees with the board's order of the methods that compete."""
     competing = [name for group in board.groups.get(board.main_k, ()) for name in group]
-    if len(lines) and competing:
-        shared, rho = datamodels.agreement(lines, board.tables[RANKED_BY, board.main_k][competing])
-        if not math.isnan(rho.mean):
-            told = f"{rho:.2f}".replace("-", "−")
-            about += f" Its order of {len(shared)} methods and that of removals at K = {board.main_k}: ρ {told}."
-    shown = [(datamodels.HEAD, datamodels.cells(datamodels.summary(lines)))] if len(lines) else []
-    return Section("subsets", "Random halves of the data", about, [("", shown)] if shown else [])
-
-
-def _forgotten(store: Store) -> Section:
-    frame = tables.FORGETTING.read(store)
-    lines = [] if frame is None else forgetting.cells(frame.assign(label=labels(frame)))
-    shown = [("", [(forgetting.HEAD, lines)])] if lines else []
-    return Section("forgotten", "What unlearning forgets", forgetting.ABOUT, shown)
+    if not competing:
+        return datamodels.ABOUT
+    shared, rho = datamodels.agreement(lines, board.tables[RANKED_BY, board.main_k][competing])
+    if math.isnan(rho.mean):
+        return datamodels.ABOUT
+    told = f"{rho:.2f}".replace("-", "−")
+    order = f"Its order of {len(shared)} methods and that of removals at K = {board.main_k}: ρ {told}."
+    return f"{datamodels.ABOUT} {order}"

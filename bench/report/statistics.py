@@ -126,7 +126,12 @@ def resampled_bounds(statistic: Callable[[np.ndarray], float], count: int, *, se
         statistic: of the chosen ones of ``count`` queries or subsets, given by index; NaN does not count.
     """
     chosen = np.random.default_rng(seed).integers(0, count, (RESAMPLES, count))
-    low, high = np.nanquantile([statistic(sample) for sample in chosen], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return percentile_bounds([statistic(sample) for sample in chosen])
+
+
+def percentile_bounds(drawn: Values) -> tuple[float, float]:
+    """95 % percentile bounds of the values of a statistic in resampled data; NaN does not count."""
+    low, high = np.nanquantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
 
