@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING
 # Before torch is imported: a spinning OpenMP thread beside another busy one slows torch up to a hundredfold.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
+# Before CUDA begins: streams that do not wait for each other, and matrix products that are the same each time.
+os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 if TYPE_CHECKING:
     from bench.contracts import AttributionContext, Method, Metric

@@ -14,6 +14,7 @@ bits depend neither on its row nor on its companions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,30 +25,41 @@ from torch.func import functional_call, vmap
 from bench.diffusion.training import TrainingRun
 from bench.errors import InvalidInput
 
+ALIGNED = 64
+"""Rows begin at multiples of so many numbers: where a row lies does not change how it is computed."""
+
+
+def aligned(rows: Sequence[Float[Tensor, " weights"]]) -> Float[Tensor, "rows width"]:
+    """``rows`` as a matrix, each with zeros to a multiple of ``ALIGNED``."""
+    return nn.functional.pad(torch.stack(list(rows)), (0, -len(rows[0]) % ALIGNED))
+
 
 class Stack:
     """Some runs at the same step, advanced together; each run's own weights, average and moments are views of a row.
 
     Args:
-        runs: of one study, at one step; as many as the recipe stacks, or fewer.
+        runs: of one study, at one step; as many as there are rows, or fewer.
+        size: rows; those beyond the runs repeat the last. None for as many as the recipe stacks.
+        place: memory for the weights, of the shape of ``weights``; None for new memory.
 
     Attributes:
-        weights, averages: M × weights of a model.
+        weights, averages: M × width, the weights of a model and zeros to a multiple of ``ALIGNED``.
     """
 
-    def __init__(self, runs: Sequence[TrainingRun]) -> None:
-        if len({run.step for run in runs}) != 1 or not 1 <= len(runs) <= runs[0].recipe.stack:
+    def __init__(self, runs: Sequence[TrainingRun], *, size: int | None = None, place: Tensor | None = None) -> None:
+        most = runs[0].recipe.stack if size is None else size
+        if len({run.step for run in runs}) != 1 or not 1 <= len(runs) <= most:
             raise InvalidInput(
                 f"{len(runs)} runs at steps {sorted({run.step for run in runs})} cannot be one stack: 1 to "
-                f"{runs[0].recipe.stack} runs at one step are expected."
+                f"{most} runs at one step are expected."
             )
         self.runs, self.first, self.recipe = list(runs), runs[0], runs[0].recipe
-        self.rows = [*runs, *[runs[-1]] * (self.recipe.stack - len(runs))]
-        self.weights = nn.Parameter(torch.stack([run.weights.detach() for run in self.rows]))
-        self.averages = torch.stack([run.average for run in self.rows])
+        self.rows = [*runs, *[runs[-1]] * (most - len(runs))]
+        weights = aligned([run.weights.detach() for run in self.rows])
+        self.weights = nn.Parameter(weights if place is None else place.copy_(weights))
+        self.averages = aligned([run.average for run in self.rows])
         self.optimizer = self.recipe.optimizer(self.weights)
         self._adopt()
-        self.named = self._named()
 
     def _adopt(self) -> None:
         """Take over the moments, and make the runs' tensors views of the rows."""
@@ -56,14 +68,16 @@ class Stack:
         state: dict[str, Tensor] = {"step": step}
         for name in ("exp_avg", "exp_avg_sq"):
             nothing = torch.zeros_like(self.first.average)
-            state[name] = torch.stack([each.get(name, nothing) for each in moments])
+            state[name] = aligned([each.get(name, nothing) for each in moments])
         self.optimizer.state[self.weights] = state
+        own_weights = len(self.first.average)
         for row, run in enumerate(self.runs):
-            run.weights.data, run.average = self.weights.data[row], self.averages[row]
-            own = {name: value if name == "step" else value[row] for name, value in state.items()}
+            run.weights.data, run.average = self.weights.data[row, :own_weights], self.averages[row, :own_weights]
+            own = {name: value if name == "step" else value[row, :own_weights] for name, value in state.items()}
             run.optimizer.state[run.weights] = own
 
-    def _named(self) -> dict[str, Tensor]:
+    @cached_property
+    def named(self) -> dict[str, Tensor]:
         """The weights by name, M × the weight's shape, views of the matrix."""
         named, start = {}, 0
         for name, parameter in self.first.model.unet.named_parameters():
@@ -74,7 +88,7 @@ class Stack:
     def advance(self) -> list[float]:
         """Do one optimizer step; returns the mean loss of each run, NaN or infinite for one that has diverged."""
         step, recipe = self.first.step, self.recipe
-        losses, gradient = self._gradient(step)
+        losses, gradient = self.gradient(step)
         norms = torch.linalg.vector_norm(gradient, dim=1)
         self.weights.grad = gradient.mul_((recipe.gradient_clip / (norms + 1e-6)).clamp(max=1.0)[:, None])
         for group in self.optimizer.param_groups:
@@ -86,7 +100,7 @@ class Stack:
         found: list[float] = losses[: len(self.runs)].tolist()
         return found
 
-    def _gradient(self, step: int) -> tuple[Float[Tensor, " stack"], Float[Tensor, "stack weights"]]:
+    def gradient(self, step: int) -> tuple[Float[Tensor, " stack"], Float[Tensor, "stack width"]]:
         """Mean losses of all rows, and their gradients."""
         own = [_inputs(run, step) for run in self.runs]
         inputs = [torch.stack([*part, *[part[-1]] * (len(self.rows) - len(own))]) for part in zip(*own, strict=True)]
@@ -99,7 +113,8 @@ class Stack:
             found: Tensor = vmap(losses)(self.named, *inputs)
         scale = model.alphas_cumprod[inputs[2]].pow(-self.recipe.weight_power)
         gradients = torch.autograd.grad((found * scale).mean(1).sum(), list(self.named.values()))
-        return found.detach().mean(1), torch.cat([each.flatten(1) for each in gradients], 1)
+        whole = torch.cat([each.flatten(1) for each in gradients], 1)
+        return found.detach().mean(1), nn.functional.pad(whole, (0, self.weights.shape[1] - whole.shape[1]))
 
 
 class _WithWeights(nn.Module):

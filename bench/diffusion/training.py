@@ -192,6 +192,11 @@ class TrainingData:
         """The row of the empty prompt."""
         return len(self.states) - (self.empty is None)
 
+    def on(self, device: torch.device) -> TrainingData:
+        """The same on ``device``."""
+        parts: dict[str, Any] = {name: part if part is None else part.to(device) for name, part in vars(self).items()}
+        return replace(self, **parts)
+
     def only(self, indices: Int[Tensor, " some"]) -> TrainingData:
         """The images of ``indices``, in that order."""
         more = None if self.more_of is None else self.more_of[indices]
@@ -288,6 +293,12 @@ class DrawStream:
 
     def at(self, step: int) -> Draws:
         """The draws of optimizer step ``step``."""
+        drawn = self.before_removals(step)
+        [images] = self.redirected([self], drawn.images, step)
+        return drawn._replace(images=images)
+
+    def before_removals(self, step: int) -> Draws:
+        """What is drawn at ``step`` whatever is removed: the same for all models of a seed."""
         stream = seeds.generator("training", self.seed, step)
         size = self.recipe.batch_size
         images = _chosen(stream, self.pools)
@@ -296,7 +307,7 @@ class DrawStream:
         captionless = stream.random(size) < self.recipe.caption_dropout
         noise = stream.standard_normal(self.shape, dtype=np.float32)
         return Draws(
-            torch.from_numpy(self._redirected(images, step)),
+            torch.from_numpy(images),
             torch.from_numpy(timesteps),
             torch.from_numpy(mirrored),
             torch.from_numpy(captionless),
@@ -309,12 +320,25 @@ class DrawStream:
         others = _chosen(seeds.generator("redirect", self.seed, step), self.kept_pools)
         return own._replace(images=torch.from_numpy(others))
 
-    def _redirected(self, images: np.ndarray, step: int) -> np.ndarray:
-        second = seeds.generator("redirect", self.seed, step)
-        while self.is_removed[images].any():
-            others = _chosen(second, self.kept_pools)
-            images = np.where(self.is_removed[images], others, images)
-        return images
+    @staticmethod
+    def redirected(
+        streams: Sequence[DrawStream], drawn: Int[Tensor, " batch"], step: int
+    ) -> Int[Tensor, "streams batch"]:
+        """The images that each of ``streams`` draws at ``step``: those of ``drawn`` that it removed go to kept ones.
+
+        Args:
+            streams: of one seed, of the same images.
+            drawn: the images before removals.
+            step: of the training.
+        """
+        is_removed = np.stack([stream.is_removed for stream in streams])
+        rows = np.arange(len(streams))[:, None]
+        images = np.broadcast_to(drawn.numpy(), (len(streams), len(drawn)))
+        second: np.random.Generator | None = None
+        while (lost := is_removed[rows, images]).any():
+            second = second or seeds.generator("redirect", streams[0].seed, step)
+            images = np.where(lost, _chosen(second, streams[0].kept_pools), images)
+        return torch.from_numpy(np.array(images))
 
 
 def _chosen(stream: np.random.Generator, pools: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:
@@ -353,7 +377,7 @@ class TrainingRun:
         self.weights = nn.Parameter(weights)
         self.average = weights.clone()
         self.replicas, self.gradients = _replicas(self.trainee, weights, recipe.num_shards)
-        self.forwards = [_forward(replica.unet, recipe, device) for replica in self.replicas]
+        self.forwards = [forward_of(replica.unet, recipe, device) for replica in self.replicas]
         self.optimizer = recipe.optimizer(self.weights)
 
     @property
@@ -489,7 +513,7 @@ def train_together(runs: Sequence[TrainingRun]) -> Iterator[list[float]]:
         yield [run.advance() for run in runs if not run.finished]
 
 
-def _forward(unet: Any, recipe: Recipe, device: torch.device) -> Any:
+def forward_of(unet: Any, recipe: Recipe, device: torch.device) -> Any:
     """The forward pass of ``unet`` in training, by the recipe."""
     if recipe.channels_last:
         return channels_last_forward(unet)

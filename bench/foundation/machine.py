@@ -103,6 +103,14 @@ def device_of(name: str) -> torch.device:
     return device
 
 
+def compute_exactly() -> None:
+    """Have a GPU round products to float32, not to TensorFloat-32, and take the same kernels each time."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
 def peak_memory_mib() -> float:
     """The largest resident memory of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -137,14 +137,14 @@ class Inline(Executor):
 
 
 def prepare(ledger: Ledger, requests: Iterable[tuple[int, Request]], on_step: OnStep) -> None:
-    """Where the recipe stacks models and the first request's is untrained: train it with as many others as fit."""
-    if ledger.study.recipe.stack == 1:
+    """Where models are trained together and the first request's is untrained: train it with as many others as fit."""
+    if ledger.together == 1:
         return
     first, *others = requests
     if ledger.is_trained(first[1].job):
         return
     wanted = ((i, each.job) for i, each in [first, *others] if ledger.is_due(each) and not ledger.is_trained(each.job))
-    chosen = dict(itertools.islice(wanted, ledger.study.recipe.stack))
+    chosen = dict(itertools.islice(wanted, ledger.together))
 
     def all_at(step: int) -> None:
         for index in chosen:
@@ -155,7 +155,8 @@ def prepare(ledger: Ledger, requests: Iterable[tuple[int, Request]], on_step: On
     except ResultsFolderError:
         raise
     except Exception as error:  # each is tried by itself next, and its failure kept
-        ledger.store.note(f"A stack of {len(chosen)} models failed ({reason_of(error)}): they are tried one by one.")
+        why = reason_of(error)
+        ledger.store.note(f"{len(chosen)} models trained together failed ({why}): they are tried one by one.")
 
 
 class LocalWorkers(Executor):

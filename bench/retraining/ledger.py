@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from bench.data.dataset import places_of
+from bench.diffusion import graphs
 from bench.diffusion.fine_tuning import Start, Tuning
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.observations import Observation
@@ -42,7 +43,7 @@ from bench.errors import (
 )
 from bench.foundation import border
 from bench.foundation.digests import digest_of
-from bench.foundation.machine import active_threads, machine_kind
+from bench.foundation.machine import active_threads, compute_exactly, machine_kind
 from bench.records import folder
 from bench.records.claims import Claim, Held
 from bench.records.store import Store
@@ -95,6 +96,9 @@ class Ledger:
         trainer: steps the trainings; by default what the recipe asks for.
         most_deaths: a model that so many processes in a row died of, without a new checkpoint, is not tried
             again; None for no such limit.
+
+    Attributes:
+        together: how many models the trainer steps at once, at most.
     """
 
     def __init__(
@@ -118,7 +122,12 @@ class Ledger:
         self.size_limit_mib = size_limit_mib
         self.workers = workers
         self.should_stop, self.on_encode = should_stop, on_encode
+        self.together = study.recipe.stack
         self.trainer = trainer or (train_stacked if study.recipe.stack > 1 else train_together)
+        if device.type == "cuda":
+            compute_exactly()
+            if trainer is None and study.fine_tuning is None and graphs.suit(study.fresh_model(), study.recipe):
+                self.trainer, self.together = graphs.Graphs(), graphs.MOST_TOGETHER
         self.most_deaths = most_deaths
         self._data: TrainingData | None = None
         self._seconds: dict[str, str] = {}
@@ -356,15 +365,15 @@ class Ledger:
         return DiffusionModel(self.study.model, seed=job.seed, device=self.device).load(found[0])
 
     def prepare(self, jobs: Sequence[TrainingJob], on_step: Steps = lambda step: None) -> None:
-        """Train as many of ``jobs`` in one stack as the recipe says: those that nobody is at work on.
+        """Train as many of ``jobs`` together as the trainer does at once: those that nobody is at work on.
 
         What diverges is left untrained, so that whoever needs it meets its failure.
         """
-        self._prune()  # none of the stack itself, before it was observed
+        self._prune()  # none of these themselves, before it was observed
         with ExitStack() as stack:
             runs: dict[TrainingRun, Claim] = {}
             for job in dict.fromkeys(jobs):
-                if len(runs) == self.study.recipe.stack:
+                if len(runs) == self.together:
                     break
                 with suppress(Busy, WorkerDied):
                     claim = stack.enter_context(self._claimed(job, wait=False))
