@@ -1,9 +1,10 @@
-"""Models an hour: M in one stack against one by one, and against the loop that a diffusers user would write.
+"""Models an hour: M at once against one by one, and against the loop that a diffusers user would write.
 
 Usage: python -m benchmarks.stacking [--study NAME] [--device cpu|cuda] [--sizes 2,4,8] [--steps N] [--rounds N]
 
-All train the study's recipe. They take turns, round by round; printed are medians of the seconds a step of one model,
-and the models an hour that follow from the recipe's steps. Observing is not in it.
+At once are M in one stack, and on a GPU M with a CUDA graph each. All train the study's recipe. They take turns, round
+by round; printed are medians of the seconds a step of one model, and the models an hour that follow from the recipe's
+steps. Making the models, recording the graphs and observing are not in it.
 """
 
 from __future__ import annotations
@@ -17,10 +18,18 @@ from dataclasses import replace
 import torch
 
 import bench  # noqa: F401 - sets the thread environment before torch is imported
+from bench.diffusion.graphs import Graphs
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.stacking import Stack
 from bench.diffusion.training import TrainingData, TrainingJob, TrainingRun
-from bench.foundation.machine import available_threads, compute_threads, describe, device_of, peak_memory_mib
+from bench.foundation.machine import (
+    available_threads,
+    compute_exactly,
+    compute_threads,
+    describe,
+    device_of,
+    peak_memory_mib,
+)
 from bench.studies import Study, study
 from benchmarks.training import plain_loop
 
@@ -55,6 +64,14 @@ def stacked(the_study: Study, data: TrainingData, device: torch.device, steps: i
     return seconds_a_step(Stack(runs).advance, steps, device) / size
 
 
+def graphed(the_study: Study, data: TrainingData, device: torch.device, steps: int, size: int) -> float:
+    """Seconds a step of one of ``size`` models with a CUDA graph each."""
+    jobs = [TrainingJob((index,), 0) for index in range(size)]
+    runs = [TrainingRun(the_study.model, data, the_study.recipe, job, device=device) for job in jobs]
+    trained = Graphs(size)(runs)
+    return seconds_a_step(lambda: next(trained), steps, device) / size
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -65,6 +82,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, help="only so many images of each concept, which saves encoding")
     options = parser.parse_args()
+    compute_exactly()
     device, whole = device_of(options.device), study(options.study)
     the_study = replace(whole, per_concept=options.images or whole.per_concept)
     data = TrainingData.of(the_study.dataset, DiffusionModel(the_study.model))
@@ -75,8 +93,12 @@ def main() -> None:
             for size in map(int, options.sizes.split(","))
         },
     }
-    if device.type == "cpu":
-        ways["plain loop"] = lambda: plain_loop(the_study, data, options.steps, precomputed=True)
+    if device.type == "cuda":
+        ways |= {
+            f"graphs of {size}": lambda size=size: graphed(the_study, data, device, options.steps, size)  # type: ignore[misc]
+            for size in map(int, options.sizes.split(","))
+        }
+    ways["plain loop"] = lambda: plain_loop(the_study, data, options.steps, precomputed=True, device=device)
     times: dict[str, list[float]] = {name: [] for name in ways}
     with compute_threads(available_threads()):
         for _ in range(options.rounds):

@@ -30,10 +30,12 @@ JOB = TrainingJob((), 0)
 CPU = torch.device("cpu")
 
 
-def plain_loop(the_study: Study, data: TrainingData, steps: int, *, precomputed: bool) -> float:
+def plain_loop(
+    the_study: Study, data: TrainingData, steps: int, *, precomputed: bool, device: torch.device = CPU
+) -> float:
     """Seconds a step of the loop of diffusers' example."""
     torch.set_num_threads(available_threads())
-    model, recipe, dataset = DiffusionModel(the_study.model), the_study.recipe, the_study.dataset
+    model, recipe, dataset = DiffusionModel(the_study.model, device=device), the_study.recipe, the_study.dataset
     unet = model.unet.train()
     unet.set_default_attn_processor()
     scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
@@ -53,7 +55,8 @@ def plain_loop(the_study: Study, data: TrainingData, steps: int, *, precomputed:
                     torch.where(mirrored.view(-1, 1, 1, 1) == 1, pixels.flip(-1), pixels)
                 )
                 states = model.text_encoder.encode([dataset.captions[index] for index in images.tolist()])
-        timesteps = torch.randint(1000, (recipe.batch_size,))
+        latents, states = latents.to(device), states.to(device)
+        timesteps = torch.randint(1000, (recipe.batch_size,), device=device)
         noise = torch.randn_like(latents)
         noisy = scheduler.add_noise(latents, noise, timesteps)
         predicted = model.predict_noise(noisy, timesteps, states, unet=unet)
@@ -63,6 +66,8 @@ def plain_loop(the_study: Study, data: TrainingData, steps: int, *, precomputed:
         optimizer.step()
         optimizer.zero_grad()
         ema.step(unet.parameters())
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds)
 

@@ -121,7 +121,9 @@ def test_a_compiled_unet_is_the_same_function(tiny, data, monkeypatch):
     monkeypatch.setattr(torch, "compile", traced)
     plain, compiled = (run_of(tiny, data, num_shards=1) for _ in range(2))
     recipe = replace(compiled.recipe, compile=True)
-    compiled.forwards = [training.forward_of(replica.unet, recipe, torch.device("cuda")) for replica in compiled.replicas]
+    compiled.forwards = [
+        training.forward_of(replica.unet, recipe, torch.device("cuda")) for replica in compiled.replicas
+    ]
     losses = [(plain.advance(), compiled.advance()) for _ in range(2)]
     assert modes == [training.COMPILER_MODE]
     for one, other in losses:

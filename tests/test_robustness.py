@@ -32,6 +32,7 @@ from click.testing import CliRunner
 
 from bench import Method, Run, methods, study
 from bench.authoring.external import imported
+from bench.diffusion.training import TrainingJob
 from bench.errors import (
     BenchError,
     DamagedArtifact,
@@ -42,6 +43,7 @@ from bench.errors import (
     ResultsFolderError,
 )
 from bench.experiments.datamodels import DatamodelTest
+from bench.experiments.evaluation import evaluation_seed
 from bench.experiments.workspace import Workspace
 from bench.foundation.digests import digest_of
 from bench.foundation.settings import fitted
@@ -58,6 +60,8 @@ from bench.retraining.ledger import Ledger
 from cli import main
 
 ROOT = Path(__file__).parents[1]
+OWN_FACTS = ("seconds", "seed", "num_removed", "machine", "workers", "threads")
+"""What an observation says of its model."""
 CODES = {0, 1, 2, 75}
 EARLIER = ("Traceback", "fault of bench")
 
@@ -343,7 +347,24 @@ def test_files_from_before_seals_are_read_and_said_to_be_unchecked(tmp_path):
         doctor.seal(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["fashion", "emoji"])
+def test_a_lost_observation_that_rows_were_computed_from_is_found_and_made_again(whole, copy, quick, no_figures):
+    run, report = whole
+    store = Store(copy, study=quick.digest)
+    original = Workspace(quick, copy, metrics=run.metrics).ledger.key(TrainingJob((), evaluation_seed(quick)))
+    retrained = report.frame.loc[report.frame["k"] > 0, "model_key"].iloc[0]
+    for key in (original, retrained):
+        kept, facts = store.tensors(*folder.observation(key))
+        lost = sorted(kept)[0]
+        del kept[lost]
+        store.write_tensors(folder.observation(key), kept, **{k: v for k, v in facts.items() if k in OWN_FACTS})
+        [damage] = doctor.examine(copy).damages
+        assert key in damage.path
+        assert f"it lacks {lost.split('.')[1]} of q0" in damage.what
+        replace(run, results=copy).execute()
+        assert not doctor.examine(copy).damages
+
+
+@pytest.mark.parametrize("name", ["faces", "fashion", "emoji", "customized"])
 def test_the_published_folders_are_whole(name):
     result = bench("doctor", ROOT / "results" / name)
     assert result.exit_code == 0, result.output

@@ -8,7 +8,7 @@ that its selection leads to. So a file that is too old to have a seal is not bel
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -214,6 +214,8 @@ def _contradictions(root: Path) -> Iterator[Damage]:
         return  # said already
     yield from _query_faults(root, frame, queries)
     yield from _selection_faults(root, home, frame, str(study["digest"]), queries)
+    if root.name != names.TUNING:  # what tuning observed need not be kept: no page shows it
+        yield from _observation_faults(root, frame, study, queries)
 
 
 def _row_faults(frame: pd.DataFrame) -> Iterator[str]:
@@ -265,6 +267,36 @@ def _selection_faults(
         elif digest_of([study, sorted(map(str, ids[:k])), int(seed)]) != key:
             said.add(path)
             yield _damage(home, path, f"its first {k} images are not those that model {key} was trained without")
+
+
+def _observation_faults(
+    root: Path, frame: pd.DataFrame, study: Mapping[str, Any], queries: dict[str, Query]
+) -> Iterator[Damage]:
+    """Observations that values were computed from, of the model without the images or of the original, and are gone."""
+    metrics = (_read(root / names.MANIFEST) or {}).get("metrics", {})
+    observed_by = {metric: facts["observation"] for metric, facts in metrics.items() if "observation" in facts}
+    seed = study.get("parts", {}).get("seed")
+    own = frame[
+        (frame["status"] == "done") & frame["metric"].isin(list(observed_by)) & frame["query"].isin(list(queries))
+    ]
+    wanted: dict[str, set[tuple[str, str]]] = {}
+    columns = ["query", "metric", "design", "seed", "model_key"]
+    for query, metric, pairing, judge, key in own[columns].drop_duplicates().itertuples(index=False):
+        original = digest_of([study["digest"], [], int(judge) if pairing == "paired" else seed])
+        for model in (key, original):
+            wanted.setdefault(model, set()).add((query, observed_by[metric]))
+    for model, asked in sorted(wanted.items()):
+        path = root.joinpath(*names.observation(model))
+        try:
+            kept, _ = sealing.read_tensors(path)
+        except FileNotFoundError:
+            kept = {}
+        except DamagedArtifact:
+            continue  # said already
+        lost = sorted((name, what) for name, what in asked if queries[name].observed_as(what) not in kept)
+        if lost:
+            some = ", ".join(f"{what} of {name}" for name, what in lost[:3]) + (", …" if len(lost) > 3 else "")
+            yield _damage(root, path, f"it lacks {some}, from which rows were computed")
 
 
 def _read(path: Path) -> dict[str, Any] | None:

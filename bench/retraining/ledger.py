@@ -343,12 +343,12 @@ class Ledger:
 
     def _facts(self, job: TrainingJob) -> dict[str, str]:
         found = self.store.tensors(*folder.model(self.key(job)))
-        seconds = found[1]["seconds"] if found else self._seconds.get(self.key(job), "nan")  # pruned meanwhile
+        known = found[1] if found else {}  # where the model was deleted meanwhile
         return {
-            "seconds": seconds,
+            "seconds": known.get("seconds", self._seconds.get(self.key(job), "nan")),
             "seed": str(job.seed),
             "num_removed": str(len(job.removed)),
-            "machine": machine_kind(self.device),
+            "machine": known.get("machine", machine_kind(self.device)),  # of who trained, not of who observes
             "workers": str(self.workers),
             "threads": str(active_threads()),
         }
@@ -442,7 +442,8 @@ class Ledger:
         """The weights of a finished training, kept in place of its checkpoint."""
         key, state = self.key(run.job), run.trained_state()
         self._seconds[key] = f"{seconds:.2f}"
-        self.store.write_tensors(folder.model(key), state, seconds=f"{seconds:.2f}", seed=str(run.job.seed))
+        facts = {"seconds": f"{seconds:.2f}", "seed": str(run.job.seed), "machine": machine_kind(self.device)}
+        self.store.write_tensors(folder.model(key), state, **facts)
         self.store.path(*folder.checkpoint(key)).unlink(missing_ok=True)
         return state
 
