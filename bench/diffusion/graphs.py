@@ -36,6 +36,8 @@ WARM_UPS = 2
 Step = Callable[[], None]
 Replay = Callable[[int], None]
 """Does the steps of the first so many places."""
+Recorder = Callable[[Callable[[int], Step], torch.device], Replay]
+"""Given what makes the step of a place, and the device."""
 
 
 class Graphs:
@@ -43,14 +45,10 @@ class Graphs:
 
     Args:
         places: models at once.
-        recorded: makes of the step of each place, and the device, what replays them; CUDA graphs by default.
+        recorded: CUDA graphs by default.
     """
 
-    def __init__(
-        self,
-        places: int = MOST_TOGETHER,
-        recorded: Callable[[Sequence[Step], torch.device], Replay] | None = None,
-    ) -> None:
+    def __init__(self, places: int = MOST_TOGETHER, recorded: Recorder | None = None) -> None:
         self.places, self.recorded = places, recorded or cuda_graphs
         self._built: _Places | None = None
 
@@ -89,9 +87,7 @@ class _Batch(NamedTuple):
 class _Places:
     """Memory and graphs for ``count`` models of the kind of ``run``."""
 
-    def __init__(
-        self, count: int, run: TrainingRun, recorded: Callable[[Sequence[Step], torch.device], Replay]
-    ) -> None:
+    def __init__(self, count: int, run: TrainingRun, recorded: Recorder) -> None:
         self.model, self.recipe, self.data, self.device = run.model, run.recipe, run.data, run.model.device
         self.kept_at = self._kept_at()
         self.on_hand = run.data.on(self.kept_at)
@@ -103,7 +99,7 @@ class _Places:
         self.noise = torch.zeros_like(self.latents)
         self.timesteps = torch.zeros(shape, dtype=torch.long, device=self.device)
         self.states = torch.zeros(*shape, *self.data.states.shape[1:], device=self.device)
-        self.replay = recorded([self._step(place) for place in range(count)], self.device)
+        self.replay = recorded(self._step, self.device)
 
     def _kept_at(self) -> torch.device:
         """Where the data lie: on the GPU where there is room for them."""
@@ -188,10 +184,9 @@ class _Graphed(Stack):
         return self.places.losses[:count], self.places.gradients[:count]
 
 
-def cuda_graphs(steps: Sequence[Step], device: torch.device) -> Replay:
-    """A CUDA graph of each of ``steps``, recorded when it is first asked for, each replayed on a stream of its own."""
-    streams = [torch.cuda.Stream(device) for _ in steps]
-    graphs: list[torch.cuda.CUDAGraph] = []
+def cuda_graphs(made: Callable[[int], Step], device: torch.device) -> Replay:
+    """A CUDA graph of each place's step, recorded when it is first asked for, each replayed on a stream of its own."""
+    graphs: list[tuple[torch.cuda.CUDAGraph, torch.cuda.Stream, Step]] = []
 
     def record(step: Step, stream: torch.cuda.Stream) -> None:
         if not graphs:  # libraries set themselves up, which cannot be recorded
@@ -202,26 +197,28 @@ def cuda_graphs(steps: Sequence[Step], device: torch.device) -> Replay:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
             step()
-        graphs.append(graph)
+        graphs.append((graph, stream, step))  # the step, as a graph reads the tensors that it was recorded with
 
     def replay(count: int) -> None:
         for place in range(len(graphs), count):
-            record(steps[place], streams[place])
+            record(made(place), torch.cuda.Stream(device))
         main = torch.cuda.current_stream(device)
-        for graph, stream in zip(graphs[:count], streams, strict=False):
+        for graph, stream, _ in graphs[:count]:
             stream.wait_stream(main)
             with torch.cuda.stream(stream):
                 graph.replay()
-        for stream in streams[:count]:
+        for _, stream, _ in graphs[:count]:
             main.wait_stream(stream)
 
     return replay
 
 
-def in_turn(steps: Sequence[Step], device: torch.device) -> Replay:
+def in_turn(made: Callable[[int], Step], device: torch.device) -> Replay:
     """The same without graphs, one step after another: for a device that has none."""
+    steps: list[Step] = []
 
     def replay(count: int) -> None:
+        steps.extend(made(place) for place in range(len(steps), count))
         for step in steps[:count]:
             step()
 

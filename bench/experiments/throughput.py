@@ -129,14 +129,16 @@ Times = tuple[float, float, dict[str, float]]
 
 def _probe(ledger: Ledger) -> Times:
     study = ledger.study
-    run = TrainingRun(study.model, _data(ledger), study.recipe, TrainingJob((), study.seed), device=ledger.device)
-    steps = ledger.trainer([run])
+    data, job = _data(ledger), TrainingJob((), study.seed)
+    rows = 1 if study.recipe.stack > 1 else ledger.together  # a stack is filled up
+    runs = [TrainingRun(study.model, data, study.recipe, job, device=ledger.device) for _ in range(rows)]
+    run, steps = runs[0], ledger.trainer(runs)
     next(steps)
     ready, done = time.perf_counter(), 0
     while not run.finished and (done < PROBE_STEPS or time.perf_counter() - ready < PROBE_SECONDS):
         next(steps)
         done += 1
-    training = (time.perf_counter() - ready) / max(1, done) * study.recipe.num_steps / study.recipe.stack
+    training = (time.perf_counter() - ready) / max(1, done) * study.recipe.num_steps / ledger.together
     noise = seeds.normal(run.model.latent_shape, "probe")
     query = Query("probe", study.prompts[0], 0, noise, noise, study.sampler)
     seconds = {}
