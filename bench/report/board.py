@@ -403,9 +403,8 @@ def _ahead(pair: tuple[str, str], ks: Iterable[int], tables: Mapping[tuple[str, 
     Empty where there is no such query.
     """
     one, other = pair
-    apart = [(tables[RANKED_BY, k][one] - tables[RANKED_BY, k][other]).dropna() for k in ks]
-    shared = sorted(set.intersection(*(set(found.index) for found in apart)))
-    return [float(found.loc[shared].mean()) for found in apart if shared]
+    apart = pd.DataFrame({k: tables[RANKED_BY, k][one] - tables[RANKED_BY, k][other] for k in ks}).dropna()
+    return [float(mean) for mean in apart.mean()] if len(apart) else []
 
 
 def _line(

@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -120,10 +121,10 @@ def _points(board: Board, metric: str, name: str) -> list[tuple[int, float, floa
     cells = {line.k: line.cells[metric] for line in board.lines if line.method == name and metric in line.cells}
     cells = {k: cell for k, cell in cells.items() if np.isfinite(cell.mean)}
     columns = {k: board.tables[metric, k].get(name) for k in cells}
-    known = {k: column.dropna() for k, column in columns.items() if column is not None}
+    known = {k: column for k, column in columns.items() if column is not None}
     if len(known) == len(cells) > 1:
-        shared = sorted(set.intersection(*(set(column.index) for column in known.values())))
-        return [(k, *mean_and_error(column.loc[shared].to_numpy(float))) for k, column in known.items() if shared]
+        shared = pd.DataFrame(known).dropna()
+        return [(k, *mean_and_error(shared[k].to_numpy(float))) for k in known] if len(shared) else []
     if len({cell.queries for cell in cells.values()}) > 1:
         return []
     return [(k, cell.mean, cell.standard_error) for k, cell in cells.items()]
