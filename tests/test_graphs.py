@@ -133,6 +133,18 @@ def test_small_models_suit_and_large_or_compiled_ones_do_not(tiny, model, monkey
     assert not graphs.suit(model, tiny.recipe)
 
 
+def test_a_ledger_trains_as_many_together_as_there_are_places_and_each_once(tiny, tmp_path, monkeypatch):
+    sizes, built = [], graphs._Graphed.__init__
+    monkeypatch.setattr(
+        graphs._Graphed, "__init__", lambda self, runs, places: (sizes.append(len(runs)), built(self, runs, places))[1]
+    )
+    workspace = Workspace(tiny, tmp_path, metrics=[])
+    workspace.ledger.trainer, workspace.ledger.together = trainer(CPU, 3), 3
+    assert not workspace.fulfil([Request(job) for job in JOBS])
+    assert sizes == [3, 2]
+    assert all(map(workspace.ledger.is_trained, JOBS))
+
+
 @on_a_gpu
 def test_a_ledger_on_a_gpu_trains_together_what_one_on_a_cpu_trains(tiny, tmp_path):
     found = {}
