@@ -97,7 +97,7 @@ class Mucs(Method):
         null = null_losses(context.model, context.data)
 
         def losses(unet: nn.Module) -> Float[Tensor, "images 2 noises"]:
-            return shared_noise_losses(context, unet, timesteps) / null[timesteps]
+            return shared_noise_losses(context, unet, timesteps) / null[timesteps].cpu()
 
         key = digest_of([timesteps])
         before = context.cached(f"shared-noise-losses-{key}", lambda: {"losses": losses(context.model.unet)})["losses"]
