@@ -352,11 +352,12 @@ def plan_(effect: float | None, variances: Sequence[Path], **given: Any) -> None
 @own_study_option
 @device_option
 @click.option(
-    "--tolerance", type=click.FloatRange(0.0), default=0.01, show_default=True,
-    help="Where the published machine is another: share of the mean absolute value at that K.",
+    "--tolerance", type=click.FloatRange(0.0),
+    help="Where the published machine is another: share of the mean absolute value at that K. [default: the study's, "
+    "0.01 for most]",
 )  # fmt: skip
 def verify_(
-    results: Path, sample: int | None, seed: int | None, device: str, tolerance: float, study_name: str | None,
+    results: Path, sample: int | None, seed: int | None, device: str, tolerance: float | None, study_name: str | None,
     **chosen: Any,
 ) -> None:  # fmt: skip
     """Recompute published values: retrain from their records, observe, compare. Exit code 1 where one disagrees."""
@@ -364,7 +365,7 @@ def verify_(
     from bench.foundation.console import console_here, progress_on
     from bench.studies import study
 
-    if not math.isfinite(tolerance):
+    if tolerance is not None and not math.isfinite(tolerance):
         raise InvalidInput(f"--tolerance {tolerance}: a finite number is expected.")
     named = [f"--{name}" for name, value in chosen.items() if value is not None]
     if sample is None and seed is not None:

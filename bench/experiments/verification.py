@@ -42,7 +42,6 @@ from bench.registry import metrics
 from bench.report.shown import Report, Table
 from bench.studies import STUDIES, Study, study
 
-TOLERANCE = 0.01
 MOST_DRAWS = 1000
 
 
@@ -160,12 +159,12 @@ class Verification(Experiment[Verdicts]):
         published: the folder that holds the rows.
         records: the rows.
         tolerance: for a machine kind other than the published one, a share of the mean absolute value that the folder
-            has of the same metric, design and K.
+            has of the same metric, design and K; None for the study's ``rounding``.
     """
 
     published: Path
     records: Sequence[dict[str, Any]]
-    tolerance: float = TOLERANCE
+    tolerance: float | None = None
 
     @property
     def row(self) -> dict[str, Any]:
@@ -213,9 +212,10 @@ class Verification(Experiment[Verdicts]):
             raise TrainingFailed("; ".join(sorted(set(measured.failed.values()))))
         same = self.row["machine"] == machine_kind(workspace.device)
         published = results.load(Store(self.published, read_only=True))
+        share = self.study.rounding if self.tolerance is None else self.tolerance
         return Verdicts(
             [
-                Verified(record, row.value, 0.0 if same else self.tolerance * _usual_size(published, record), same)
+                Verified(record, row.value, 0.0 if same else share * _usual_size(published, record), same)
                 for record, row in zip(self.records, measured.rows, strict=True)
             ]
         )
@@ -226,7 +226,7 @@ def verify(
     rows: pd.DataFrame,
     *,
     device: str = "cpu",
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
     progress: Progress | None = None,
     study: Study | None = None,
 ) -> Verdicts:
@@ -244,7 +244,7 @@ def verify_sample(
     *,
     seed: int | None = None,
     device: str = "cpu",
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
     progress: Progress | None = None,
     study: Study | None = None,
 ) -> Verdicts:
@@ -271,7 +271,7 @@ def _verified(
     rows: pd.DataFrame,
     fresh: Path,
     device: str,
-    tolerance: float,
+    tolerance: float | None,
     progress: Progress | None,
     own: Study | None,
 ) -> Verdicts:
