@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.stacking import Stack, aligned
-from bench.diffusion.training import Draws, DrawStream, Recipe, TrainingRun, forward_of
+from bench.diffusion.training import DrawStream, Recipe, TrainingRun, forward_of
 from bench.errors import InvalidInput
 
 MOST_TOGETHER = 64
@@ -55,7 +55,8 @@ class Graphs:
     def __call__(self, runs: Sequence[TrainingRun]) -> Iterator[list[float]]:
         """Advance ``runs``, at most as many as there are places, until all are finished; yields their losses.
 
-        One that diverges has a loss that is not finite from then on, and harms no other.
+        One that diverges has a loss that is not finite from then on, and harms no other. The weights of a run lie in
+        its place until other runs come; its average, the trained model, is its own.
         """
         if len(runs) > self.places:
             raise InvalidInput(f"{len(runs)} runs: there are places for {self.places} at once.")
@@ -145,9 +146,9 @@ class _Places:
         """What models of one seed read."""
         drawn = streams[0].before_removals(step)
         images = DrawStream.redirected(streams, drawn.images, step)
-        shared = drawn._replace(noise=drawn.noise[:0])
-        flat = Draws(*(part.repeat(len(places)) if part.ndim == 1 else part for part in shared))
-        rows = self.data.trained_rows(flat._replace(images=images.flatten())).view_as(images)
+        captionless, captions = (part.repeat(len(places)) for part in (drawn.captionless, drawn.captions))
+        every = drawn._replace(images=images.flatten(), captionless=captionless, captions=captions)
+        rows = self.data.trained_rows(every).view_as(images)
         found = _Batch(places, images, drawn.mirrored.expand_as(images), rows, drawn.timesteps, drawn.noise)
         if self.device.type != "cuda":
             return found
