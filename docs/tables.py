@@ -3,7 +3,8 @@
 Usage: python docs/tables.py
 
 A method stands in a table when it has half of the queries of the method with the most, or more; its queries are told
-where it has fewer. A variant needs all of them. What each column means is told below the table, and in docs/reading-the-leaderboard.md.
+where it has fewer. A variant needs all of them. What each column means is told below the table, and in
+docs/reading-the-leaderboard.md.
 """
 
 from pathlib import Path
