@@ -160,7 +160,8 @@ def test_the_readme_says_of_faces_what_the_rows_say():
     }
     lines = shown_table("README.md", "## Portraits")[2:]
     counts = values["loss_change"].notna().sum()
-    assert {line[1].split(", ")[0] for line in lines} == set(counts[counts >= counts.max() / 2].index)
+    in_table = (counts >= counts.max() / 2) & (~counts.index.str.contains(":") | (counts == counts.max()))
+    assert {line[1].split(", ")[0] for line in lines} == set(counts[in_table].index)
     for _, method, mean, _, on_named, on_unnamed, image_apart, lost, found, _ in lines:
         name, *fewer = method.split(", ")
         assert fewer == ([] if counts[name] == counts.max() else [f"{counts[name]} queries"])
