@@ -9,7 +9,8 @@ import torch
 from bench.diffusion import graphs
 from bench.diffusion.graphs import Graphs, in_turn
 from bench.diffusion.model import DiffusionModel
-from bench.diffusion.training import Training, TrainingJob, TrainingRun, train_together
+from bench.diffusion.stacking import train_stacked
+from bench.diffusion.training import Recipe, Training, TrainingJob, TrainingRun, train_together
 from bench.errors import InvalidInput
 from bench.experiments.workspace import Workspace
 from bench.foundation.machine import compute_exactly
@@ -131,6 +132,26 @@ def test_small_models_suit_and_large_or_compiled_ones_do_not(tiny, model, monkey
     assert not graphs.suit(model, replace(tiny.recipe, stack=2))
     monkeypatch.setattr(graphs, "LARGEST", 1000)
     assert not graphs.suit(model, tiny.recipe)
+
+
+@pytest.mark.parametrize("how", [train_together, train_stacked], ids=["one by one", "stacked"])
+def test_an_interrupt_in_mid_step_leaves_no_half_step(how, tiny, tmp_path, monkeypatch):
+    whole = Workspace(tiny, tmp_path / "whole", metrics=[]).ledger
+    cut = Workspace(tiny, tmp_path / "cut", metrics=[]).ledger
+    whole.trainer = cut.trainer = how
+    expected, decay, cuts = whole.model(JOBS[1]).state(), Recipe.ema_decay_at, []
+
+    def interrupted(recipe, step):
+        if step == 7 and not cuts:
+            cuts.append(step)
+            raise KeyboardInterrupt
+        return decay(recipe, step)
+
+    monkeypatch.setattr(Recipe, "ema_decay_at", interrupted)  # asked after the weights have moved
+    with pytest.raises(KeyboardInterrupt):
+        cut.model(JOBS[1])
+    assert torch.equal(flat(cut.model(JOBS[1]).state()), flat(expected))
+    assert cuts == [7]
 
 
 def test_a_ledger_trains_as_many_together_as_there_are_places_and_each_once(tiny, tmp_path, monkeypatch):

@@ -93,10 +93,13 @@ class Stack:
         self.weights.grad = gradient.mul_((recipe.gradient_clip / (norms + 1e-6)).clamp(max=1.0)[:, None])
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate_at(step)
+        for run in self.runs:
+            run.is_whole = False
         self.optimizer.step()
         self.averages.lerp_(self.weights.detach(), 1 - recipe.ema_decay_at(step))
         for run in self.runs:
             run.step += 1
+            run.is_whole = True
         found: list[float] = losses[: len(self.runs)].tolist()
         return found
 

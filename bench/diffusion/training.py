@@ -356,6 +356,9 @@ class TrainingRun:
         job: what to train.
         device: where.
         tuning: where it starts from given weights.
+
+    Attributes:
+        is_whole: False while a step is half done: an interrupt there leaves nothing to go on from.
     """
 
     def __init__(
@@ -371,7 +374,7 @@ class TrainingRun:
         self.model = DiffusionModel(config, seed=job.seed, device=device)
         self.data, self.recipe, self.job, self.tuning = data, recipe, job, tuning
         self.draws = DrawStream(job, len(data), self.model, recipe, tuning)
-        self.step = 0
+        self.step, self.is_whole = 0, True
         self.trainee = Trainee(self.model, tuning)
         weights = torch.cat([weight.detach().flatten() for weight in self.trainee.moving()])
         self.weights = nn.Parameter(weights)
@@ -397,9 +400,11 @@ class TrainingRun:
         nn.utils.clip_grad_norm_([self.weights], self.recipe.gradient_clip)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.learning_rate_at(self.step)
+        self.is_whole = False
         self.optimizer.step()
         self.average.lerp_(self.weights.detach(), 1 - self.recipe.ema_decay_at(self.step))
         self.step += 1
+        self.is_whole = True
         return loss
 
     def _backward(self, draws: Draws, shard: int) -> float:

@@ -415,7 +415,7 @@ class Ledger:
 
         def save() -> None:
             for run in healthy:
-                if not run.finished:
+                if run.is_whole and not run.finished:
                     place = folder.checkpoint(self.key(run.job))
                     self.store.write_tensors(place, run.checkpoint(), seconds=f"{seconds(run):.2f}")
 
