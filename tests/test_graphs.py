@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bench.diffusion import graphs
-from bench.diffusion.graphs import Graphs, in_turn
+from bench.diffusion.graphs import Graphs
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.stacking import train_stacked
 from bench.diffusion.training import Recipe, Training, TrainingJob, TrainingRun, train_together
@@ -23,6 +23,18 @@ STEPS = 50
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 devices = pytest.mark.parametrize("device", [CPU, pytest.param(GPU, marks=on_a_gpu)], ids=["cpu", "cuda"])
+
+
+def in_turn(made, device):
+    """As ``cuda_graphs``, one step after another."""
+    steps = []
+
+    def replay(count):
+        steps.extend(made(place) for place in range(len(steps), count))
+        for step in steps[:count]:
+            step()
+
+    return replay
 
 
 def trainer(device, places=5):

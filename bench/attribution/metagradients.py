@@ -91,7 +91,7 @@ class Steps:
         inputs = [data.latents[draws.images, draws.mirrored], data.states_at(data.trained_rows(draws)), draws.noise]
         latents, states, noise = (part.to(device, self.dtype) for part in inputs)
         losses = self.model.losses(latents, states, timesteps, noise, unet=WithWeights(self.model.unet, weights))
-        return losses * self.model.alphas_cumprod[timesteps].pow(-self.recipe.weight_power)
+        return losses * self.recipe.loss_weights(self.model, timesteps)
 
     def forward(
         self,

@@ -128,8 +128,8 @@ class _Places:
         def step() -> None:
             with self.recipe.autocast(self.device):
                 losses = model.losses(*inputs, unet=unet)
-            scale = model.alphas_cumprod[inputs[2]].pow(-self.recipe.weight_power)
-            gradients = torch.autograd.grad((losses * scale).mean(), parameters)
+            weighted = losses * self.recipe.loss_weights(model, inputs[2])
+            gradients = torch.autograd.grad(weighted.mean(), parameters)
             torch.cat([each.flatten() for each in gradients], out=self.gradients[place, :start])
             self.losses[place].copy_(losses.detach().mean())
 
@@ -210,17 +210,5 @@ def cuda_graphs(made: Callable[[int], Step], device: torch.device) -> Replay:
                 graph.replay()
         for _, stream, _ in graphs[:count]:
             main.wait_stream(stream)
-
-    return replay
-
-
-def in_turn(made: Callable[[int], Step], device: torch.device) -> Replay:
-    """The same without graphs, one step after another: for a device that has none."""
-    steps: list[Step] = []
-
-    def replay(count: int) -> None:
-        steps.extend(made(place) for place in range(len(steps), count))
-        for step in steps[:count]:
-            step()
 
     return replay

@@ -114,7 +114,7 @@ class Stack:
 
         with self.recipe.autocast(model.device):
             found: Tensor = vmap(losses)(self.named, *inputs)
-        scale = model.alphas_cumprod[inputs[2]].pow(-self.recipe.weight_power)
+        scale = self.recipe.loss_weights(model, inputs[2])
         gradients = torch.autograd.grad((found * scale).mean(1).sum(), list(self.named.values()))
         whole = torch.cat([each.flatten(1) for each in gradients], 1)
         return found.detach().mean(1), nn.functional.pad(whole, (0, self.weights.shape[1] - whole.shape[1]))

@@ -110,6 +110,10 @@ class Recipe:
             return "compile = true is for a GPU: on a CPU the U-Net runs as it is."
         return ""
 
+    def loss_weights(self, model: DiffusionModel, timesteps: Int[Tensor, ...]) -> Float[Tensor, ...]:
+        """ᾱ_t^−p of each of ``timesteps``."""
+        return model.alphas_cumprod[timesteps].pow(-self.weight_power)
+
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of optimizer step ``step`` (from 0)."""
         done = (step + 1) / self.num_steps
@@ -331,11 +335,9 @@ class DrawStream:
             drawn: the images before removals.
             step: of the training.
         """
-        is_removed = np.stack([stream.is_removed for stream in streams])
-        rows = np.arange(len(streams))[:, None]
         images = np.broadcast_to(drawn.numpy(), (len(streams), len(drawn)))
         second: np.random.Generator | None = None
-        while (lost := is_removed[rows, images]).any():
+        while (lost := np.stack([own.is_removed[row] for own, row in zip(streams, images, strict=True)])).any():
             second = second or seeds.generator("redirect", streams[0].seed, step)
             images = np.where(lost, _chosen(second, streams[0].kept_pools), images)
         return torch.from_numpy(np.array(images))
@@ -421,8 +423,7 @@ class TrainingRun:
         )
         with self.recipe.autocast(device):
             losses = self.model.losses(*inputs, unet=self.forwards[shard])
-        weights = self.model.alphas_cumprod[inputs[2]].pow(-self.recipe.weight_power)
-        (losses * weights).mean().backward()
+        (losses * self.recipe.loss_weights(self.model, inputs[2])).mean().backward()
         return float(losses.detach().mean())
 
     def _states(
