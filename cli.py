@@ -737,8 +737,7 @@ def leaderboard_(study_name: str, sources: Sequence[Path], results: Path | None)
     from bench.studies import study
 
     if known := board_study(study_name):
-        own = [Path("results/runs") / study_name]
-        _show(customized.publish(known, sources or own, results or Path("results") / study_name))
+        _show(customized.publish(known, sources, results or Path("results") / study_name))
         return
     the_study = study(study_name)
     board = results or Path("results") / the_study.name

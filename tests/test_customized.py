@@ -188,10 +188,31 @@ def test_a_board_shows_every_model_and_mixes_no_pools(finished, quick, tmp_path)
     run_of(quick, other, methods=[methods.create("pixel")], models=1, distractors=10).execute()
     with pytest.raises(ResultsFolderError, match="several versions of the models alien"):
         publish(quick, [root, other], tmp_path / "mixed")
+    with pytest.raises(ResultsFolderError, match="There are no runs of study"):
+        publish(quick, [], tmp_path / "mixed")
     with pytest.raises(ResultsFolderError, match="no retrieval"):
         publish(quick, [tmp_path / "nothing"], tmp_path / "mixed")
     with pytest.raises(ResultsFolderError, match="another version"):
         publish(replace(quick, seed=1), [root], tmp_path / "mixed")
+
+
+def test_a_board_keeps_its_rows_and_pictures_when_a_run_is_merged_in(finished, quick, tmp_path):
+    root, _ = finished
+    target = tmp_path / "board"
+    publish(quick, [root], target)
+    files = [path for path in sorted(target.rglob("*")) if path.is_file() and path.suffix != ".lock"]
+    before = {path: path.read_bytes() for path in files}
+    again = publish(quick, [], target)  # a clone holds the board alone
+    assert {path: path.read_bytes() for path in files} == before
+    assert again.remarks == (
+        "pictures that stay as they were of alien, inverted: the queries are in none of the folders",
+    )
+    more = tmp_path / "more"
+    shutil.copytree(root / "models", more / "models")
+    run_of(quick, more, methods=[methods.create("same_caption")], models=1, without_word=True).execute()
+    publish(quick, [more], target)
+    lines = pd.read_csv(target / folder.BOARD_CSV)["method"]
+    assert set(lines) == {*summary(again.frame)["method"], "same_caption (without V*)"}
 
 
 POOLED = ("pixel", "random", "ours", "same_caption", "trak")

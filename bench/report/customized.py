@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from torch import Tensor
@@ -332,15 +332,23 @@ class CustomizedBoard(Report):
 
 
 def publish(study: Study, sources: Sequence[Path], target: Path) -> CustomizedBoard:
-    """Merge runs of customized models into ``target``: rows, CSV, Markdown, and a picture for each model.
+    """Merge runs of customized models with those that ``target`` holds: rows, CSV, Markdown, a picture for each model.
 
-    Raises ResultsFolderError where a source holds no rows, or rows of another version of the base or the models.
+    Raises ResultsFolderError where there are no rows at all, where a source holds none, or rows of another version of
+    the base or the models.
     """
-    frames = [_rows(study, source) for source in sources]
+    own = [target] if Store(target, read_only=True).frame(folder.RETRIEVAL) is not None else []
+    if not (own or sources):
+        raise ResultsFolderError(
+            f"There are no runs of study '{study.name}' in {target}: make one with `bench run --study {study.name} "
+            "--method NAME`, and name its results folder with --from."
+        )
+    places = [*own, *(source for source in sources if source.resolve() != target.resolve())]
+    frames = [_rows(study, place) for place in places]
     whole = pd.concat(frames, ignore_index=True).drop_duplicates(KEY, keep="last", ignore_index=True)
     whole = whole[whole["split"] == REPORTED].reset_index(drop=True)
     if not len(whole):
-        raise ResultsFolderError(f"No source holds rows of reported models: {', '.join(map(str, sources))}.")
+        raise ResultsFolderError(f"No folder holds rows of reported models: {', '.join(map(str, places))}.")
     several = whole.groupby("model")["model_digest"].nunique()
     if (several > 1).any():
         raise ResultsFolderError(
@@ -349,10 +357,12 @@ def publish(study: Study, sources: Sequence[Path], target: Path) -> CustomizedBo
         )
     store = Store(target)
     board = summary(whole)
-    pictures, remarks = _pictures(study, whole, sources, store)
+    pictures, remarks = _pictures(study, whole, places, store)
     store.write_frame((folder.RETRIEVAL,), whole)
-    manifests = [Store(source, read_only=True).record(folder.MANIFEST) or {} for source in sources]
-    runs = [run for manifest in manifests for run in manifest.get("runs", [])]
+    manifests = [Store(place, read_only=True).record(folder.MANIFEST) or {} for place in places]
+    runs: list[Any] = []
+    for manifest in manifests:
+        runs += [run for run in manifest.get("runs", []) if run not in runs]
     methods = {name: facts for manifest in manifests for name, facts in manifest.get("methods", {}).items()}
     shown = {name: facts for name, facts in methods.items() if name in set(whole["method"])}
     store.write_record((folder.MANIFEST,), {**manifests[-1], "methods": shown, "runs": runs})
@@ -419,23 +429,27 @@ def _rows(study: Study, source: Path) -> pd.DataFrame:
 
 
 def _pictures(
-    study: Study, frame: pd.DataFrame, sources: Sequence[Path], store: Store
+    study: Study, frame: pd.DataFrame, places: Sequence[Path], store: Store
 ) -> tuple[dict[str, Path], list[str]]:
-    """A picture of each model whose queries a source holds; the reasons of those that have none."""
+    """A picture of each model: drawn where a folder holds its queries, else the one that ``store`` has; remarks."""
     faces = load_embedded(study.dataset_name)
     images = {each: faces.pixels([row])[0] for row, each in enumerate(faces.ids)}
-    found, remarks = {}, []
+    found = {}
+    undrawn: dict[bool, list[str]] = {True: [], False: []}
     for each in (each for split in (REPORTED, HELD_OUT) for each in customizations(split)):
         rows = frame[(frame["model"] == each.name) & frame["with_word"]]
         if not len(rows):
             continue
         asked_in = rows.groupby("pool")["method"].nunique()  # of the pool that most methods were asked in
         rows = rows[rows["pool"] == max(asked_in.index, key=lambda pool: (asked_in[pool], pool))]
-        roots = [folder.customized(source, each.name) for source in sources]
+        roots = [folder.customized(place, each.name) for place in places]
         queries = {key: query for root in roots for key, query in load_queries(Store(root, read_only=True)).items()}
         asked = [name for name in sorted(set(rows["query"])) if name in queries][:SHOWN_QUERIES]
+        path = store.path(*folder.picture(each.name))
         if not asked:
-            remarks.append(f"no picture of {each.name}: its queries are in none of the sources")
+            if path.exists():
+                found[each.name] = path
+            undrawn[path.exists()].append(each.name)
             continue
         known = images | dict(zip(each.exemplars.ids, each.exemplars.pixels(), strict=True))
         decoder = autoencoder(study.model.autoencoder)
@@ -444,10 +458,14 @@ def _pictures(
         figure = figures.customized_model(
             list(each.exemplars.pixels()), made, [queries[name].prompt for name in asked], tops, each.exemplars.ids
         )
-        path = store.path(*folder.picture(each.name))
         write_whole(path, figures.png(figure, PICTURE_DPI, colours=PICTURE_COLOURS))
         found[each.name] = path
-    return found, remarks
+    what = {True: "pictures that stay as they were", False: "no pictures"}
+    return found, [
+        f"{what[drawn]} of {', '.join(names)}: the queries are in none of the folders"
+        for drawn, names in undrawn.items()
+        if names
+    ]
 
 
 def _tops(
