@@ -1061,20 +1061,28 @@ def test_a_key_is_the_digest_of_study_ids_and_seed(quick, tmp_path):
 def _cli_process(line):
     """A process that runs the command ``line``, forked from a server that has imported everything already.
 
-    So its whole life is the run itself, and a signal hits the work rather than the start of Python.
+    So its whole life is the run itself, and a signal hits the work rather than the start of Python: it has begun when
+    this returns.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["cli", "bench.experiments.leave_k_out", "bench.report.doctor"])
     code = f"""
-import os, runpy, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the command begins, a Ctrl-C is none of its business
+begun.send(True)
 os.chdir({str(ROOT)!r})
 for stream in (1, 2):
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 sys.argv[1:] = {[str(word) for word in line]!r}
-runpy.run_module("cli", run_name="__main__")
+import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)
+cli.main()
 """
-    process = context.Process(target=exec, args=(code, {}))
+    begun, sender = context.Pipe(duplex=False)
+    process = context.Process(target=exec, args=(code, {"begun": sender}))
     process.start()
+    sender.close()
+    assert begun.recv()
     return process
 
 
