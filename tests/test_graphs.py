@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from together import CPU, JOBS, STEPS, flat, runs_of, trained
 
 from bench.diffusion import graphs
 from bench.diffusion.graphs import Graphs
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.stacking import train_stacked
-from bench.diffusion.training import Recipe, Training, TrainingJob, TrainingRun, train_together
+from bench.diffusion.training import Recipe, Training, TrainingJob, train_together
 from bench.errors import InvalidInput
 from bench.experiments.workspace import Workspace
 from bench.foundation.machine import compute_exactly
@@ -18,9 +19,7 @@ from bench.records import folder
 from bench.registry import methods
 from bench.retraining.ledger import Request
 
-JOBS = [TrainingJob((), 0), TrainingJob((1, 2, 3), 0), TrainingJob((4,), 1), TrainingJob((), 2), TrainingJob((9,), 3)]
-STEPS = 50
-CPU, GPU = torch.device("cpu"), torch.device("cuda")
+GPU = torch.device("cuda")
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 devices = pytest.mark.parametrize("device", [CPU, pytest.param(GPU, marks=on_a_gpu)], ids=["cpu", "cuda"])
 
@@ -46,19 +45,6 @@ def trainer(device, places=5):
 @pytest.fixture
 def recipe(tiny):
     return replace(tiny.recipe, num_steps=STEPS, batch_size=8)
-
-
-def runs_of(tiny, data, recipe, jobs, device):
-    return [TrainingRun(tiny.model, data, recipe, job, device=device) for job in jobs]
-
-
-def trained(how, runs):
-    losses = list(how(runs))
-    return losses, [run.trained_state() for run in runs]
-
-
-def flat(state):
-    return torch.cat([value.flatten().cpu() for value in state.values()])
 
 
 @devices

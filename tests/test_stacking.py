@@ -5,31 +5,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from together import JOBS, STEPS, flat, runs_of, trained
 
 from bench.diffusion.stacking import Stack, train_stacked
-from bench.diffusion.training import TrainingJob, TrainingRun, train_together
+from bench.diffusion.training import train_together
 from bench.errors import InvalidInput
 from bench.experiments.workspace import Workspace
 from bench.retraining import plans
 from bench.retraining.ledger import Request
 from bench.retraining.worker import work
 
-JOBS = [TrainingJob((), 0), TrainingJob((1, 2, 3), 0), TrainingJob((4,), 1), TrainingJob((), 2), TrainingJob((9,), 3)]
-STEPS = 50
-
 
 @pytest.fixture
 def recipe(tiny):
     return replace(tiny.recipe, num_steps=STEPS, batch_size=8)
-
-
-def runs_of(tiny, data, recipe, jobs):
-    return [TrainingRun(tiny.model, data, recipe, job, device=torch.device("cpu")) for job in jobs]
-
-
-def trained(trainer, runs):
-    losses = list(trainer(runs))
-    return losses, [run.trained_state() for run in runs]
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -39,11 +28,10 @@ def test_a_stack_equals_one_by_one_after_fifty_steps(count, tiny, data, recipe):
     assert len(losses) == STEPS
     for row, (own, [state]) in enumerate(alone):
         torch.testing.assert_close([step[row] for step in losses], [step[0] for step in own], rtol=1e-3, atol=1e-5)
-        moved = torch.cat([value.flatten() for value in state.values()])
-        found = torch.cat([states[row][name].flatten() for name in state])
+        moved, found = flat(state), flat(states[row])
         assert (found - moved).norm() < 1e-3 * moved.norm()
     if count > 1:  # which says something, as other models are far away
-        other = torch.cat([value.flatten() for value in alone[1][1][0].values()])
+        other = flat(alone[1][1][0])
         assert (found - other).norm() > 0.05 * other.norm() or count == 2
 
 
