@@ -272,6 +272,24 @@ def test_the_verdict_against_each_floor_is_told_in_words(tmp_path, tiny_study):
     assert {"metric": "regeneration_mse", "k": 20, "text": told} in page["notBeaten"]
 
 
+def test_queries_of_one_prompt_are_no_evidence_for_other_prompts(tmp_path):
+    """Four noises a prompt, and an effect that three of eight prompts turn round: settled for these, not for others."""
+    effect = [
+        (0.01 if prompt < 5 else -0.004) + wiggle for prompt in range(8) for wiggle in (-0.001, 0.0, 0.001, 0.002)
+    ]
+    values = {("ours", 20): effect, ("random", 20): noisy(0.0, 32, 3, 0.0005)}
+    folder = Folder(tmp_path / "run", values, queries=32)
+    rows = board_rows(folder)
+    assert len(notes(rows, {"loss_change": True})) == 1
+    alike = rows.assign(prompt=[f"prompt {int(query[1:]) // 4}" for query in rows["query"]])
+    of_floors, of_prompts = notes(alike, {"loss_change": True})
+    assert of_floors.startswith("loss_change at K = 20: every method beats random")
+    settled = "1 of 1 pairs are settled for these prompts, 0 for prompts like them (a prompt as the unit)"
+    said = f"32 queries share 8 prompts; {settled}"
+    assert of_prompts == f"loss_change at K = 20: {said}"
+    assert f"K = 20, loss_change: {said}." in leaderboard(alike, folder.manifest, "tiny", 200).notes
+
+
 def test_floors_make_no_verdict_between_methods_harder(tmp_path):
     before = board_of(Folder(tmp_path / "one", ordinary()))
     after = board_of(Folder(tmp_path / "two", ordinary() | {("same_caption", 20): noisy(0.004, 8, 7)}))

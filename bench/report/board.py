@@ -27,7 +27,7 @@ from bench.registry import methods as method_registry
 from bench.registry import metrics as metric_registry
 from bench.registry import role_of, tuned
 from bench.report.ceilings import BEST, best_sets
-from bench.report.floors import Parts, against, judged, names_of, not_beaten, parts_of
+from bench.report.floors import Parts, against, judged, names_of, not_beaten, over_prompts, parts_of, prompts_of
 from bench.report.projections import beside
 from bench.report.statistics import (
     MIN_QUERIES,
@@ -284,6 +284,10 @@ def leaderboard(
             )  # fmt: skip
     best, said = _best_lines(ranked, facts, tables, reference)
     lines, notes = [*lines, *best], [*notes, *said]
+    for k in ks:
+        table, higher = tables.get((RANKED_BY, k)), facts[RANKED_BY].higher_is_better if RANKED_BY in facts else True
+        text = "" if table is None else over_prompts(table, prompts_of(rows), pairs[k], parts, higher_is_better=higher)
+        notes += [f"K = {k}, {RANKED_BY}: {text}."] if text else []
     notes += _over_k(pairs, {k: competing.get((RANKED_BY, k), []) for k in ks}, tables)
     return Board(
         metrics=tuple(facts.values()),

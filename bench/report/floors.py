@@ -1,4 +1,4 @@
-"""Which methods beat the floors, in words: for the closing lines of a run, the tables and the page.
+"""Which methods beat the floors, and for which prompts that holds, in words: for a run, the tables and the page.
 
 A method that does not beat a floor is not seen to do more than the floor does: chance, or reading the captions.
 Methods are told from floors and ceilings by their roles (``bench.contracts``).
@@ -118,10 +118,49 @@ def notes(frame: pd.DataFrame, higher_is_better: Mapping[str, bool]) -> list[str
     for metric, higher in higher_is_better.items():
         for k, rows in own[own["metric"] == metric].groupby("k"):
             table = rows.pivot_table(index="query", columns="label", values="value", aggfunc="mean")
-            found = judged(table, parts, higher_is_better=higher)
+            found, where = judged(table, parts, higher_is_better=higher), f"{metric} at K = {k}"
             text = not_beaten({str(label): against(found, str(label), parts) for label in table}, parts)
-            heads.setdefault(text, []).append(f"{metric} at K = {k}")
+            heads.setdefault(text, []).append(where)
+            if text := over_prompts(table, prompts_of(own), found, parts, higher_is_better=higher):
+                heads.setdefault(text, []).append(where)
     return [f"{', '.join(where)}: {text}" for text, where in heads.items()]
+
+
+def prompts_of(frame: pd.DataFrame) -> pd.Series[str]:
+    """The prompt of each query."""
+    return frame.drop_duplicates("query").set_index("query")["prompt"]
+
+
+def over_prompts(
+    table: pd.DataFrame, prompts: pd.Series[str], found: Verdicts, parts: Parts, *, higher_is_better: bool
+) -> str:
+    """What is settled where a prompt is the unit, not a query; "" where that makes no difference or nothing is.
+
+    Queries of one prompt are alike. For these prompts a verdict over queries holds, as what differs between the prompts
+    only widens its intervals; it says less of other prompts, of which a query more is no further one.
+
+    Args:
+        table: queries × labels.
+        prompts: ``prompts_of`` its queries.
+        found: the verdicts over queries.
+        parts: of the table.
+        higher_is_better: whether high values are.
+    """
+    own = prompts[table.index]
+    if own.is_unique:
+        return ""
+    compared = set(parts.methods) if len(parts.methods) > 1 else {*parts.methods, *parts.floors}
+    of_prompts = judged(table.groupby(own).mean(), parts, higher_is_better=higher_is_better)
+    settled, over = (
+        sum(one.settled for pair, one in some.items() if set(pair) <= compared) for some in (found, of_prompts)
+    )
+    pairs = sum(set(pair) <= compared for pair in found)
+    if not settled:
+        return ""
+    return (
+        f"{len(own)} queries share {own.nunique()} prompts; {settled} of {pairs} pairs are settled for these prompts, "
+        f"{over} for prompts like them (a prompt as the unit)"
+    )
 
 
 def names_of(frame: pd.DataFrame) -> dict[str, MethodName]:
