@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from bench.report.shown import ReportOnMethods, Table, as_markdown
-from bench.report.statistics import MIN_QUERIES, RESAMPLES, Interval, percentile_bounds, resampled_bounds
+from bench.report.statistics import MIN_QUERIES, RESAMPLES, Interval, percentile_bounds, resamples
 
 ABOUT = (
     "Models were trained on random halves of the data. The linear datamodeling score (LDS) asks whether a method tells "
@@ -88,28 +88,35 @@ class Datamodels(ReportOnMethods):
 
 
 def spearman(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Rank correlation of each column (query) over rows (subsets); NaN where a column is constant."""
-    first, second = (stats.rankdata(values, axis=0) for values in (one, other))
-    first, second = first - first.mean(0), second - second.mean(0)
-    scale = np.sqrt((first**2).sum(0) * (second**2).sum(0))
+    """Rank correlation of each query over subsets; NaN where a query's values are constant.
+
+    Args:
+        one, other: … × subsets × queries.
+
+    Returns:
+        … × queries.
+    """
+    first, second = (stats.rankdata(values, axis=-2) for values in (one, other))
+    first, second = (ranks - ranks.mean(-2, keepdims=True) for ranks in (first, second))
+    scale = np.sqrt((first**2).sum(-2) * (second**2).sum(-2))
     with np.errstate(invalid="ignore"):
-        found: np.ndarray = (first * second).sum(0) / scale
+        found: np.ndarray = (first * second).sum(-2) / scale
     return found
 
 
 def subset_interval(sums: np.ndarray, targets: np.ndarray, *, seed: int = 0) -> Interval:
-    """Mean over queries of Spearman's ρ with its ``resampled_bounds`` over subsets.
+    """Mean over queries of Spearman's ρ with its percentile bounds over resampled subsets.
 
     NaN bounds for fewer than MIN_SUBSETS subsets.
 
     Args:
         sums, targets: subsets × queries.
     """
-    mean = _mean(spearman(sums, targets)) if len(sums) > 1 else float("nan")
+    mean = float(_mean(spearman(sums, targets))) if len(sums) > 1 else float("nan")
     if len(sums) < MIN_SUBSETS:
         return Interval(mean, float("nan"), float("nan"))
-    low, high = resampled_bounds(lambda chosen: _mean(spearman(sums[chosen], targets[chosen])), len(sums), seed=seed)
-    return Interval(mean, low, high)
+    chosen = resamples(len(sums), seed=seed)
+    return Interval(mean, *percentile_bounds(_mean(spearman(sums[chosen], targets[chosen]))))
 
 
 def agreement(frame: pd.DataFrame, values: pd.DataFrame, *, seed: int = 0) -> tuple[Sequence[str], Interval]:
@@ -134,13 +141,14 @@ def agreement(frame: pd.DataFrame, values: pd.DataFrame, *, seed: int = 0) -> tu
     if not queries or len(subsets) < 2:
         return list(known), none
     removed = table.loc[queries].to_numpy(float)
-    pairs = [
-        [part.loc[subsets, queries].to_numpy(float) for part in (own.sums, own.gains)] for own in known.values()
-    ]  # fmt: skip
+    sums, gains = (
+        np.stack([part.loc[subsets, queries].to_numpy(float) for part in parts])
+        for parts in zip(*((own.sums, own.gains) for own in known.values()), strict=True)
+    )
 
     def rho(of_subsets: np.ndarray, of_queries: np.ndarray) -> float:
-        chosen = np.ix_(of_subsets, of_queries)
-        scores = [_mean(spearman(sums[chosen], gains[chosen])) for sums, gains in pairs]
+        chosen = np.ix_(np.arange(len(known)), of_subsets, of_queries)
+        scores = _mean(spearman(sums[chosen], gains[chosen]))
         return float(stats.spearmanr(scores, removed[of_queries].mean(0)).statistic)
 
     sizes = len(subsets), len(queries)
@@ -164,6 +172,8 @@ def _bounds(low: float, high: float) -> str:
     return f"(fewer than {MIN_SUBSETS} subsets: no interval)" if pd.isna(low) else f"[{low:+.3f}, {high:+.3f}]"
 
 
-def _mean(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else float("nan")
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Over the last axis, of the values that are numbers; NaN where none is."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(known, values, 0).sum(-1) / known.sum(-1))

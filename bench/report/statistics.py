@@ -125,8 +125,12 @@ def resampled_bounds(statistic: Callable[[np.ndarray], float], count: int, *, se
     Args:
         statistic: of the chosen ones of ``count`` queries or subsets, given by index; NaN does not count.
     """
-    chosen = np.random.default_rng(seed).integers(0, count, (RESAMPLES, count))
-    return percentile_bounds([statistic(sample) for sample in chosen])
+    return percentile_bounds([statistic(sample) for sample in resamples(count, seed=seed)])
+
+
+def resamples(count: int, *, seed: int = 0) -> np.ndarray:
+    """RESAMPLES × count: that many of ``count`` by index, drawn with replacement."""
+    return np.random.default_rng(seed).integers(0, count, (RESAMPLES, count))
 
 
 def percentile_bounds(drawn: Values) -> tuple[float, float]:
