@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bench.diffusion.model import DiffusionModel
 from bench.diffusion.stacking import Stack, aligned
-from bench.diffusion.training import DrawStream, Recipe, TrainingRun, forward_of
+from bench.diffusion.training import DrawStream, Recipe, TrainingRun, forward_of, views
 from bench.errors import InvalidInput
 
 MOST_TOGETHER = 64
@@ -118,10 +118,10 @@ class _Places:
     def _step(self, place: int) -> Step:
         """The forward and backward pass of the model at ``place``: from what it reads to its loss and gradient."""
         model = DiffusionModel(self.model.config, device=self.device)
-        parameters, start = list(model.unet.parameters()), 0
-        for parameter in parameters:
-            stop = start + parameter.numel()
-            parameter.data, start = self.weights[place, start:stop].view_as(parameter), stop
+        parameters = list(model.unet.parameters())
+        for parameter, own in zip(parameters, views(self.weights[place], parameters), strict=True):
+            parameter.data = own
+        own_weights = sum(parameter.numel() for parameter in parameters)
         unet = forward_of(model.unet, self.recipe, self.device)
         inputs = self.latents[place], self.states[place], self.timesteps[place], self.noise[place]
 
@@ -130,7 +130,7 @@ class _Places:
                 losses = model.losses(*inputs, unet=unet)
             weighted = losses * self.recipe.loss_weights(model, inputs[2])
             gradients = torch.autograd.grad(weighted.mean(), parameters)
-            torch.cat([each.flatten() for each in gradients], out=self.gradients[place, :start])
+            torch.cat([each.flatten() for each in gradients], out=self.gradients[place, :own_weights])
             self.losses[place].copy_(losses.detach().mean())
 
         return step

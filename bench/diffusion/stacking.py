@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from bench.diffusion.training import TrainingRun
+from bench.diffusion.training import TrainingRun, views
 from bench.errors import InvalidInput
 
 ALIGNED = 64
@@ -79,11 +79,9 @@ class Stack:
     @cached_property
     def named(self) -> dict[str, Tensor]:
         """The weights by name, M × the weight's shape, views of the matrix."""
-        named, start = {}, 0
-        for name, parameter in self.first.model.unet.named_parameters():
-            stop, shape = start + parameter.numel(), (len(self.rows), *parameter.shape)
-            named[name], start = self.weights.data[:, start:stop].view(shape).requires_grad_(), stop
-        return named
+        parameters = dict(self.first.model.unet.named_parameters())
+        own = views(self.weights.data, list(parameters.values()))
+        return {name: view.requires_grad_() for name, view in zip(parameters, own, strict=True)}
 
     def advance(self) -> list[float]:
         """Do one optimizer step; returns the mean loss of each run, NaN or infinite for one that has diverged."""

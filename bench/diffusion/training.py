@@ -558,16 +558,24 @@ class Trainee(nn.Module):
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
 
+def views(flat: Float[Tensor, "*rows width"], parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Of ``flat``, the places of ``parameters`` one after another, each rows × its shape; the rest is padding."""
+    found, start = [], 0
+    for parameter in parameters:
+        stop = start + parameter.numel()
+        found.append(flat[..., start:stop].view(*flat.shape[:-1], *parameter.shape))
+        start = stop
+    return found
+
+
 def _replicas(trainee: Trainee, weights: Float[Tensor, " weights"], count: int) -> tuple[list[Trainee], list[Tensor]]:
     """``count`` copies of ``trainee`` whose weights are views of one vector, each with its own vector of gradients."""
     replicas, gradients = [], []
     for _ in range(count):
-        replica, gradient, start = copy.deepcopy(trainee), torch.zeros_like(weights), 0
-        for parameter in replica.moving():
-            stop = start + parameter.numel()
-            parameter.data = weights[start:stop].view_as(parameter)
-            parameter.grad = gradient[start:stop].view_as(parameter)
-            start = stop
+        replica, gradient = copy.deepcopy(trainee), torch.zeros_like(weights)
+        moving = list(replica.moving())
+        for parameter, own, slope in zip(moving, views(weights, moving), views(gradient, moving), strict=True):
+            parameter.data, parameter.grad = own, slope
         replicas.append(replica)
         gradients.append(gradient)
     return replicas, gradients
