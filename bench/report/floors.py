@@ -137,7 +137,7 @@ def over_prompts(
     """What is settled where a prompt is the unit, not a query; "" where that makes no difference or nothing is.
 
     Queries of one prompt are alike. For these prompts a verdict over queries holds, as what differs between the prompts
-    only widens its intervals; it says less of other prompts, of which a query more is no further one.
+    only widens its intervals; for prompts like them it is false too often (docs/log/2026-11-27-shared-prompts.md).
 
     Args:
         table: queries × labels.
