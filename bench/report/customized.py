@@ -31,6 +31,7 @@ from bench.records.names import MethodName
 from bench.records.store import Store, write_whole
 from bench.registry import methods, role_of, tuned
 from bench.report import figures
+from bench.report.merging import places_to_merge
 from bench.report.shown import Report, ReportOnMethods, Table, as_markdown
 from bench.report.statistics import mean_and_error
 from bench.studies import Study
@@ -337,13 +338,7 @@ def publish(study: Study, sources: Sequence[Path], target: Path) -> CustomizedBo
     Raises ResultsFolderError where there are no rows at all, where a source holds none, or rows of another version of
     the base or the models.
     """
-    own = [target] if Store(target, read_only=True).frame(folder.RETRIEVAL) is not None else []
-    if not (own or sources):
-        raise ResultsFolderError(
-            f"There are no runs of study '{study.name}' in {target}: make one with `bench run --study {study.name} "
-            "--method NAME`, and name its results folder with --from."
-        )
-    places = [*own, *(source for source in sources if source.resolve() != target.resolve())]
+    places = places_to_merge(study.name, sources, target, folder.RETRIEVAL)
     frames = [_rows(study, place) for place in places]
     whole = pd.concat(frames, ignore_index=True).drop_duplicates(KEY, keep="last", ignore_index=True)
     whole = whole[whole["split"] == REPORTED].reset_index(drop=True)
@@ -434,8 +429,9 @@ def _pictures(
     """A picture of each model: drawn where a folder holds its queries, else the one that ``store`` has; remarks."""
     faces = load_embedded(study.dataset_name)
     images = {each: faces.pixels([row])[0] for row, each in enumerate(faces.ids)}
-    found = {}
-    undrawn: dict[bool, list[str]] = {True: [], False: []}
+    found: dict[str, Path] = {}
+    kept: list[str] = []
+    missing: list[str] = []
     for each in (each for split in (REPORTED, HELD_OUT) for each in customizations(split)):
         rows = frame[(frame["model"] == each.name) & frame["with_word"]]
         if not len(rows):
@@ -449,7 +445,7 @@ def _pictures(
         if not asked:
             if path.exists():
                 found[each.name] = path
-            undrawn[path.exists()].append(each.name)
+            (kept if path.exists() else missing).append(each.name)
             continue
         known = images | dict(zip(each.exemplars.ids, each.exemplars.pixels(), strict=True))
         decoder = autoencoder(study.model.autoencoder)
@@ -460,10 +456,9 @@ def _pictures(
         )
         write_whole(path, figures.png(figure, PICTURE_DPI, colours=PICTURE_COLOURS))
         found[each.name] = path
-    what = {True: "pictures that stay as they were", False: "no pictures"}
     return found, [
-        f"{what[drawn]} of {', '.join(names)}: the queries are in none of the folders"
-        for drawn, names in undrawn.items()
+        f"{what} of {', '.join(names)}: the queries are in none of the folders"
+        for what, names in (("pictures that stay as they were", kept), ("no pictures", missing))
         if names
     ]
 

@@ -65,6 +65,23 @@ def has_rows(root: Path) -> bool:
     return (root / names.ROWS).exists()
 
 
+def places_to_merge(study: str, sources: Sequence[Path], root: Path, rows: str = names.ROWS) -> list[Path]:
+    """``root`` first where it has the file ``rows``, then ``sources``, each once.
+
+    Raises ResultsFolderError where that is none.
+    """
+    own = [root] if (root / rows).exists() else []
+    if not (own or sources):
+        raise ResultsFolderError(
+            f"There are no runs of study '{study}' in {root}: make one with `bench run --study {study} "
+            f"--method NAME --results {root}`, or name folders that hold some with --from."
+        )
+    found: dict[Path, Path] = {}
+    for path in [*own, *sources]:
+        found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
 def open_folder(root: Path, study: str) -> RunFolder:
     """The folder's rows and what produced them; raises ResultsFolderError where it is no finished run of ``study``."""
     if not root.is_dir():

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from bench.contracts import METHOD
-from bench.errors import ResultsFolderError
 from bench.records import folder as names
 from bench.records.rows import BASELINE, labels
 from bench.records.store import Store, write_whole
@@ -23,7 +22,7 @@ from bench.report.board_figures import drawn, page_charts, pdf
 from bench.report.ceilings import BEST
 from bench.report.floors import in_words
 from bench.report.gallery import gallery
-from bench.report.merging import Merged, RunFolder, has_rows, keep, merge_folders, open_folder
+from bench.report.merging import Merged, RunFolder, has_rows, keep, merge_folders, open_folder, places_to_merge
 from bench.report.page import page
 from bench.report.projections import agreements
 from bench.report.query_overlap import overlaps
@@ -76,12 +75,12 @@ def publish(study: Study, sources: Sequence[Path], root: Path) -> Published:
         sources: results folders, later ones win where two hold the same row.
         root: the results folder of the leaderboard.
     """
-    places = _places(study, sources, root)
+    places = places_to_merge(study.name, sources, root)
     if not has_rows(root):  # what is refused leaves no folder behind
         merge_folders([open_folder(path, study.name) for path in places])
     store = Store(root)
     with store.lock("results"):  # what is read here must still be there when it is written
-        folders = [open_folder(path, study.name) for path in _places(study, sources, root)]
+        folders = [open_folder(path, study.name) for path in places_to_merge(study.name, sources, root)]
         merged = merge_folders(folders)
         keep(merged, folders, store)
         board = leaderboard(
@@ -95,21 +94,6 @@ def publish(study: Study, sources: Sequence[Path], root: Path) -> Published:
             agreements(store),
         )
         return _write(store, study, merged, folders, board)
-
-
-def _places(study: Study, sources: Sequence[Path], root: Path) -> list[Path]:
-    """The folders to merge: those of ``root`` first where it has rows."""
-    own = root if has_rows(root) else None
-    if own is None and not sources:
-        raise ResultsFolderError(
-            f"There are no runs of study '{study.name}' in {root}: make one with `bench run --study {study.name} "
-            f"--method NAME --results {root}`, or name folders that hold some with --from."
-        )
-    places = [] if own is None else [own]
-    for path in sources:
-        if all(path.resolve() != place.resolve() for place in places):
-            places.append(path)
-    return places
 
 
 def _write(store: Store, study: Study, merged: Merged, folders: Sequence[RunFolder], board: Board) -> Published:
