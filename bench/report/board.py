@@ -284,10 +284,12 @@ def leaderboard(
             )  # fmt: skip
     best, said = _best_lines(ranked, facts, tables, reference)
     lines, notes = [*lines, *best], [*notes, *said]
+    prompts = prompts_of(rows)
     for k in ks:
-        table, higher = tables.get((RANKED_BY, k)), facts[RANKED_BY].higher_is_better if RANKED_BY in facts else True
-        text = "" if table is None else over_prompts(table, prompts_of(rows), pairs[k], parts, higher_is_better=higher)
-        notes += [f"K = {k}, {RANKED_BY}: {text}."] if text else []
+        if (table := tables.get((RANKED_BY, k))) is not None:
+            higher = facts[RANKED_BY].higher_is_better
+            text = over_prompts(table, prompts, pairs[k], parts, higher_is_better=higher)
+            notes += [f"K = {k}, {RANKED_BY}: {text}."] if text else []
     notes += _over_k(pairs, {k: competing.get((RANKED_BY, k), []) for k in ks}, tables)
     return Board(
         metrics=tuple(facts.values()),

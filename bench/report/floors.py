@@ -115,13 +115,14 @@ def notes(frame: pd.DataFrame, higher_is_better: Mapping[str, bool]) -> list[str
     if not parts.methods:
         return []
     heads: dict[str, list[str]] = {}
+    prompts = prompts_of(own)
     for metric, higher in higher_is_better.items():
         for k, rows in own[own["metric"] == metric].groupby("k"):
             table = rows.pivot_table(index="query", columns="label", values="value", aggfunc="mean")
             found, where = judged(table, parts, higher_is_better=higher), f"{metric} at K = {k}"
             text = not_beaten({str(label): against(found, str(label), parts) for label in table}, parts)
             heads.setdefault(text, []).append(where)
-            if text := over_prompts(table, prompts_of(own), found, parts, higher_is_better=higher):
+            if text := over_prompts(table, prompts, found, parts, higher_is_better=higher):
                 heads.setdefault(text, []).append(where)
     return [f"{', '.join(where)}: {text}" for text, where in heads.items()]
 
@@ -150,16 +151,15 @@ def over_prompts(
     if own.is_unique:
         return ""
     compared = set(parts.methods) if len(parts.methods) > 1 else {*parts.methods, *parts.floors}
-    of_prompts = judged(table.groupby(own).mean(), parts, higher_is_better=higher_is_better)
-    settled, over = (
-        sum(one.settled for pair, one in some.items() if set(pair) <= compared) for some in (found, of_prompts)
-    )
-    pairs = sum(set(pair) <= compared for pair in found)
+    pairs = [pair for pair in found if set(pair) <= compared]
+    settled = sum(found[pair].settled for pair in pairs)
     if not settled:
         return ""
+    of_prompts = judged(table.groupby(own).mean(), parts, higher_is_better=higher_is_better)
+    over = sum(of_prompts[pair].settled for pair in pairs)
     return (
-        f"{len(own)} queries share {own.nunique()} prompts; {settled} of {pairs} pairs are settled for these prompts, "
-        f"{over} for prompts like them (a prompt as the unit)"
+        f"{len(own)} queries share {own.nunique()} prompts; {settled} of {len(pairs)} pairs are settled for these "
+        f"prompts, {over} for prompts like them (a prompt as the unit)"
     )
 
 
