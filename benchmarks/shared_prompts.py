@@ -36,9 +36,8 @@ def drawn(rng: np.random.Generator, given: argparse.Namespace, *, these: bool) -
     if these:
         of_prompts -= of_prompts.mean(0)
     of_noises = part(given.prompts * given.noises, 1 - given.alike)
-    return pd.DataFrame(np.repeat(of_prompts, given.noises, 0) + of_noises, columns=range(given.methods)).add_prefix(
-        "m"
-    )
+    names = [f"m{number}" for number in range(given.methods)]
+    return pd.DataFrame(np.repeat(of_prompts, given.noises, 0) + of_noises, columns=names)
 
 
 def any_settled(table: pd.DataFrame) -> bool:

@@ -137,16 +137,16 @@ def scatter(points: Sequence[tuple[Line, float]], label: str, height: str) -> Fi
     taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in
              (axes.transData.transform((value, mean(line))) for line, value in points)]  # fmt: skip
     for line, value in points:
-        for (right, up), last in zip(CORNERS, [False] * (len(CORNERS) - 1) + [True], strict=True):
+        for right, up in CORNERS:
             name = axes.annotate(
                 line.method, (value, mean(line)), xytext=(6 * right, 5 * up), textcoords="offset points", fontsize=7,
                 color=figures.colour_of(line.name.method), ha="left" if right > 0 else "right", va="center",
             )  # fmt: skip
             place = name.get_window_extent()
-            if last or not any(place.overlaps(other) for other in taken):
-                taken.append(place)
+            if (right, up) == CORNERS[-1] or not any(place.overlaps(other) for other in taken):
                 break
             name.remove()
+        taken.append(place)
     return figure
 
 
