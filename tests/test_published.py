@@ -11,6 +11,7 @@ import pytest
 
 from bench.data.face_queries import face_queries
 from bench.records.rows import labels
+from bench.registry import methods, tuned
 from bench.report.statistics import interval
 
 ROOT = Path(__file__).parents[1]
@@ -174,6 +175,18 @@ def test_the_readme_says_of_faces_what_the_rows_say():
         assert lost == f"{values['part_change'][name].sum():g} of {len(own)}"
         told = next(cells for cells in cells_of((folder / "table.md").read_text()) if cells[:2] == ["500", name])
         assert found == told[3]
+
+
+@pytest.mark.parametrize("study", ["faces", "fashion"])
+def test_settings_of_every_method_on_a_board_were_tuned_for_it_in_a_stated_number_of_trials(study):
+    lines = pd.read_csv(ROOT / "results" / study / "leaderboard.csv")
+    told = lines[lines["role"] == "method"].drop_duplicates("method").set_index("method")["tuned_on"]
+    found = {name: methods.create(name, study) for name in told.index if ":" not in name}
+    with_settings = [name for name, method in found.items() if method.settings()]
+    assert {"ours", "mucs", "nda", "fast", "retrac"} <= set(with_settings) < set(found)
+    for name in with_settings:
+        assert re.search(r"\d+ (trials|cutoffs)", told[name]), (name, told[name])
+        assert told[name].startswith(tuned(type(found[name]), study)["tuned_on"]), name
 
 
 @pytest.mark.parametrize("study", ["faces", "fashion"])
