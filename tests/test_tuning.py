@@ -9,7 +9,7 @@ import pytest
 from bench import methods
 from bench.data.face_queries import rare_parts
 from bench.errors import InvalidInput
-from bench.experiments.tuning import TruthTuningRun, TuningRun, variants
+from bench.experiments.tuning import TruthTuningRun, TuningRun, behind_the_best, variants
 from bench.studies import study
 
 
@@ -36,6 +36,24 @@ def test_older_figures_of_the_same_name_do_not_decide(run):
     older = worse.assign(method_digest="older settings", value=1e3)
     pd.concat([frame, older], ignore_index=True).to_parquet(path)
     assert run.execute().best.digest == found.best.digest
+
+
+def test_how_far_a_setting_is_behind_is_paired_by_query():
+    values = pd.DataFrame({"low": [0.0, 1.0, 2.0], "high": [1.0, 2.0, 3.0], "one": [0.5, float("nan"), float("nan")]})
+    _, lines = behind_the_best(values)
+    assert [line[0] for line in lines] == ["high", "low", "one"]
+    assert lines[0] == ["high", "3", "2.0000", ""]
+    assert lines[1][-1] == "1.0000 ± 0.0000"  # a query's own level is in neither
+    assert lines[2] == ["one", "1", "0.5000", "0.5000 ± nan"]
+
+
+def test_both_ways_of_tuning_say_how_far_each_setting_is_behind(run):
+    _, lines = run.execute().tables()[-1]
+    assert len(lines) == 2
+    assert float(lines[0][2]) > float(lines[1][2])
+    behind, _, error = lines[1][-1].partition(" ± ")
+    assert float(behind) == pytest.approx(float(lines[0][2]) - float(lines[1][2]), abs=1e-4)
+    assert float(error) >= 0
 
 
 def test_saved_settings_are_what_later_runs_find(run, tmp_path, monkeypatch):
@@ -73,6 +91,9 @@ def test_tuning_by_carriers_retrains_nothing_and_keeps_the_setting_that_finds_mo
     assert found.best.digest == max(recall, key=lambda digest: recall[digest])
     assert len(set(recall.values())) == 3
     assert len(list(tmp_path.glob("models/*.safetensors"))) == 1
+    head, lines = found.tables()[1]
+    assert head[-1] == "behind the best ± 1 SE"
+    assert float(lines[0][2]) == pytest.approx(max(recall.values()) / 4, abs=1e-4)
     assert "4 held-out queries of faces, carriers found at K = 500, 3 trials" in "\n".join(found.notes())
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from bench.contracts import Method
 from bench.diffusion.queries import Query
 from bench.diffusion.training import TrainingJob
@@ -25,8 +27,8 @@ from bench.records.rows import BASELINE, labels
 from bench.records.store import write_whole
 from bench.registry import methods, tuned_file
 from bench.report.shown import Report, Table
-from bench.report.summary import summarize
-from bench.report.truth import EVERY, Truth
+from bench.report.statistics import mean_and_error
+from bench.report.truth import Truth, found_carriers
 
 OBJECTIVE = "loss_change"
 
@@ -39,13 +41,19 @@ class Tuned(Report):
         name: of the method or variant.
         best: the method with the best settings.
         tuned_on: in words.
+        values: what was compared, held-out queries × labels of the settings; the higher the better.
         kept_in: the file that keeps the best settings, None where they are not kept.
     """
 
     name: str
     best: Method
     tuned_on: str
+    values: pd.DataFrame
     kept_in: Path | None = None
+
+    def tables(self) -> list[Table]:
+        """How far each setting is behind the best."""
+        return [behind_the_best(self.values)]
 
     def notes(self) -> list[str]:
         """The best settings."""
@@ -70,6 +78,10 @@ class Tuned(Report):
 class Tuning(Tuned, RunReport):
     """What tuning by retraining found, beside the rows of all settings, which lie in the folder ``tuning``."""
 
+    def tables(self) -> list[Table]:
+        """Those of the run, and how far each setting is behind the best."""
+        return [*RunReport.tables(self), *Tuned.tables(self)]
+
     def notes(self) -> list[str]:
         """Those of the run, and the best settings."""
         return [*RunReport.notes(self), *Tuned.notes(self)]
@@ -92,11 +104,29 @@ class TruthTuning(Tuned):
     def tables(self) -> list[Table]:
         """The carriers that each setting found, and what it took."""
         took = [(["setting", "scoring s/query"], [[label, f"{value:.1f}"] for label, value in self.seconds.items()])]
-        return [*self.truth.tables(), *took]
+        return [*self.truth.tables(), *Tuned.tables(self), *took]
 
     def problems(self) -> list[str]:
         """The settings that could not be tried."""
         return [f"{label}: {why}" for label, why in self.left_out.items()]
+
+
+def behind_the_best(values: pd.DataFrame) -> Table:
+    """How far each setting is behind the best, by query: a lead below its standard error may be chance.
+
+    Args:
+        values: queries × labels of the settings, NaN where a setting has none; the highest mean is the best.
+
+    Returns:
+        Mean of each setting, and mean ± 1 standard error of its differences to the best one on the queries of both.
+    """
+    means = values.mean().sort_values(ascending=False)
+    lines = []
+    for label, mean in means.items():
+        lead, error = mean_and_error((values[means.index[0]] - values[label]).dropna().to_numpy())
+        behind = "" if label == means.index[0] else f"{lead:.4f} ± {error:.4f}"
+        lines.append([str(label), str(values[label].count()), f"{mean:.4f}", behind])
+    return ("setting", "queries", "mean", "behind the best ± 1 SE"), lines
 
 
 def variants(method: Method, grid: Mapping[str, Sequence[Any]]) -> list[Method]:
@@ -124,15 +154,14 @@ class TuningRun(Run):
         """The rows of all settings, and the best of them."""
         report = super().report(workspace, design, measured)
         labelled = report.frame.assign(method=labels(report.frame))
-        table = summarize(
-            labelled, len(self.study.dataset)
-        )  # this run's rows alone: the folder may hold older ones by the same names
         by_label = {self.label(method): method for method in self.methods}
-        own = table[(table["metric"] == OBJECTIVE) & table["method"].isin(by_label)]
+        done = labelled[labelled["method"].isin(by_label) & (labelled["status"] == "done")]
+        own = done[done["metric"] == OBJECTIVE]
         if own.empty:
             raise BenchError("no setting has a value: " + "; ".join({**report.skipped, **report.failures}.values()))
-        best = own.groupby("method")["mean"].mean().idxmax()
-        return self.kept(Tuning(**vars(report), **self.choice(by_label[best], "mean loss change")))
+        values = own.pivot_table(index="query", columns="method", values="value")
+        best = by_label[str(values.mean().idxmax())]
+        return self.kept(Tuning(**vars(report), **self.choice(best, "mean loss change"), values=values))
 
     def choice(self, best: Method, objective: str) -> dict[str, Any]:
         """Fields of the report that say what was chosen, and on what."""
@@ -175,13 +204,11 @@ class TruthTuningRun(TuningRun):
             raise BenchError("no setting could be tried: " + "; ".join(left_out.values()))
         tops = {self.label(method): found for method, found in chosen.selections.items()}
         truth = Truth.of(self.study, queries, tops, {})
-        every = truth.carriers[truth.carriers["group"] == EVERY]
-        recall = every[every["label"].isin(by_label)].groupby("label")["recall"].mean()
+        found = found_carriers(self.study, queries, {label: tops[label] for label in by_label})
+        values = found.pivot_table(index="query", columns="label", values="recall")
         seconds = {
             label: sum(workspace.score_seconds(method, query) for query in queries) / len(queries)
             for label, method in by_label.items()
         }
-        found = TruthTuning(
-            **self.choice(by_label[recall.idxmax()], "carriers found"), truth=truth, seconds=seconds, left_out=left_out
-        )
-        return self.kept(found)
+        chose = self.choice(by_label[str(values.mean().idxmax())], "carriers found")
+        return self.kept(TruthTuning(**chose, values=values, truth=truth, seconds=seconds, left_out=left_out))
