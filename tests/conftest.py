@@ -20,6 +20,7 @@ from bench.diffusion.model import DiffusionModel
 from bench.diffusion.queries import QuerySpec, synthesize
 from bench.diffusion.training import TrainingData, TrainingJob, TrainingRun, train_together
 from bench.foundation.machine import compute_threads
+from bench.registry import methods, metrics
 from bench.studies import study
 
 CPU = torch.device("cpu")
@@ -32,6 +33,15 @@ def threads():
     """The project's thread layout, in every test."""
     with compute_threads(THREADS):
         yield
+
+
+@pytest.fixture
+def own_registry(monkeypatch):
+    """What a test registers is gone after it; a file asks for it with ``usefixtures``."""
+    for registry in (methods, metrics):
+        registry.names()  # loads what comes along
+        monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+    monkeypatch.setattr("bench.registry.PLUGINS", [])
 
 
 @pytest.fixture(scope="session")

@@ -28,13 +28,6 @@ DOCUMENTS = [
 ]
 
 
-@pytest.fixture
-def forgotten_plugins(monkeypatch):
-    """What a test registers is gone after it."""
-    monkeypatch.setattr(methods, "_classes", {cls.name: cls for cls in methods})
-    monkeypatch.setattr("bench.registry.PLUGINS", [])
-
-
 def snippet(name: str) -> str:
     [code] = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
     return code
@@ -63,7 +56,7 @@ def test_the_method_of_contributing_works_as_written(tmp_path, monkeypatch, cont
     assert torch.isfinite(scores).all()
 
 
-def test_adding_a_method_as_the_readme_says_puts_it_into_the_table(tmp_path, monkeypatch, forgotten_plugins):
+def test_adding_a_method_as_the_readme_says_puts_it_into_the_table(tmp_path, monkeypatch, own_registry):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(GLOBAL_STATES, "random")  # the shape checks of the tests draw from it
     section = (ROOT / "README.md").read_text().partition("## Add a method in one file")[2]
@@ -102,7 +95,7 @@ def test_links_to_files_lead_somewhere(path):
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_command_in_a_document_is_understood(path, tmp_path, monkeypatch, forgotten_plugins):
+def test_every_command_in_a_document_is_understood(path, tmp_path, monkeypatch, own_registry):
     monkeypatch.chdir(tmp_path)
     write_method("brightness", tmp_path)
     for block in re.findall(r"```sh\n(.*?)```", path.read_text(), re.DOTALL):

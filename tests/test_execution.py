@@ -11,10 +11,11 @@ from bench import errors
 from bench.diffusion.training import TrainingJob
 from bench.errors import UnknownName
 from bench.records.store import Store, read_tensors
-from bench.registry import load_plugin, methods, metrics
+from bench.registry import load_plugin, metrics
 from bench.retraining.executors import EXECUTORS, TRIES, Engine, executor
 from bench.retraining.ledger import Ledger, Request
 
+pytestmark = pytest.mark.usefixtures("own_registry")
 JOBS = [TrainingJob((index,), 1) for index in range(4)]
 BOTH = pytest.mark.parametrize("name", sorted(EXECUTORS))
 FAULTY = """
@@ -64,15 +65,6 @@ def faulty(self):
 
 training.TrainingRun.advance = faulty
 """
-
-
-@pytest.fixture(autouse=True)
-def own_registry(monkeypatch):
-    """What a test registers is gone after it."""
-    for registry in (methods, metrics):
-        registry.names()
-        monkeypatch.setattr(registry, "_classes", dict(registry._classes))
-    monkeypatch.setattr("bench.registry.PLUGINS", [])
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from together import CPU, JOBS, STEPS, flat, runs_of, trained
+from together import CPU, JOBS, STEPS, flat, recipe_of, runs_of, trained
 
 from bench.diffusion import graphs
 from bench.diffusion.graphs import Graphs
@@ -44,7 +44,7 @@ def trainer(device, places=5):
 
 @pytest.fixture
 def recipe(tiny):
-    return replace(tiny.recipe, num_steps=STEPS, batch_size=8)
+    return recipe_of(tiny)
 
 
 @devices

@@ -13,14 +13,13 @@ from bench.registry import Registry, load_plugin, methods
 from bench.studies import study
 from cli import main
 
+pytestmark = pytest.mark.usefixtures("own_registry")
+
 
 @pytest.fixture(autouse=True)
-def own_registry(monkeypatch):
-    """What a test registers is gone after it."""
-    methods.names()
-    monkeypatch.setattr(methods, "_classes", dict(methods._classes))
-    monkeypatch.setattr("bench.registry.PLUGINS", [])
-    monkeypatch.delitem(GLOBAL_STATES, "random")  # the shape checks of the tests draw from it
+def shape_checks_may_draw(monkeypatch):
+    """Those of the tests draw from Python's own random state."""
+    monkeypatch.delitem(GLOBAL_STATES, "random")
 
 
 @pytest.fixture

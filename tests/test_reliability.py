@@ -20,7 +20,7 @@ from bench.report.publishing import publish
 
 
 @pytest.fixture
-def half_noise(monkeypatch):
+def half_noise(own_registry):
     """A method of which the first half of the top images is always the same and the rest is drawn."""
 
     @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,6 @@ def half_noise(monkeypatch):
             found[:, :4] += 2
             return found
 
-    methods.names()  # loads what comes along
-    monkeypatch.setattr(methods, "_classes", dict(methods._classes))
     methods.register(HalfNoise)
     return HalfNoise()
 

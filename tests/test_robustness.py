@@ -59,6 +59,7 @@ from bench.report.summary import TABLE_HEAD, summarize, table_cells
 from bench.retraining.ledger import Ledger
 from cli import main
 
+pytestmark = pytest.mark.usefixtures("own_registry")
 ROOT = Path(__file__).parents[1]
 OWN_FACTS = ("seconds", "seed", "num_removed", "machine", "workers", "threads")
 """What an observation says of its model."""
@@ -70,15 +71,6 @@ EARLIER = ("Traceback", "fault of bench")
 def quick(tiny):
     """``tiny`` with trainings that take a tenth of a second: what is tested here is files, not values."""
     return replace(tiny, recipe=replace(tiny.recipe, num_steps=5, batch_size=8))
-
-
-@pytest.fixture(autouse=True)
-def own_registry(monkeypatch):
-    """What a test registers is gone after it."""
-    for registry in (methods, metrics):
-        registry.names()
-        monkeypatch.setattr(registry, "_classes", dict(registry._classes))
-    monkeypatch.setattr("bench.registry.PLUGINS", [])
 
 
 def bench(*arguments):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from together import JOBS, STEPS, flat, runs_of, trained
+from together import JOBS, STEPS, flat, recipe_of, runs_of, trained
 
 from bench.diffusion.stacking import Stack, train_stacked
 from bench.diffusion.training import train_together
@@ -18,7 +18,7 @@ from bench.retraining.worker import work
 
 @pytest.fixture
 def recipe(tiny):
-    return replace(tiny.recipe, num_steps=STEPS, batch_size=8)
+    return recipe_of(tiny)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])

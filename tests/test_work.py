@@ -18,7 +18,6 @@ from bench.experiments.workspace import Workspace
 from bench.foundation.machine import available_threads, compute_threads
 from bench.records import folder
 from bench.records.store import Store, read_tensors
-from bench.registry import methods, metrics
 from bench.retraining import crews, plans
 from bench.retraining.executors import Engine, executor
 from bench.retraining.ledger import TRIES, Ledger, Request
@@ -26,6 +25,7 @@ from bench.retraining.worker import work
 from bench.studies import STUDIES, study
 from cli import main
 
+pytestmark = pytest.mark.usefixtures("own_registry")
 JOBS = [TrainingJob((index,), 1) for index in range(4)]
 DISTURBED = """
 import os, signal
@@ -60,15 +60,6 @@ def disturbed(self):
 
 training.TrainingRun.advance = disturbed
 """
-
-
-@pytest.fixture(autouse=True)
-def own_registry(monkeypatch):
-    """What a test registers is gone after it."""
-    for registry in (methods, metrics):
-        registry.names()
-        monkeypatch.setattr(registry, "_classes", dict(registry._classes))
-    monkeypatch.setattr("bench.registry.PLUGINS", [])
 
 
 @pytest.fixture(scope="module")
