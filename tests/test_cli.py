@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from bench.diffusion.text import embedded_encoder
 from bench.errors import InvalidInput, UnknownName, UnknownWord
+from bench.foundation.machine import command_line
 from bench.registry import Registry, methods
 from bench.studies import study
 from cli import main
@@ -210,3 +211,11 @@ def test_an_interruption_before_the_command_is_no_failure(monkeypatch):
     done = CliRunner().invoke(main, ["list"])
     assert done.exit_code == 75
     assert "interrupted" in done.output
+
+
+def test_records_tell_a_command_without_the_folders_of_the_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    home = tmp_path / "inside"
+    given = ["run", "--study", f"{home}/mine.toml", "--results=/home/somebody/secret", "--prompt", "a hat", "--k", "5"]
+    monkeypatch.setattr("sys.argv", ["/usr/local/bin/bench", *given])
+    assert command_line() == "bench run --study inside/mine.toml --results=secret --prompt 'a hat' --k 5"

@@ -13,7 +13,6 @@ How strongly models are fine-tuned was chosen on held-out models: docs/log/2026-
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -40,7 +39,7 @@ from bench.experiments.projecting import kept_choice
 from bench.experiments.scoring import Scores, score
 from bench.experiments.selection import drawn
 from bench.experiments.workspace import Workspace
-from bench.foundation.machine import available_threads, compute_threads, describe
+from bench.foundation.machine import available_threads, command_line, compute_threads, describe
 from bench.foundation.progress import Progress
 from bench.records import folder
 from bench.records.store import Artifacts, Store
@@ -284,7 +283,7 @@ class CustomizedRun:
                 for method, name in names.items()
             },
             "run": {
-                "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+                "command": command_line(),
                 "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
                 "machine": describe(base.device),
                 "threads": self.threads,

@@ -7,7 +7,6 @@ model is **retrained** without them; **metrics** compare what it does with the q
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from bench.experiments.left_out import LeftOut
 from bench.experiments.pictures import draw_figures
 from bench.experiments.projecting import keep_choices
 from bench.experiments.workspace import Workspace
-from bench.foundation.machine import describe, peak_memory_mib
+from bench.foundation.machine import command_line, describe, peak_memory_mib
 from bench.records import folder, rows
 from bench.records.names import MethodName
 from bench.records.store import Store, write_whole
@@ -412,7 +411,7 @@ def _manifest(
 def _run_facts(experiment: Experiment[Any], workspace: Workspace, design: Design, measured: Measured) -> dict[str, Any]:
     """What the manifest says of this run."""
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command_line(),
         "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         "machine": describe(workspace.device),
         "device": experiment.device,

@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import resource
+import shlex
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -128,6 +129,22 @@ def describe(device: torch.device | None = None) -> dict[str, str | int]:
         "python": platform.python_version(),
         **{package: version(package) for package in packages},
     }
+
+
+def command_line() -> str:
+    """This process's command for records that others read, without the folders of this machine.
+
+    A path below the working folder is told from there, any other absolute path by its last part.
+    """
+    return shlex.join([Path(sys.argv[0]).name, *map(_without_folders, sys.argv[1:])])
+
+
+def _without_folders(argument: str) -> str:
+    option, equals, value = argument.rpartition("=")
+    path, here = Path(value), Path.cwd()
+    if not path.is_absolute():
+        return argument
+    return f"{option}{equals}{path.relative_to(here) if path.is_relative_to(here) else path.name}"
 
 
 @cache
