@@ -213,6 +213,13 @@ def tuned(cls: type[Any], study: str, variant: str = "") -> dict[str, Any]:
     return dict(everything.get(name, {}).get(study, nothing))
 
 
+def tuned_on(cls: type[Any], study: str, name: MethodName) -> str:
+    """On what the settings of ``name`` were chosen, in words; settings that a run was given were not chosen here."""
+    if name.settings:
+        return f"given: {name.given}; the others as tuned"
+    return str(tuned(cls, study, name.variant)["tuned_on"])
+
+
 def tuned_file(cls: type[Any], study: str) -> Path | None:
     """Where settings tuned for ``study`` are kept: tuned.json beside the plugin's file, or the study file's own."""
     source = getattr(sys.modules.get(cls.__module__), "__file__", None)

@@ -10,6 +10,8 @@ from bench import methods
 from bench.data.face_queries import rare_parts
 from bench.errors import InvalidInput
 from bench.experiments.tuning import TruthTuningRun, TuningRun, behind_the_best, variants
+from bench.records.names import MethodName
+from bench.registry import tuned_on
 from bench.studies import study
 
 
@@ -62,6 +64,13 @@ def test_saved_settings_are_what_later_runs_find(run, tmp_path, monkeypatch):
     saved = json.loads(found.save("tiny").read_text())["random"]["tiny"]
     assert methods.create("random", **saved["settings"]).digest == found.best.digest
     assert saved["tuned_on"] == "2 held-out queries of tiny, mean loss change at K = 8, 2 trials"
+
+
+def test_settings_that_a_run_was_given_are_not_said_to_be_tuned():
+    method = methods.get("ours")
+    said = tuned_on(method, "fashion", MethodName.of("ours", settings={"query_rise": 0.1}))
+    assert said == "given: query_rise=0.1; the others as tuned"
+    assert "held-out queries of fashion" in tuned_on(method, "fashion", MethodName.of("ours"))
 
 
 def test_a_whole_number_and_the_same_float_are_one_setting():

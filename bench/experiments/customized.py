@@ -43,7 +43,7 @@ from bench.foundation.machine import available_threads, command_line, compute_th
 from bench.foundation.progress import Progress
 from bench.records import folder
 from bench.records.store import Artifacts, Store
-from bench.registry import named, tuned
+from bench.registry import named, tuned_on
 from bench.report.customized import CustomizedReport, RetrievalRow, frame_of, merge
 from bench.studies import Study
 
@@ -276,9 +276,7 @@ class CustomizedRun:
                     "settings": method.settings(),
                     "sources": method.sources(),
                     "digest": method.digest,
-                    "tuned_on": tuned(type(method), self.study.name, named(method, self.study.name).variant)[
-                        "tuned_on"
-                    ],
+                    "tuned_on": tuned_on(type(method), self.study.name, name),
                 }
                 for method, name in names.items()
             },

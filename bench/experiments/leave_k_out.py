@@ -32,7 +32,7 @@ from bench.records import folder, rows
 from bench.records.names import MethodName
 from bench.records.store import Store, write_whole
 from bench.registry import floors as every_floor
-from bench.registry import named, tuned
+from bench.registry import named, tuned_on
 from bench.report import floors, query_overlap, summary
 from bench.report.projections import agreements, beside
 from bench.report.shown import Report, Table, as_markdown
@@ -389,7 +389,7 @@ def _manifest(
                 "settings": method.settings(),
                 "sources": method.sources(),
                 "digest": method.digest,
-                "tuned_on": tuned(type(method), study.name, name.variant)["tuned_on"],
+                "tuned_on": tuned_on(type(method), study.name, name),
             }
             for method, name in names.items()
         },

@@ -53,9 +53,13 @@ class MethodName:
     def label(self) -> str:
         """For people: ``name``, ``name:variant`` or ``name[setting=value]``."""
         head = f"{self.method}:{self.variant}" if self.variant else self.method
+        return f"{head}[{self.given}]" if self.given else head
+
+    @property
+    def given(self) -> str:
+        """``settings`` for people: ``setting=value``, divided by commas."""
         given = json.loads(self.settings) if self.settings else {}
-        rest = [key if value is True else f"{key}={value}" for key, value in given.items()]
-        return f"{head}[{', '.join(rest)}]" if rest else head
+        return ", ".join(key if value is True else f"{key}={value}" for key, value in given.items())
 
     @property
     def plain(self) -> bool:

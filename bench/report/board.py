@@ -25,7 +25,7 @@ from bench.records.names import MethodName
 from bench.records.rows import BASELINE, NOT_RANKED, NOTHING_REMOVED, labels
 from bench.registry import methods as method_registry
 from bench.registry import metrics as metric_registry
-from bench.registry import role_of, tuned
+from bench.registry import role_of, tuned_on
 from bench.report.ceilings import BEST, best_sets
 from bench.report.floors import Parts, against, judged, names_of, not_beaten, over_prompts, parts_of, prompts_of
 from bench.report.projections import beside
@@ -595,4 +595,4 @@ def _settings(name: MethodName, digest: str, manifest: Mapping[str, Any], study:
         return {}, "not recorded"
     if method.digest != digest:
         return {}, "not recorded"
-    return method.settings(), str(tuned(type(method), study, name.variant)["tuned_on"])
+    return method.settings(), tuned_on(type(method), study, name)

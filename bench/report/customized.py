@@ -29,7 +29,7 @@ from bench.errors import ResultsFolderError
 from bench.records import folder
 from bench.records.names import MethodName
 from bench.records.store import Store, write_whole
-from bench.registry import methods, role_of, tuned
+from bench.registry import methods, role_of, tuned_on
 from bench.report import figures
 from bench.report.merging import places_to_merge
 from bench.report.shown import Report, ReportOnMethods, Table, as_markdown
@@ -200,7 +200,7 @@ def _tuned_on(label: str, study: str) -> str:
     cls = methods.find(name.method)
     if cls is None or role_of(name.method) != METHOD or not fields(cls):
         return ""
-    return f"not tuned: {name.settings}" if name.settings else str(tuned(cls, study, name.variant)["tuned_on"])
+    return tuned_on(cls, study, name)
 
 
 def tables_of(found: pd.DataFrame) -> list[Table]:
@@ -226,7 +226,7 @@ def _table_of(found: pd.DataFrame) -> Table:
                 [_cell(row["recall_at_10"], row["recall_se"]), _cell(row["map"], row["map_se"])] if row else ["–", "–"]
             )
         whole = groups["all"]
-        how = whole["tuned_on"] and ("untuned" if whole["tuned_on"].startswith("not tuned") else "tuned")
+        how = whole["tuned_on"] and ("untuned" if whole["tuned_on"].startswith(("not tuned", "given")) else "tuned")
         counts = [str(whole[name]) for name in ("distractors", "models", "queries")]
         on_shared = [_cell(whole["map_shared"])] if unequal else []
         lines.append([*cells, *counts, how, f"{whole['seconds']:.2f}", *on_shared])

@@ -60,7 +60,7 @@ function row(line, scale) {
   const add = (key, label, classes, ...content) => tr.append(el("td", { role: "cell", "data-key": key, "data-label": label, class: classes }, ...content));
   add("rank", "Rank", "rank-cell", el("span", { class: known(line.rank) ? "rank" : "sub" }, rankText(line)), known(line.group) ? el("span", { class: "sub" }, `group\u00a0${line.group}`) : null);
   const settings = Object.entries(line.settings).map(([name, value]) => `${name} = ${value}`).join(", ");
-  add("method", "Method", "name-cell", el("span", { class: "name", title: settings || null }, line.method));
+  add("method", "Method", "name-cell", el("span", { class: "name", title: settings || null }, ...line.method.split(/(?=\[)/).flatMap((part) => [el("wbr"), part])));
   add("k", "K", "num", count(line.k));
   const failed = cell?.failed ? el("span", { class: "sub failed" }, `${cell.failed} failed, left out`) : null;
   const few = cell && cell.queries > 0 && cell.queries < data.minQueries;
