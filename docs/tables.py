@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.data.face_queries import face_queries
+from bench.records.names import MethodName
 from bench.records.rows import labels
 from bench.report.ceilings import BEST
 
@@ -51,8 +52,8 @@ def board(study):
     most = lines["loss_change_queries"].max()
     lines = lines[lines["loss_change_queries"] >= most / 2].assign(most=most)
     lines = lines[lines["method"] != BEST]  # the board draws it
-    is_variant = lines["method"].str.contains(r"[:\[]")  # ours:all, ours[query_rise=0.1]
-    lines = lines[~is_variant | ((study not in ABLATED) & (lines["loss_change_queries"] == most))]
+    is_plain = lines["method"].map(lambda label: MethodName.of_old_label(label).plain)
+    lines = lines[is_plain | ((study not in ABLATED) & (lines["loss_change_queries"] == most))]
     return lines.sort_values(["loss_change_queries", "loss_change_mean"], ascending=False).to_dict("records")
 
 

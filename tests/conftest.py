@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from together import STEPS
 
 from bench.contracts import AttributionContext
 from bench.diffusion.model import DiffusionModel
@@ -49,6 +50,12 @@ def tiny():
     """A study small enough to be retrained in a second."""
     whole = study("tiny")
     return replace(whole, per_concept=8, recipe=replace(whole.recipe, num_steps=12), budgets=(3, 8, 20))
+
+
+@pytest.fixture(scope="session")
+def recipe(tiny):
+    """Of so few steps that one by one and together can be compared."""
+    return replace(tiny.recipe, num_steps=STEPS, batch_size=8)
 
 
 @pytest.fixture(scope="session")

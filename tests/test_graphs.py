@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from together import CPU, JOBS, STEPS, flat, recipe_of, runs_of, trained
+from together import CPU, JOBS, STEPS, flat, runs_of, trained
 
 from bench.diffusion import graphs
 from bench.diffusion.graphs import Graphs
@@ -40,11 +40,6 @@ def trainer(device, places=5):
     """Of ``device``: a CPU has no graphs, all else is the same."""
     compute_exactly()
     return Graphs(places, None if device == GPU else in_turn)
-
-
-@pytest.fixture
-def recipe(tiny):
-    return recipe_of(tiny)
 
 
 @devices

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from together import JOBS, STEPS, flat, recipe_of, runs_of, trained
+from together import JOBS, STEPS, flat, runs_of, trained
 
 from bench.diffusion.stacking import Stack, train_stacked
 from bench.diffusion.training import train_together
@@ -14,11 +14,6 @@ from bench.experiments.workspace import Workspace
 from bench.retraining import plans
 from bench.retraining.ledger import Request
 from bench.retraining.worker import work
-
-
-@pytest.fixture
-def recipe(tiny):
-    return recipe_of(tiny)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])

@@ -1,7 +1,5 @@
 """Trainings of one study that are stepped together: jobs, runs, and what comes of them."""
 
-from dataclasses import replace
-
 import torch
 
 from bench.diffusion.training import TrainingJob, TrainingRun
@@ -9,11 +7,6 @@ from bench.diffusion.training import TrainingJob, TrainingRun
 JOBS = [TrainingJob((), 0), TrainingJob((1, 2, 3), 0), TrainingJob((4,), 1), TrainingJob((), 2), TrainingJob((9,), 3)]
 STEPS = 50
 CPU = torch.device("cpu")
-
-
-def recipe_of(study):
-    """Of so few steps that one by one and together can be compared."""
-    return replace(study.recipe, num_steps=STEPS, batch_size=8)
 
 
 def runs_of(tiny, data, recipe, jobs, device=CPU):

@@ -28,7 +28,7 @@ from bench.records.store import write_whole
 from bench.registry import methods, tuned_file
 from bench.report.shown import Report, Table
 from bench.report.statistics import mean_and_error
-from bench.report.truth import Truth, found_carriers
+from bench.report.truth import Truth, found_carriers, summary
 
 OBJECTIVE = "loss_change"
 
@@ -203,9 +203,9 @@ class TruthTuningRun(TuningRun):
         if not by_label:
             raise BenchError("no setting could be tried: " + "; ".join(left_out.values()))
         tops = {self.label(method): found for method, found in chosen.selections.items()}
-        truth = Truth.of(self.study, queries, tops, {})
-        found = found_carriers(self.study, queries, {label: tops[label] for label in by_label})
-        values = found.pivot_table(index="query", columns="label", values="recall")
+        found = found_carriers(self.study, queries, tops)
+        truth = Truth(summary(found), agreement={})
+        values = found[found["label"].isin(by_label)].pivot_table(index="query", columns="label", values="recall")
         seconds = {
             label: sum(workspace.score_seconds(method, query) for query in queries) / len(queries)
             for label, method in by_label.items()
