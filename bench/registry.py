@@ -220,6 +220,11 @@ def tuned_on(cls: type[Any], study: str, name: MethodName) -> str:
     return str(tuned(cls, study, name.variant)["tuned_on"])
 
 
+def says_tuned(text: str) -> bool:
+    """Whether what ``tuned_on`` says is that all settings were tuned."""
+    return not text.startswith(("not tuned", "given: "))
+
+
 def tuned_file(cls: type[Any], study: str) -> Path | None:
     """Where settings tuned for ``study`` are kept: tuned.json beside the plugin's file, or the study file's own."""
     source = getattr(sys.modules.get(cls.__module__), "__file__", None)

@@ -17,7 +17,7 @@ from bench.diffusion.queries import Query
 from bench.diffusion.sampling import Sampler
 from bench.diffusion.selections import select_weights
 from bench.errors import InvalidInput, MethodFailed
-from bench.registry import methods
+from bench.registry import methods, tuned
 from methods.ours import Ours
 from methods.ours_ekfac import OursEkfac
 
@@ -223,12 +223,18 @@ def test_sgd_with_one_step_adds_the_gradient(context, queries):
 
 
 def test_variants_are_settings_and_the_first_is_the_method_itself():
-    for study in (None, "fashion", "tiny"):
+    for study in (None, "fashion", "faces", "tiny"):
         usual = methods.create("ours", study)
         assert methods.create("ours:cross-attn-kv", study) == usual
         for name, own in Ours.variants.items():
             variant = methods.create(f"ours:{name}", study).settings()
-            assert variant == usual.settings() | own
+            assert variant | rise(study, name) == usual.settings() | own | rise(study, name)
+
+
+def rise(study, variant):
+    """How far a variant that was tuned itself steps; the rest of it is what makes it an ablation."""
+    found = tuned(Ours, study, variant)["settings"] if study else {}
+    return {name: found[name] for name in found if name == "query_rise"}
 
 
 @pytest.mark.parametrize("steps", [1, pytest.param(4, marks=pytest.mark.slow)])

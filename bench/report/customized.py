@@ -29,7 +29,7 @@ from bench.errors import ResultsFolderError
 from bench.records import folder
 from bench.records.names import MethodName
 from bench.records.store import Store, write_whole
-from bench.registry import methods, role_of, tuned_on
+from bench.registry import methods, role_of, says_tuned, tuned_on
 from bench.report import figures
 from bench.report.merging import places_to_merge
 from bench.report.shown import Report, ReportOnMethods, Table, as_markdown
@@ -226,7 +226,7 @@ def _table_of(found: pd.DataFrame) -> Table:
                 [_cell(row["recall_at_10"], row["recall_se"]), _cell(row["map"], row["map_se"])] if row else ["–", "–"]
             )
         whole = groups["all"]
-        how = whole["tuned_on"] and ("untuned" if whole["tuned_on"].startswith(("not tuned", "given")) else "tuned")
+        how = whole["tuned_on"] and ("tuned" if says_tuned(whole["tuned_on"]) else "untuned")
         counts = [str(whole[name]) for name in ("distractors", "models", "queries")]
         on_shared = [_cell(whole["map_shared"])] if unequal else []
         lines.append([*cells, *counts, how, f"{whole['seconds']:.2f}", *on_shared])
